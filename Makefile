@@ -1,0 +1,64 @@
+# A fresh machine needs Python >= 3.10 and make; everything else goes into .venv at the first call.
+#   make demo         the whole pipeline on the embedded Hopper set, beside naive fine-tuning
+#   make test         the fast tests            make test-slow   the learning tests
+#   make lint         ruff and mypy             make all-checks  lint, test, wheel
+#   make wheel        dist/*.whl                make clean       build products and .venv, never your runs
+#
+# PYTHON=python3.12 picks the interpreter. PIP_ARGS and pip's own environment variables reach pip,
+# for instance an index with CPU-only builds of torch. PIP_QUIET= shows what pip does.
+
+PYTHON    ?= python3
+VENV      ?= .venv
+PIP_ARGS  ?=
+PIP_QUIET ?= -qq
+DEMO_DIR  ?= demo
+WORKERS   ?= 2
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Workers that each use every core slow one another down, and a fixed thread count keeps results bit-equal.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint wheel all-checks clean
+
+help:
+	@sed -n '2,5s/^#   //p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  found=$$($(PYTHON) -V 2>&1) || found="not there"; \
+	  echo "make: o2o-lightning needs Python 3.10 or newer, and '$(PYTHON)' is $$found." \
+	       "Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { \
+	  echo "make: '$(PYTHON) -m venv' failed. On Debian and Ubuntu install the package python3-venv, then try again." >&2; \
+	  exit 1; }
+	@echo "Installing into $(VENV); the first time takes some minutes."
+	@$(BIN)/python -m pip install $(PIP_QUIET) --disable-pip-version-check --no-input $(PIP_ARGS) \
+	  -c constraints.txt -e '.[dev]' || { \
+	  echo "make: the installation failed. 'make install PIP_QUIET=' says more." >&2; exit 1; }
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/o2o demo --run_dir $(DEMO_DIR)
+
+test: $(STAMP)
+	$(PYTEST)
+
+test-slow: $(STAMP)
+	$(PYTEST) -m "slow and not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+wheel: $(STAMP)
+	$(BIN)/python -m build --wheel --no-isolation
+
+all-checks: lint test wheel
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(VENV)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The networks of one algorithm bundled: the state that phases hand on."""

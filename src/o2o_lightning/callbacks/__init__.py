@@ -1,0 +1,1 @@
+"""Callbacks: evaluation, reference policy, threshold, progress, summary, checkpoints."""

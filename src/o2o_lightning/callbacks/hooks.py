@@ -1,0 +1,23 @@
+"""Two hooks beyond Lightning's: after each environment step, and after each evaluation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from o2o_lightning.envs.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from o2o_lightning.phases.base import Phase
+
+
+class PhaseCallback(Callback):
+    """A callback that also hears of environment steps and evaluations."""
+
+    def on_env_step(self, trainer: L.Trainer, phase: Phase) -> None:
+        """After each step of the training environment, before the updates that follow it."""
+
+    def on_evaluation(self, trainer: L.Trainer, phase: Phase, result: Evaluation) -> None:
+        """After each evaluation of the learning policy."""

@@ -1,0 +1,99 @@
+"""A Rich line a phase: where it is, how good the policy is, what the constraint does, how fast it goes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.envs.evaluate import Evaluation
+
+REFRESH_SECONDS = 0.25
+
+
+class PhaseProgress(ProgressBar, PhaseCallback):
+    """Shows phase, clock, π_off / current / best score, λ, τ, divergence, updates a second and time left.
+
+    On a terminal it is one live line; elsewhere (a log file, CI) one plain line an evaluation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._drawn_at = 0.0
+        self._speed_mark = (0.0, 0)
+        self._enabled = True
+        self._best: float | None = None
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
+        self._speed_mark = (time.monotonic(), phase.updates)
+        if not (self._enabled and self._console.is_terminal):
+            return
+        self._bar = Progress(
+            TextColumn("[bold cyan]{task.description:<10}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        unit = "env steps" if phase.clock_name == "env_steps" else "updates"
+        self._task = self._bar.add_task(phase.phase, total=self._total(trainer, phase), unit=unit, status="")
+        self._bar.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, phase: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        now = time.monotonic()
+        if self._bar is not None and now - self._drawn_at > REFRESH_SECONDS:
+            self._drawn_at = now
+            self._bar.update(self._task, completed=phase.clock, status=self._status(phase, now))
+
+    def on_evaluation(self, trainer: L.Trainer, phase: Any, result: Evaluation) -> None:
+        self._best = result.value if self._best is None else max(self._best, result.value)
+        phase.display["now"] = result.value
+        if self._enabled and self._bar is None:
+            clock = f"{phase.clock:,}/{self._total(trainer, phase):,} {phase.clock_name.replace('_', ' ')}"
+            self._console.print(f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}", highlight=False)
+
+    def on_train_end(self, trainer: L.Trainer, phase: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=phase.clock, status=self._status(phase, time.monotonic()))
+            self._bar.stop()
+            self._bar = None
+
+    def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _total(self, trainer: L.Trainer, phase: Any) -> int:
+        return int(phase.data.budget if phase.clock_name == "env_steps" else trainer.max_steps)
+
+    def _status(self, phase: Any, now: float) -> str:
+        since, updates = self._speed_mark
+        parts = []
+        offline = phase.scores.get("offline", phase.returns.get("offline"))
+        offline = phase.returns.get("offline") if offline is None else offline
+        for name, value in (("π_off", offline), ("now", phase.display.get("now")), ("best", self._best)):
+            if value is not None:
+                parts.append(f"{name} {value:.1f}")
+        if phase.clock_name == "env_steps" and phase.constraint:
+            parts.append(f"λ {float(phase.log_multiplier.detach().exp()):.3f} τ {float(phase.threshold):.4g}")
+            if "divergence" in phase.display:
+                parts.append(f"f {phase.display['divergence']:.4g}")
+        if now > since:
+            parts.append(f"{(phase.updates - updates) / (now - since):,.0f} upd/s")
+        return "  ".join(parts)

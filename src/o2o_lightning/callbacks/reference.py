@@ -1,0 +1,46 @@
+"""The swap rule: when the reference policy becomes a copy of the current one."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import lightning as L
+
+from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.envs.evaluate import Evaluation
+
+
+class ReferencePolicy(PhaseCallback):
+    """Keeps π_ref, the policy that constrained fine-tuning stays close to (algorithm-facts 6.3).
+
+    Args:
+        mode: ``best``: swap when an evaluation scores strictly above every earlier one; ``interval``: swap every
+            ``period`` environment steps; ``frozen``: never.
+        start: ``best``: the better of π_off and π_on before the first step (D14); ``aligned`` or ``offline``.
+        period: environment steps, for ``interval``.
+    """
+
+    def __init__(
+        self,
+        mode: Literal["best", "interval", "frozen"] = "best",
+        start: Literal["best", "aligned", "offline"] = "best",
+        period: int = 1000,
+    ) -> None:
+        self.mode, self.start, self.period = mode, start, period
+
+    def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
+        if phase.env_steps > 0:
+            return
+        aligned, offline = phase.start_values["aligned"], phase.start_values["offline"]
+        if self.start == "offline" or (self.start == "best" and offline >= aligned):
+            phase.set_reference(phase.agent.offline_actor, offline)
+        else:
+            phase.set_reference(phase.policy(), aligned)
+
+    def on_evaluation(self, trainer: L.Trainer, phase: Any, result: Evaluation) -> None:
+        if self.mode == "best" and phase.env_steps > 0 and result.value > float(phase.reference_score):
+            phase.set_reference(phase.policy(), result.value)
+
+    def on_env_step(self, trainer: L.Trainer, phase: Any) -> None:
+        if self.mode == "interval" and phase.env_steps % self.period == 0:
+            phase.set_reference(phase.policy(), float(phase.reference_score))

@@ -1,0 +1,85 @@
+"""What a phase leaves in the run directory besides metrics and checkpoints: config, manifest, summary."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from o2o_lightning.checkpoint.handover import library_versions
+from o2o_lightning.checkpoint.io import write_atomically, write_json
+
+
+class RunDirectory(Callback):
+    """Writes ``config.yaml`` and ``manifest.json`` when the phase starts, ``summary.json`` when it has ended.
+
+    Nothing is written before data and networks are ready, so that bad input leaves the directory as it was.
+
+    Args:
+        run_dir: the run's directory.
+        config: the phase's configuration as YAML.
+    """
+
+    def __init__(self, run_dir: str | Path, config: str = "") -> None:
+        self.run_dir, self.config = Path(run_dir), config
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds + time.monotonic() - self._started}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
+    def on_fit_start(self, trainer: L.Trainer, phase: Any) -> None:
+        self._started = time.monotonic()
+        if trainer.is_global_zero:
+            write_atomically(self.run_dir / phase.phase / "config.yaml", self.config.encode())
+            write_json(self.run_dir / "manifest.json", phase.data.manifest())
+
+    def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:
+        self.seconds += time.monotonic() - self._started
+        if trainer.is_global_zero:
+            write_json(self.run_dir / phase.phase / "summary.json", summarize(phase, self.seconds))
+
+
+def summarize(phase: Any, seconds: float) -> dict[str, Any]:
+    """A phase's ``summary.json``; scores are raw mean returns where the environment has no reference score."""
+    manifest = phase.data.manifest()
+    return {
+        "phase": phase.phase,
+        "algorithm": phase.algorithm,
+        "env_id": phase.data.env_id,
+        "dataset": manifest.get("source"),
+        "dataset_sha256": manifest.get("sha256"),
+        "seed": int(os.environ.get("PL_GLOBAL_SEED", "0")),
+        "steps": phase.updates,
+        "env_steps": phase.env_steps,
+        "eval_env_steps": phase.eval_env_steps,
+        "seconds": round(seconds, 3),
+        "versions": library_versions(),
+        "score": score_block(phase),
+    }
+
+
+def score_block(phase: Any) -> dict[str, Any]:
+    """The keys of ``score`` that apply to the phase."""
+    curve = phase.curve
+    values = [ret if score is None else score for _, ret, score in curve]
+    known = {
+        name: phase.returns.get(name) if phase.scores.get(name) is None else phase.scores[name]
+        for name in ("offline", "aligned")
+        if name in phase.returns
+    }
+    block: dict[str, Any] = {**known, "curve": curve}
+    if values:
+        block |= {"final": values[-1], "best": max(values)}
+    if phase.clock_name == "env_steps" and len(curve) > 1:
+        online = [(point[0], value) for point, value in zip(curve, values, strict=True) if point[0] > 0]
+        early = [value for clock, value in online if clock <= phase.data.budget / 10] or [online[0][1]]
+        block["min_first_tenth"] = min(early)
+    return block

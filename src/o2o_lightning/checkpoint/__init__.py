@@ -1,0 +1,1 @@
+"""Checkpoints: what phases hand on, and how files reach the disk."""

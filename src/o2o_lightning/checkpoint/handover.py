@@ -1,0 +1,165 @@
+"""What one phase hands to the next: a self-describing part of every checkpoint, tensors and primitives only."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from o2o_lightning.data.normalize import Normalizer
+from o2o_lightning.errors import UserError
+from o2o_lightning.nn.actor import Actor, ActorSpec
+from o2o_lightning.nn.actors import build_actor
+from o2o_lightning.nn.critics import Critics, CriticSpec, build_critics
+
+Net = TypeVar("Net", bound=nn.Module)
+
+KEY = "o2o"
+FORMAT = 1
+PHASES = ("offline", "reevaluate", "align", "online")
+
+
+@dataclass
+class Handover:
+    """A policy, perhaps a critic, and where they come from.
+
+    ``state`` holds the networks' tensors under ``actor.…``, ``critic.…``, ``target_critic.…``, ``offline_actor.…``;
+    ``adam`` the optimizer's moments by parameter name; ``scores`` what evaluations have said so far.
+    """
+
+    phase: str
+    algorithm: str
+    actor: dict[str, Any]
+    critic: dict[str, Any] | None
+    normalizer: dict[str, Any]
+    env_id: str | None
+    manifest: dict[str, Any]
+    scores: dict[str, float | None] = field(default_factory=dict)
+    returns: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+    path: str = ""
+    state: dict[str, Tensor] = field(default_factory=dict)
+    adam: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def pack(self) -> dict[str, Any]:
+        """The part that is written under ``checkpoint["o2o"]``; the tensors are in the checkpoint already."""
+        return {k: v for k, v in vars(self).items() if k not in ("path", "state", "adam")}
+
+    def build_actor(self, prefix: str = "actor") -> Actor:
+        """The policy stored under ``prefix``; ``offline_actor`` falls back to the actor of an offline phase."""
+        if prefix == "offline_actor" and (self.phase == "offline" or not self.has(prefix)):
+            prefix = "actor"
+        return self._load(build_actor(ActorSpec.from_dict(self.actor)), prefix)
+
+    def build_critic(self, prefix: str = "critic") -> Critics:
+        """The critics stored under ``prefix`` (``critic`` or ``target_critic``)."""
+        if self.critic is None or not self.has(prefix):
+            raise UserError(
+                f"checkpoint {self.path}: it holds a policy without a critic. Run `--phase reevaluate` on it first."
+            )
+        return self._load(build_critics(CriticSpec.from_dict(self.critic)), prefix)
+
+    def build_normalizer(self) -> Normalizer:
+        """The observation normaliser that the policy was trained with."""
+        return Normalizer.from_state(self.normalizer)
+
+    def has(self, prefix: str) -> bool:
+        """Whether a network is stored under ``prefix``."""
+        return any(key.startswith(prefix + ".") for key in self.state)
+
+    def _load(self, net: Net, prefix: str) -> Net:
+        state = {key[len(prefix) + 1 :]: value for key, value in self.state.items() if key.startswith(prefix + ".")}
+        load_weights(net, state, f"checkpoint {self.path}: {prefix}")
+        return net
+
+
+def load_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Loads ``state`` strictly; another set of names or shapes is a one-line :class:`UserError`."""
+    expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    for key in expected.keys() | found.keys():
+        if expected.get(key) != found.get(key):
+            raise UserError(
+                f"{where}: '{key}' has shape {found.get(key, 'nothing')}, this network needs "
+                f"{expected.get(key, 'nothing')}. Pass a checkpoint of the same sizes."
+            )
+    net.load_state_dict(state)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint without executing anything in it; :class:`UserError` for what is not one."""
+    path = Path(path)
+    if not path.is_file():
+        kind = "a directory" if path.is_dir() else "missing"
+        raise UserError(f"checkpoint {path}: {kind}. Pass a file such as RUN_DIR/PHASE/checkpoints/last.ckpt.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"checkpoint {path}: it holds more than tensors and plain values, so it was not loaded. "
+            "Pass a checkpoint that o2o wrote, or import a policy with `o2o policy import`."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"checkpoint {path}: it cannot be read ({reason}). It may be cut off; pass another.") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
+        raise UserError(
+            f"checkpoint {path}: it was not written by o2o. Pass RUN_DIR/PHASE/checkpoints/last.ckpt, "
+            "or import a policy with `o2o policy import`."
+        )
+    return checkpoint
+
+
+def read_handover(path: str | Path, accepts: tuple[str, ...] = PHASES, wanted_by: str = "") -> Handover:
+    """The hand-over part of a checkpoint, with its networks and Adam moments.
+
+    Raises:
+        UserError: unreadable, not ours, of a newer format, or of a phase that ``wanted_by`` cannot start from.
+    """
+    checkpoint = read_checkpoint(path)
+    payload = checkpoint[KEY]
+    if payload.get("format", 0) > FORMAT:
+        raise UserError(f"checkpoint {path}: a newer o2o-lightning wrote it. Upgrade with `pip install -U`.")
+    try:
+        handover = Handover(**payload, path=str(path))
+    except TypeError as error:
+        raise UserError(f"checkpoint {path}: its hand-over part is incomplete ({error}). Pass another.") from error
+    if handover.phase not in accepts:
+        raise UserError(
+            f"checkpoint {path}: it was written by phase '{handover.phase}', and `{wanted_by}` starts from "
+            f"{' or '.join(accepts)}. Pass --model.init_from RUN_DIR/{accepts[0]}/checkpoints/last.ckpt."
+        )
+    prefix = "agent."
+    handover.state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    handover.adam = _adam_by_name(checkpoint.get("optimizer_states") or [], prefix)
+    return handover
+
+
+def _adam_by_name(optimizer_states: list[dict[str, Any]], prefix: str) -> dict[str, dict[str, Tensor]]:
+    if not optimizer_states:
+        return {}
+    moments = optimizer_states[0]["state"]
+    named: dict[str, dict[str, Tensor]] = {}
+    for group in optimizer_states[0]["param_groups"]:
+        for name, index in zip(group.get("param_names", ()), group["params"], strict=False):
+            if index in moments and name.startswith(prefix):
+                named[name[len(prefix) :]] = moments[index]
+    return named
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    names = ("o2o-lightning", "torch", "lightning", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy")
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

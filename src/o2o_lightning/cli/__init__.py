@@ -1,0 +1,1 @@
+"""The ``o2o`` command."""

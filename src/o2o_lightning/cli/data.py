@@ -1,0 +1,188 @@
+"""``o2o data``: look at datasets, list them, cut smaller ones."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from o2o_lightning.data.raw import RawDataset
+    from o2o_lightning.envs.make import EnvSpec
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
+
+
+def main(argv: list[str]) -> int:
+    """Runs ``o2o data ARGV`` and returns the exit code: 1 when a check fails, else 0."""
+    arguments = _parser().parse_args(argv)
+    code: int = arguments.run(arguments)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="o2o data", description="Look at datasets, list them, cut smaller ones.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    spec_help = "path/to/file.hdf5, d4rl:NAME[#sha256=HEX], minari:ID or embedded:NAME"
+
+    info = commands.add_parser("info", help="what a dataset holds: counts, returns, score, provenance")
+    check = commands.add_parser("check", help="look a dataset over; exit code 1 when something is wrong")
+    for command in (info, check):
+        command.add_argument("spec", metavar="SPEC", help=spec_help)
+        command.add_argument("--env_id", help="environment to hold it against (default: the dataset's own)")
+        command.add_argument("--json", action="store_true", help="print JSON")
+    check.add_argument("--replay_rows", type=int, default=200, help="rows replayed in the simulator (default: 200)")
+    info.set_defaults(run=_info)
+    check.set_defaults(run=_check)
+
+    listing = commands.add_parser("list", help="datasets that can be named")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=_list)
+
+    cut = commands.add_parser("cut", help="write a smaller copy of an HDF5 dataset")
+    cut.add_argument("source", metavar="SRC", help="an HDF5 dataset")
+    cut.add_argument("target", metavar="DST", help="the file to write; must not exist")
+    cut.add_argument("--transitions", type=int, help="keep the first rows only")
+    cut.add_argument("--keep_infos", action="store_true", help="keep infos/* (simulator states, log-probabilities)")
+    cut.add_argument("--keep_next", action="store_true", help="keep next_observations")
+    cut.set_defaults(run=_cut)
+    return parser
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from o2o_lightning.data.build import build_store
+    from o2o_lightning.data.scores import normalized_score
+    from o2o_lightning.data.spec import load_raw
+
+    raw = load_raw(arguments.spec)
+    env, note = _environment(raw, arguments.env_id)
+    manifest = build_store(raw, env).manifest
+    facts = manifest.to_dict()
+    reference = _reference(raw, manifest.env_id)
+    scored = reference is not None and manifest.return_mean is not None
+    facts["normalized_score"] = normalized_score(manifest.return_mean, reference) if scored else None  # type: ignore[arg-type]
+    facts["metadata"] = dict(raw.metadata)
+    if arguments.json:
+        print(json.dumps(facts, indent=2, default=str))
+        return 0
+    _print_facts(arguments.spec, facts)
+    if note:
+        _print_note(note)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from o2o_lightning.data.check import check, passed
+    from o2o_lightning.data.spec import load_raw
+
+    raw = load_raw(arguments.spec, check=False)
+    checks = check(raw, arguments.env_id, arguments.replay_rows)
+    good = passed(checks)
+    if arguments.json:
+        print(
+            json.dumps({"spec": arguments.spec, "passed": good, "checks": [row.to_dict() for row in checks]}, indent=2)
+        )
+        return 0 if good else 1
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("check", "", "detail", title=escape(arguments.spec))
+    for row in checks:
+        table.add_row(row.name, f"[{_COLOURS[row.status]}]{row.status}[/]", escape(row.detail))
+    Console().print(table)
+    return 0 if good else 1
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from o2o_lightning.data.scores import reference_scores
+    from o2o_lightning.data.spec import list_specs
+
+    rows: list[dict[str, Any]] = []
+    for entry in list_specs():
+        reference = reference_scores(entry.spec) or reference_scores(entry.env_id or "")
+        rows.append({"spec": entry.spec, "env_id": entry.env_id, "where": entry.where, "reference": reference})
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("spec", no_wrap=True)
+    for title in ("environment", "where", "returns of score 0 … 100"):
+        table.add_column(title)
+    for row in rows:
+        table.add_row(row["spec"], row["env_id"] or "–", row["where"], _span(row["reference"]))
+    Console().print(table)
+    return 0
+
+
+def _cut(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from o2o_lightning.data.cut import cut
+
+    rows = cut(arguments.source, arguments.target, arguments.transitions, arguments.keep_infos, arguments.keep_next)
+    size = Path(arguments.target).stat().st_size / 1e6
+    print(f"{arguments.target}: {rows} transitions, {size:.1f} MB")
+    return 0
+
+
+def _environment(raw: RawDataset, env_id: str | None) -> tuple[EnvSpec | None, str | None]:
+    """The environment's sizes, and a note where the dataset's own environment cannot be made here."""
+    from o2o_lightning.envs.make import env_spec
+    from o2o_lightning.errors import UserError
+
+    wanted = env_id or raw.env_id
+    if wanted is None:
+        return None, "The dataset names no environment: actions are unchecked. Pass --env_id to hold it against one."
+    try:
+        return env_spec(wanted, int(raw.observations.shape[1])), None
+    except UserError as error:
+        if env_id is not None:
+            raise
+        return None, f"Actions are unchecked: {error}"
+
+
+def _reference(raw: RawDataset, env_id: str | None) -> tuple[float, float] | None:
+    from o2o_lightning.data.scores import reference_scores
+
+    return reference_scores(raw.source) or reference_scores(env_id or "")
+
+
+def _span(reference: Any) -> str:
+    return "–" if reference is None else f"{reference[0]:.1f} … {reference[1]:.1f}"
+
+
+def _print_facts(spec: str, facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(spec), show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    metadata = facts.pop("metadata")
+    for key, value in facts.items():
+        table.add_row(key.replace("_", " "), escape(_text(value)))
+    table.add_section()
+    for key, value in metadata.items():
+        table.add_row(key, escape(_text(value)))
+    Console().print(table)
+
+
+def _print_note(note: str) -> None:
+    from rich.console import Console
+
+    Console().print(note, style="yellow", markup=False)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {entry}" for key, entry in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(_text(entry) for entry in value) + "]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,60 @@
+"""Entry point of ``o2o``: chooses the sub-command and turns bad input into one line and exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from o2o_lightning.errors import UserError
+
+USAGE = """\
+o2o: fine-tune any offline policy online, without the collapse
+
+  o2o fit      --phase {offline,reevaluate,align,online,all}   train (see `o2o fit -h`)
+  o2o test     --ckpt_path CKPT     the paper's evaluation, with the normalised score
+  o2o validate --ckpt_path CKPT     one quick evaluation
+  o2o predict  --ckpt_path CKPT     the policy's actions on a dataset, to a file
+  o2o data     info | check | list | cut
+  o2o demo                          the whole pipeline on the embedded Hopper data, next to naive fine-tuning
+
+`o2o COMMAND -h` tells more. Results go to --run_dir; nothing is ever written over.
+"""
+COMMANDS = {
+    "fit": "fit",
+    "test": "evaluate",
+    "validate": "evaluate",
+    "predict": "evaluate",
+    "data": "data",
+    "demo": "demo",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    name, rest = argv[0], argv[1:]
+    try:
+        if name == "--version":
+            from importlib.metadata import version
+
+            print(version("o2o-lightning"))
+            return 0
+        if name not in COMMANDS:
+            raise UserError(f"unknown command '{name}'. Choose one of {', '.join(COMMANDS)}; `o2o -h` lists them.")
+        module = importlib.import_module(f"o2o_lightning.cli.{COMMANDS[name]}")
+        return int(module.main(rest) if COMMANDS[name] != "evaluate" else module.main(name, rest))
+    except UserError as error:
+        if os.environ.get("O2O_TRACEBACK"):
+            raise
+        print(f"o2o: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""From a raw dataset to the transition store: conventions, checks against the environment, statistics."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
+
+from o2o_lightning.data.manifest import Manifest, versions
+from o2o_lightning.data.raw import RawDataset, blocks, validate
+from o2o_lightning.data.store import TransitionStore, episode_sums
+from o2o_lightning.envs.make import EnvSpec, unit_actions
+from o2o_lightning.errors import UserError
+
+MEMORY_LIMIT = 4 * 2**30
+ACTION_TOLERANCE = 1e-3
+
+# one line a buffer on stderr, of no use to a user
+logging.getLogger("torchrl").setLevel(logging.WARNING)
+
+
+def build_store(
+    raw: RawDataset,
+    env: EnvSpec | None,
+    memory_limit: int = MEMORY_LIMIT,
+    scratch_dir: str | Path | None = None,
+) -> TransitionStore:
+    """Converts a raw dataset to transitions.
+
+    A time-out wins over a termination in the same row, as in D4RL. Without ``next_observations`` in the source, the
+    successor is the next row of the same episode, and rows that lack one are not used for TD learning, but for
+    terminal ones, whose successor is masked: the count is ``N - 1`` less the time-outs among the first ``N - 1``.
+
+    Args:
+        raw: the dataset.
+        env: sizes, bounds and horizon of its environment; without it, actions stay as they are, unchecked.
+        memory_limit: bytes above which the transitions are memory-mapped to ``scratch_dir``.
+        scratch_dir: an empty or new folder for the memory map; a temporary one by default.
+
+    Raises:
+        UserError: as :func:`validate`; widths other than the environment's; actions outside its bounds.
+    """
+    validate(raw)
+    if env is not None:
+        _check_widths(raw, env)
+        _check_actions(raw, env)
+    truncated = raw.truncated
+    terminated = raw.terminated & ~truncated
+    end = terminated | truncated
+    known = np.ones(len(raw), np.bool_)
+    if raw.next_observations is None:
+        known = ~truncated
+        known[-1] = False
+
+    memmapped = _store_bytes(raw) > memory_limit
+    buffer = ReplayBuffer(storage=_storage(len(raw), memmapped, scratch_dir))
+    for rows in blocks(len(raw)):
+        buffer.extend(_block(raw, env, terminated, truncated, end, rows))
+
+    episodes = _episodes(end)
+    complete = _complete(end, truncated, episodes, env.horizon if env else None)
+    return TransitionStore(
+        buffer=buffer,
+        td_rows=None if known.all() else torch.from_numpy(np.flatnonzero(known)),
+        episodes=episodes,
+        complete=complete,
+        manifest=_manifest(raw, env, terminated, int(known.sum()), episodes, complete, memmapped),
+    )
+
+
+def _block(
+    raw: RawDataset,
+    env: EnvSpec | None,
+    terminated: NDArray[np.bool_],
+    truncated: NDArray[np.bool_],
+    end: NDArray[np.bool_],
+    rows: slice,
+) -> TensorDict:
+    observation = np.asarray(raw.observations[rows], np.float32)
+    action = np.asarray(raw.actions[rows], np.float32)
+    if env is not None:
+        action = np.clip(unit_actions(action, env.action_low, env.action_high), -1.0, 1.0)
+    if raw.next_observations is not None:
+        successor = np.asarray(raw.next_observations[rows], np.float32)
+    else:
+        following = np.asarray(raw.observations[slice(rows.start + 1, rows.stop + 1)], np.float32)
+        successor = observation.copy()
+        successor[: len(following)] = following
+        successor[end[rows]] = observation[end[rows]]
+    return TensorDict(
+        {
+            "observation": torch.from_numpy(observation),
+            "action": torch.from_numpy(action),
+            "reward": torch.from_numpy(raw.rewards[rows]),
+            "next": {
+                "observation": torch.from_numpy(successor),
+                "terminated": torch.from_numpy(terminated[rows]),
+                "truncated": torch.from_numpy(truncated[rows]),
+            },
+        },
+        batch_size=[rows.stop - rows.start],
+    )
+
+
+def _storage(rows: int, memmapped: bool, scratch_dir: str | Path | None) -> LazyTensorStorage:
+    if not memmapped:
+        return LazyTensorStorage(rows)
+    if scratch_dir is not None:
+        Path(scratch_dir).mkdir(parents=True, exist_ok=True)
+    # existsok: a run that was killed leaves its map behind, and the rows are written anew anyway
+    return LazyMemmapStorage(rows, scratch_dir=scratch_dir, existsok=True)
+
+
+def _store_bytes(raw: RawDataset) -> int:
+    return len(raw) * (4 * (2 * raw.observations.shape[1] + raw.actions.shape[1] + 1) + 2)
+
+
+def _check_widths(raw: RawDataset, env: EnvSpec) -> None:
+    for key, columns, wanted, verb in (
+        ("actions", raw.actions.shape[1], env.action_dim, "takes"),
+        ("observations", raw.observations.shape[1], env.observation_dim, "gives"),
+    ):
+        if columns != wanted:
+            raise UserError(
+                f"dataset {raw.source}: '{key}' has {columns} columns, {env.env_id} {verb} {wanted}. "
+                f"Pass --data.env_id, or check the file with `o2o data check {raw.source}`."
+            )
+
+
+def _check_actions(raw: RawDataset, env: EnvSpec) -> None:
+    low, high = env.action_low - ACTION_TOLERANCE, env.action_high + ACTION_TOLERANCE
+    outside, smallest, largest = 0, np.inf, -np.inf
+    for rows in blocks(len(raw)):
+        action = np.asarray(raw.actions[rows], np.float32)
+        outside += int(((action < low) | (action > high)).any(axis=1).sum())
+        smallest, largest = min(smallest, float(action.min())), max(largest, float(action.max()))
+    if outside:
+        raise UserError(
+            f"dataset {raw.source}: 'actions' of {outside} rows leave the bounds of {env.env_id}, "
+            f"[{env.action_low.min():g}, {env.action_high.max():g}]; they range over [{smallest:g}, {largest:g}]. "
+            f"Pass the --data.env_id they were recorded in, or check them with `o2o data check {raw.source}`."
+        )
+
+
+def _episodes(end: NDArray[np.bool_]) -> Tensor:
+    stops = np.flatnonzero(end) + 1
+    if len(stops) == 0 or stops[-1] != len(end):
+        stops = np.append(stops, len(end))
+    starts = np.concatenate([[0], stops[:-1]])
+    return torch.from_numpy(np.stack([starts, stops], axis=1).astype(np.int64))
+
+
+def _complete(end: NDArray[np.bool_], truncated: NDArray[np.bool_], episodes: Tensor, horizon: int | None) -> Tensor:
+    """``[E]`` bool: which episodes ran to their own end.
+
+    A recording that stops mid-episode is often flagged as a time-out. Where most time-outs fall on the horizon, one
+    that comes earlier is such a cut; where they do not (maze2d's demonstrator ends at its goals), all count.
+    """
+    last = episodes[:, 1].numpy() - 1
+    complete = end[last]
+    lengths = (episodes[:, 1] - episodes[:, 0]).numpy()
+    if horizon is not None and truncated.any():
+        by_limit = truncated[last]
+        at_horizon = by_limit & (lengths >= horizon)
+        if 2 * at_horizon.sum() >= by_limit.sum():
+            complete = complete & (~by_limit | at_horizon)
+    return torch.from_numpy(complete)
+
+
+def _manifest(
+    raw: RawDataset,
+    env: EnvSpec | None,
+    terminated: NDArray[np.bool_],
+    td_transitions: int,
+    episodes: Tensor,
+    complete: Tensor,
+    memmapped: bool,
+) -> Manifest:
+    returns = episode_sums(torch.from_numpy(raw.rewards), episodes)[complete].numpy()
+    lengths = (episodes[:, 1] - episodes[:, 0])[complete].double().numpy()
+    some = len(returns) > 0
+    return Manifest(
+        source=raw.source,
+        sha256=raw.sha256,
+        env_id=env.env_id if env else raw.env_id,
+        transitions=len(raw),
+        td_transitions=td_transitions,
+        episodes=len(episodes),
+        complete_episodes=int(complete.sum()),
+        return_mean=float(returns.mean()) if some else None,
+        return_std=float(returns.std()) if some else None,
+        return_min=float(returns.min()) if some else None,
+        return_max=float(returns.max()) if some else None,
+        length_mean=float(lengths.mean()) if some else None,
+        terminated=int(terminated.sum()),
+        truncated=int(raw.truncated.sum()),
+        observation_dim=int(raw.observations.shape[1]),
+        action_dim=int(raw.actions.shape[1]),
+        action_low=env.action_low.tolist() if env else None,
+        action_high=env.action_high.tolist() if env else None,
+        memmapped=memmapped,
+        versions=versions(),
+    )

@@ -1,0 +1,142 @@
+"""The D4RL datasets by name, read from the published files; the ``d4rl`` package itself is never imported.
+
+Names and URLs follow D4RL (https://github.com/Farama-Foundation/D4RL, Apache License 2.0). The servers publish no
+digests: the first download is trusted and its digest kept beside it, unless ``d4rl:NAME#sha256=HEX`` gives one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import h5py
+
+from o2o_lightning.data.download import cache_dir, download
+from o2o_lightning.data.hdf5 import file_sha256, read_hdf5
+from o2o_lightning.data.raw import RawDataset
+from o2o_lightning.data.scores import ANTMAZES, GYM_LEVELS
+from o2o_lightning.errors import UserError
+
+BASE_URL: Final = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
+
+
+@dataclass(frozen=True)
+class D4RLTask:
+    """Where a dataset is published and where its policies are evaluated.
+
+    ``path`` is relative to :data:`BASE_URL`; ``env_id`` is None where no present-day environment matches;
+    ``horizon`` splits episodes in files without ``timeouts``.
+    """
+
+    path: str
+    env_id: str | None
+    horizon: int
+
+    @property
+    def url(self) -> str:
+        """Address of the file, at the mirror ``$O2O_D4RL_MIRROR`` if that is set."""
+        return f"{os.environ.get('O2O_D4RL_MIRROR') or BASE_URL}/{self.path}"
+
+
+def _gym() -> dict[str, D4RLTask]:
+    # -v4, not -v5: the closest physics to mujoco-py's v2 (Walker2d-v5 changed a foot's friction)
+    names = {"halfcheetah": "HalfCheetah-v4", "hopper": "Hopper-v4", "walker2d": "Walker2d-v4", "ant": "Ant-v4"}
+    return {
+        f"{family}-{level}-v2": D4RLTask(f"gym_mujoco_v2/{family}_{level.replace('-', '_')}-v2.hdf5", env_id, 1000)
+        for family, env_id in names.items()
+        for level in GYM_LEVELS
+    }
+
+
+def _antmaze() -> dict[str, D4RLTask]:
+    # D4RL evaluates at one far goal; Gymnasium-Robotics draws the goal over the maze. Same ant, easier on average.
+    mazes = {"umaze": ("u-maze", "UMaze", 700), "medium": ("big-maze", "Medium", 1000)}
+    mazes["large"] = ("hardest-maze", "Large", 1000)
+    tasks = {}
+    for name in ANTMAZES:
+        file, env, horizon = mazes[name.split("-")[0]]
+        start, goal = name != "umaze", name.endswith("diverse")
+        path = f"ant_maze_v2/Ant_maze_{file}_noisy_multistart_{start}_multigoal_{goal}_sparse_fixed.hdf5"
+        tasks[f"antmaze-{name}-v2"] = D4RLTask(path, f"AntMaze_{env}-v4", horizon)
+    return tasks
+
+
+def _others() -> dict[str, D4RLTask]:
+    tasks = {}
+    # no env_id: maze2d has one hidden goal, PointMaze a random one
+    for maze, horizon in (("umaze", 300), ("medium", 600), ("large", 800)):
+        tasks[f"maze2d-{maze}-v1"] = D4RLTask(f"maze2d/maze2d-{maze}-sparse-v1.hdf5", None, horizon)
+        tasks[f"maze2d-{maze}-dense-v1"] = D4RLTask(f"maze2d/maze2d-{maze}-dense-v1.hdf5", None, horizon)
+    for hand, horizon in (("pen", 100), ("hammer", 200), ("door", 200), ("relocate", 200)):
+        for level in ("human", "cloned", "expert"):
+            name = f"{hand}-{level}-v1"
+            env_id = f"AdroitHand{hand.capitalize()}-v1"
+            tasks[name] = D4RLTask(f"hand_dapg_v1/{name}.hdf5", env_id, horizon)
+    # no env_id: FrankaKitchen's observation is a nested dictionary of other content than D4RL's 60 numbers
+    kitchen = {
+        "complete": "mini_kitchen_microwave_kettle_light_slider",
+        "partial": "kitchen_microwave_kettle_light_slider",
+        "mixed": "kitchen_microwave_kettle_bottomburner_light",
+    }
+    for level, file in kitchen.items():
+        tasks[f"kitchen-{level}-v0"] = D4RLTask(f"kitchen/{file}-v0.hdf5", None, 280)
+    return tasks
+
+
+D4RL_TASKS: Final[dict[str, D4RLTask]] = {**_gym(), **_antmaze(), **_others()}
+
+
+def cached_path(name: str) -> Path:
+    """Where the file of a D4RL dataset lies, or would lie, in the cache."""
+    return cache_dir() / "d4rl" / f"{name}.hdf5"
+
+
+def load_d4rl(spec: str) -> RawDataset:
+    """Reads ``d4rl:NAME`` or ``d4rl:NAME#sha256=HEX``, downloading it at first use.
+
+    Raises:
+        UserError: unknown name, no network, or a digest other than the expected or first one.
+    """
+    name, expected = _parse(spec)
+    task = D4RL_TASKS[name]
+    path = cached_path(name)
+    download(task.url, path, spec, accept=lambda part: bool(h5py.is_hdf5(part)))
+    sidecar = path.with_name(path.name + ".sha256")
+    if not path.is_file():
+        raise UserError(f"dataset {spec}: {path} is no file. Delete it, then run again to re-download.")
+    found = file_sha256(path)
+    remembered = sidecar.read_text().split()[0].lower() if sidecar.exists() else None
+    for wanted, origin in ((expected, "the spec asks for"), (remembered, "its first download had")):
+        if wanted is not None and wanted != found:
+            raise UserError(
+                f"dataset {spec}: {path} has sha256 {found}, {origin} {wanted}. "
+                f"Delete {path} and {sidecar.name} beside it, then run again to re-download."
+            )
+    raw = read_hdf5(path, source=f"d4rl:{name}", env_id=task.env_id, horizon=task.horizon, sha256=found)
+    if remembered is None:
+        # a cache shared read-only is its owner's to vouch for
+        with contextlib.suppress(PermissionError):
+            partial = sidecar.with_name(f"{sidecar.name}.{os.getpid()}")
+            partial.write_text(f"{found}  {path.name}\n")
+            os.replace(partial, sidecar)
+    return raw
+
+
+def _parse(spec: str) -> tuple[str, str | None]:
+    name, _, option = spec.removeprefix("d4rl:").partition("#")
+    if name not in D4RL_TASKS:
+        close = difflib.get_close_matches(name, D4RL_TASKS, n=1, cutoff=0.5)
+        hint = f" Did you mean `d4rl:{close[0]}`?" if close else ""
+        raise UserError(f"dataset {spec}: D4RL has no '{name}'.{hint} `o2o data list` shows all names.")
+    if not option:
+        return name, None
+    if not re.fullmatch(r"sha256=[0-9a-fA-F]{64}", option):
+        raise UserError(
+            f"dataset {spec}: '#{option}' is not understood. Write `d4rl:{name}#sha256=` and 64 hex digits."
+        )
+    return name, option.removeprefix("sha256=").lower()

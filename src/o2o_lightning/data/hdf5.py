@@ -1,0 +1,231 @@
+"""Reads D4RL-style HDF5 files with h5py alone."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from o2o_lightning.data.raw import Column, RawDataset, missing_key
+from o2o_lightning.errors import UserError
+
+LAZY_BYTES = 2**30
+_WIDE = ("observations", "actions", "next_observations")
+
+
+class FileColumn:
+    """An array of an HDF5 file as float32, read slice by slice.
+
+    The file is opened for each read: no handle is held, so it survives forks and the file can be moved or replaced.
+    """
+
+    def __init__(self, path: Path, key: str, source: str) -> None:
+        self.path, self.key, self.source = path, key, source
+        with open_hdf5(path, source) as file:
+            self.shape: tuple[int, ...] = tuple(file[key].shape)
+        self.nbytes = 4 * math.prod(self.shape)
+
+    def __getitem__(self, rows: slice, /) -> NDArray[np.float32]:
+        with open_hdf5(self.path, self.source) as file:
+            return _read(file, self.key, self.source, rows).astype(np.float32, copy=False)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        array = self[slice(None)]
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+
+class FileInfos(Mapping[str, NDArray[Any]]):
+    """The arrays of the ``infos`` group by name, each read from the file when it is asked for."""
+
+    def __init__(self, path: Path, keys: list[str], source: str) -> None:
+        self._path, self._keys, self._source = path, keys, source
+
+    def __getitem__(self, key: str) -> NDArray[Any]:
+        if key not in self._keys:
+            raise KeyError(key)
+        with open_hdf5(self._path, self._source) as file:
+            return _read(file, f"infos/{key}", self._source)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def read_hdf5(
+    path: str | Path,
+    *,
+    source: str | None = None,
+    env_id: str | None = None,
+    horizon: int | None = None,
+    sha256: str | None = None,
+    lazy_bytes: int = LAZY_BYTES,
+) -> RawDataset:
+    """Reads a D4RL-style file.
+
+    Args:
+        path: the file.
+        source: its name in messages and manifests; the path by default.
+        env_id: Gymnasium id, before the file's own ``metadata/env_id``.
+        horizon: step limit that splits episodes where the file has no ``timeouts``; by default that of the env.
+        sha256: the file's digest, where the caller has it already.
+        lazy_bytes: above this size, wide arrays stay in the file and are read in slices.
+
+    Raises:
+        UserError: the path is no readable HDF5 file, or a mandatory array is missing or not numeric.
+    """
+    path, source = Path(path), source or str(path)
+    with open_hdf5(path, source) as file:
+        keys = _dataset_keys(file)
+        for key in ("observations", "actions", "rewards", "terminals"):
+            if key not in keys:
+                raise missing_key(source, key, keys)
+        metadata = _metadata(file, keys)
+        env_id = env_id or metadata.get("env_id")
+        wide = {key: file[key] for key in _WIDE if key in keys}
+        lazy = sum(4 * array.size for array in wide.values()) > lazy_bytes
+        columns: dict[str, Column] = {
+            key: FileColumn(path, key, source)
+            if lazy
+            else np.ascontiguousarray(_read(file, key, source), dtype=np.float32)
+            for key in wide
+        }
+        rewards = _squeeze(_read(file, "rewards", source)).astype(np.float32, copy=False)
+        terminated = _flags(file, "terminals", source)
+        if "timeouts" in keys:
+            truncated = _flags(file, "timeouts", source)
+        else:
+            truncated = timeouts_from_horizon(terminated, horizon or env_horizon(env_id))
+    infos = [key.removeprefix("infos/") for key in keys if key.startswith("infos/")]
+    return RawDataset(
+        observations=columns["observations"],
+        actions=columns["actions"],
+        rewards=rewards,
+        terminated=terminated,
+        truncated=truncated,
+        next_observations=columns.get("next_observations"),
+        infos=FileInfos(path, infos, source),
+        metadata=metadata,
+        source=source,
+        sha256=sha256 or file_sha256(path),
+        env_id=env_id,
+    )
+
+
+def timeouts_from_horizon(terminated: NDArray[np.bool_], horizon: int | None) -> NDArray[np.bool_]:
+    """Time-outs ``[N]`` of a file that has none: at each ``horizon``-th step since the last episode end.
+
+    As D4RL's qlearning convention has it; without a horizon nothing is marked.
+    """
+    truncated = np.zeros(len(terminated), np.bool_)
+    if horizon is None:
+        return truncated
+    step = 0
+    for row, end in enumerate(terminated.tolist()):
+        step += 1
+        if step == horizon:
+            truncated[row] = True
+        if end or step == horizon:
+            step = 0
+    return truncated
+
+
+def env_horizon(env_id: str | None) -> int | None:
+    """Step limit that Gymnasium registers for ``env_id``, without making the environment; None where unknown."""
+    if env_id is None:
+        return None
+    import gymnasium as gym
+
+    if env_id not in gym.registry:
+        try:
+            import gymnasium_robotics
+
+            gym.register_envs(gymnasium_robotics)
+        except ImportError:
+            pass
+    registered = gym.registry.get(env_id)
+    return registered.max_episode_steps if registered else None
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def open_hdf5(path: Path, source: str) -> h5py.File:
+    """Opens for reading; turns each way in which that fails into a one-line :class:`UserError`."""
+    if not path.exists():
+        raise UserError(
+            f"dataset {source}: there is no file at {path}. Check the path, or see `o2o data list` for named datasets."
+        )
+    if path.is_dir():
+        raise UserError(f"dataset {source}: {path} is a directory. Name the .hdf5 file inside it.")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        text = str(error)
+        if isinstance(error, PermissionError) or "Permission denied" in text:
+            raise UserError(f"dataset {source}: no permission to read {path}. Change its mode or owner.") from error
+        if "truncated file" in text:
+            raise UserError(
+                f"dataset {source}: {path} is truncated, as by a broken copy or download. Fetch it again."
+            ) from error
+        raise UserError(
+            f"dataset {source}: {path} is not an HDF5 file. Convert it to D4RL's HDF5 layout, or check the path."
+        ) from error
+
+
+def _dataset_keys(file: h5py.File) -> list[str]:
+    keys: list[str] = []
+    file.visititems(lambda name, item: keys.append(name) if isinstance(item, h5py.Dataset) else None)
+    return keys
+
+
+def _read(file: h5py.File, key: str, source: str, rows: slice = slice(None)) -> NDArray[Any]:
+    try:
+        array = np.asarray(file[key][rows] if file[key].shape else file[key][()])
+    except OSError as error:
+        raise UserError(
+            f"dataset {source}: '{key}' cannot be read ({error}). The file is damaged; copy or download it again."
+        ) from error
+    if array.dtype.kind not in "biuf" and not key.startswith("infos/"):
+        raise UserError(f"dataset {source}: '{key}' holds {array.dtype}, not numbers. Store it as float32 or bool.")
+    return array
+
+
+def _squeeze(array: NDArray[Any]) -> NDArray[Any]:
+    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+
+
+def _flags(file: h5py.File, key: str, source: str) -> NDArray[np.bool_]:
+    array = _squeeze(_read(file, key, source))
+    strange = ~np.isin(array, (0, 1))
+    if strange.any():
+        row = int(np.argmax(strange)) if strange.ndim == 1 else 0
+        raise UserError(f"dataset {source}: '{key}' must be 0 or 1, and row {row} is {array[row]}. Correct the flags.")
+    return array.astype(np.bool_)
+
+
+def _metadata(file: h5py.File, keys: list[str]) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for key in keys:
+        name = key.removeprefix("metadata/")
+        # the acting policy's weights live here too, and only small values are provenance
+        if name == key or name.startswith("policy/") or file[key].size > 64:
+            continue
+        value = file[key][()]
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        metadata[name] = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+    return metadata

@@ -1,0 +1,189 @@
+"""The DataModule of the offline phases: dataset, normalisation, batches, evaluation."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any, cast
+
+import lightning as L
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from o2o_lightning.data.normalize import Normalizer
+from o2o_lightning.data.scores import reference_scores
+from o2o_lightning.data.store import TransitionStore
+from o2o_lightning.data.stream import OfflineStream, RewardMap, prepare
+from o2o_lightning.envs.evaluate import Evaluation, Evaluator
+from o2o_lightning.envs.make import EnvSpec, env_spec
+from o2o_lightning.errors import UserError
+from o2o_lightning.nn.actor import Actor
+
+PRECOMPUTE_BLOCK = 8192
+
+
+class OfflineData(L.LightningDataModule):
+    """A dataset as chunks of batches, and the environment to evaluate in.
+
+    Args:
+        dataset: ``path.hdf5``, ``d4rl:NAME``, ``minari:ID`` or ``embedded:hopper-medium``.
+        env_id: Gymnasium id to evaluate in; the dataset's own by default.
+        batch_size: transitions a gradient update.
+        chunk: gradient updates a ``training_step``; changes speed, never results' counts.
+        normalize: standardise observations with the dataset's mean and deviation (§2.4).
+        normalize_eps: added to the deviation.
+        reward_scale, reward_shift: affine map of rewards for learning (§2.5); scores use raw rewards.
+        eval_every_updates: gradient updates between evaluations of an offline phase; 0 only at its end.
+        eval_every: environment steps between evaluations of the online phase.
+        eval_episodes: episodes an evaluation.
+        eval_seed: start states of the evaluation; the same for every evaluation of every phase.
+        memory_limit_gb: datasets larger than this are memory-mapped.
+    """
+
+    def __init__(
+        self,
+        dataset: str | None = None,
+        env_id: str | None = None,
+        batch_size: int = 256,
+        chunk: int = 16,
+        normalize: bool = True,
+        normalize_eps: float = 1e-3,
+        reward_scale: float = 1.0,
+        reward_shift: float = 0.0,
+        eval_every_updates: int = 5000,
+        eval_every: int = 1000,
+        eval_episodes: int = 10,
+        eval_seed: int = 1000,
+        memory_limit_gb: float = 4.0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 2), ("chunk", chunk, 1), ("eval_every", eval_every, 1),
+                                   ("eval_episodes", eval_episodes, 1)):  # fmt: skip
+            if value < least:
+                raise UserError(f"--data.{name} {value}: it must be at least {least}.")
+        self.dataset, self.env_id = dataset, env_id
+        self.batch_size, self.chunk = batch_size, chunk
+        self.normalize, self.normalize_eps = normalize, normalize_eps
+        self.rewards = RewardMap(reward_scale, reward_shift)
+        self.eval_every_updates, self.eval_every = eval_every_updates, eval_every
+        self.eval_episodes, self.eval_seed = eval_episodes, eval_seed
+        self.memory_limit = int(memory_limit_gb * 2**30)
+        self.normalizer: Normalizer | None = None
+        self.store: TransitionStore | None = None
+        self.env: EnvSpec | None = None
+        self.rows = torch.Generator()
+        self._evaluator: Evaluator | None = None
+
+    # ---- Lightning -----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if self.store is not None or self.env is not None:
+            return
+        if self.dataset is not None:
+            self._load(self.dataset)
+        elif self.env_id is not None:
+            self.env = env_spec(self.env_id)
+        else:
+            raise UserError(
+                "no dataset: pass --data.dataset path.hdf5, d4rl:NAME, minari:ID or embedded:hopper-medium."
+            )
+        rank = self.trainer.global_rank if self.trainer else 0
+        self.rows.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1013 + rank + 7)
+
+    def train_dataloader(self) -> OfflineStream:
+        if self.store is None:
+            raise UserError("no dataset: this phase learns from one. Pass --data.dataset.")
+        assert self.trainer is not None
+        total = self.trainer.max_steps
+        if total <= 0:
+            raise UserError("--trainer.max_steps: pass how many gradient updates this phase makes.")
+        module = cast(Any, self.trainer.lightning_module)
+        return OfflineStream(
+            store=self.store,
+            transform=lambda batch: self.prepare(batch, module.device),
+            clock=lambda: module.updates,
+            total=total,
+            batch_size=self.batch_size,
+            chunk=self.chunk,
+            every=self.eval_every_updates,
+            generator=self.rows,
+        )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch  # the stream puts each batch on the device; a live chunk cannot be moved as a whole
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows.set_state(state_dict["rows"])
+
+    # ---- for phases ----------------------------------------------------------------------------------------------
+
+    def sizes(self) -> tuple[int, int]:
+        """Observation and action widths."""
+        if self.store is not None:
+            return self.store.manifest.observation_dim, self.store.manifest.action_dim
+        assert self.env is not None
+        return self.env.observation_dim, self.env.action_dim
+
+    def manifest(self) -> dict[str, Any]:
+        """Facts of the dataset, for checkpoints and results; empty without one."""
+        return {} if self.store is None else self.store.manifest.to_dict()
+
+    def fit_normalizer(self) -> Normalizer:
+        """Constants from the observations that start a usable transition; the identity when switched off."""
+        if not self.normalize or self.store is None:
+            return Normalizer.identity(self.sizes()[0])
+        observations = self.store.leaves["observation"]
+        if self.store.td_rows is not None:
+            observations = observations[self.store.td_rows]
+        return Normalizer.fit(observations, self.normalize_eps)
+
+    def prepare(self, batch: TensorDictBase, device: torch.device) -> TensorDictBase:
+        """Raw transitions to what networks take."""
+        assert self.normalizer is not None
+        return prepare(batch, self.normalizer.to(device), self.rewards, device)
+
+    @torch.no_grad()
+    def precompute(self, compute: Callable[[TensorDictBase], dict[str, Tensor]]) -> None:
+        """Attaches to every transition what ``compute`` makes of it (frozen networks only), once before a phase."""
+        if self.store is None:
+            return
+        assert self.trainer is not None
+        device = cast(Any, self.trainer.lightning_module).device
+        parts: dict[str, list[Tensor]] = {}
+        for start in range(0, len(self.store), PRECOMPUTE_BLOCK):
+            block = self.store.gather(torch.arange(start, min(start + PRECOMPUTE_BLOCK, len(self.store))))
+            made = compute(self.prepare(block, device))
+            if not made:
+                return
+            for name, values in made.items():
+                parts.setdefault(name, []).append(values.float().cpu())
+        for name, blocks in parts.items():
+            self.store.attach(name, torch.cat(blocks))
+
+    def evaluate(self, actor: Actor) -> Evaluation:
+        """Deterministic episodes on environments that training never touches."""
+        if self._evaluator is None:
+            assert self.env_id is not None
+            reference = reference_scores(self.dataset or "") or reference_scores(self.env_id)
+            self._evaluator = Evaluator(self.env_id, self.sizes()[0], self.eval_episodes, self.eval_seed, reference)
+        normalizer = self.normalizer
+        assert normalizer is not None
+        return self._evaluator.run(lambda observation: actor.act(normalizer.numpy(observation)))
+
+    # ---- internals -----------------------------------------------------------------------------------------------
+
+    def _load(self, dataset: str) -> None:
+        from o2o_lightning.data.build import build_store
+        from o2o_lightning.data.spec import load_raw
+
+        raw = load_raw(dataset)
+        self.env_id = self.env_id or raw.env_id
+        if self.env_id is not None:
+            self.env = env_spec(self.env_id, raw.observations.shape[1])
+        scratch = tempfile.mkdtemp(prefix="o2o-") if raw.observations.nbytes > self.memory_limit else None
+        self.store = build_store(raw, self.env, memory_limit=self.memory_limit, scratch_dir=scratch)

@@ -1,0 +1,77 @@
+"""Observation normalisation with constants fitted once on the dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from o2o_lightning.data.raw import blocks
+
+
+@dataclass
+class Normalizer:
+    r"""Maps an observation to :math:`(s - \mu) / (\sigma + \epsilon)`, the same offline and online.
+
+    Args:
+        mean: ``[S]`` float32.
+        std: ``[S]`` float32, population standard deviation.
+        eps: added to the standard deviation, so that a constant column stays finite.
+    """
+
+    mean: Tensor
+    std: Tensor
+    eps: float = 1e-3
+    _arrays: tuple[NDArray[np.float32], NDArray[np.float32]] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
+
+    def __call__(self, observation: Tensor) -> Tensor:
+        """Normalises ``[..., S]``."""
+        return (observation - self.mean) / (self.std + self.eps)
+
+    def numpy(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Normalises ``[..., S]`` without torch, for acting in an environment."""
+        if self._arrays is None:
+            # kept: on a GPU each conversion would wait for the device
+            self._arrays = (self.mean.cpu().numpy(), (self.std + self.eps).cpu().numpy())
+        mean, scale = self._arrays
+        normalized: NDArray[np.float32] = (observation - mean) / scale
+        return normalized
+
+    def to(self, device: torch.device | str) -> Normalizer:
+        """The same constants on another device; itself where they are there already."""
+        if self.mean.device == torch.device(device):
+            return self
+        return Normalizer(self.mean.to(device), self.std.to(device), self.eps)
+
+    @classmethod
+    def identity(cls, size: int) -> Normalizer:
+        """Changes nothing, bit for bit."""
+        return cls(torch.zeros(size), torch.ones(size), 0.0)
+
+    @classmethod
+    def fit(cls, observations: Tensor, eps: float = 1e-3) -> Normalizer:
+        """Mean and population standard deviation over the rows of ``[M, S]``, summed in float64 block by block."""
+        rows = len(observations)
+        mean = torch.zeros(observations.shape[1], dtype=torch.float64)
+        variance = torch.zeros_like(mean)
+        for block in blocks(rows):
+            mean += observations[block].double().sum(0) / rows
+        for block in blocks(rows):
+            variance += (observations[block].double() - mean).square_().sum(0) / rows
+        return cls(mean.float(), variance.sqrt().float(), eps)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and one float, for a checkpoint."""
+        return {"mean": self.mean.clone(), "std": self.std.clone(), "eps": self.eps}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Normalizer:
+        """Inverse of :meth:`state`."""
+        return cls(state["mean"].clone(), state["std"].clone(), float(state["eps"]))

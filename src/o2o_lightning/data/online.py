@@ -1,0 +1,143 @@
+"""The environment-interacting DataModule of the online phase."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDictBase
+
+from o2o_lightning.data.buffer import Mix, OnlineBuffer, Replay
+from o2o_lightning.data.module import OfflineData
+from o2o_lightning.data.stream import count_chunks, next_boundary
+from o2o_lightning.envs.interaction import Interaction
+from o2o_lightning.envs.make import make_env
+from o2o_lightning.errors import UserError
+
+
+class OnlineData(OfflineData):
+    """Steps the environment, keeps what it returned, and mixes it with the dataset.
+
+    The environment makes one step, then the phase makes ``utd`` gradient updates, and so on until ``env_steps``.
+
+    Args:
+        dataset: as in :class:`OfflineData`; may be absent with ``mix=none``.
+        env_steps: budget of environment steps; the phase ends after exactly as many.
+        utd: gradient updates an environment step (update-to-data ratio).
+        warmup_steps: environment steps, by the policy to be fine-tuned, before the first update.
+        mix: ``half``, ``all``, ``part`` or ``none`` (algorithm-facts 6.7).
+        capacity: transitions that the online buffer holds.
+        env_id, batch_size, chunk, normalize, normalize_eps, reward_scale, reward_shift, eval_every_updates,
+            eval_every, eval_episodes, eval_seed, memory_limit_gb: as in :class:`OfflineData`.
+    """
+
+    def __init__(
+        self,
+        dataset: str | None = None,
+        env_id: str | None = None,
+        env_steps: int = 100_000,
+        utd: int = 1,
+        warmup_steps: int = 1000,
+        mix: Mix = "half",
+        capacity: int = 2_000_000,
+        batch_size: int = 256,
+        chunk: int = 16,
+        normalize: bool = True,
+        normalize_eps: float = 1e-3,
+        reward_scale: float = 1.0,
+        reward_shift: float = 0.0,
+        eval_every_updates: int = 5000,
+        eval_every: int = 1000,
+        eval_episodes: int = 10,
+        eval_seed: int = 1000,
+        memory_limit_gb: float = 4.0,
+    ) -> None:
+        super().__init__(
+            dataset, env_id, batch_size, chunk, normalize, normalize_eps, reward_scale, reward_shift,
+            eval_every_updates, eval_every, eval_episodes, eval_seed, memory_limit_gb,
+        )  # fmt: skip
+        if env_steps < 1 or utd < 1 or warmup_steps < 0 or capacity < 1:
+            raise UserError("--data.env_steps, utd and capacity must be at least 1, warmup_steps at least 0.")
+        if dataset is None and mix != "none":
+            raise UserError(f"no dataset: --data.mix {mix} draws from one. Pass --data.dataset, or --data.mix none.")
+        self.budget, self.utd, self.warmup_steps, self.mix, self.capacity = env_steps, utd, warmup_steps, mix, capacity
+        self.generator = np.random.default_rng()
+        self.interaction: Interaction | None = None
+        self.replay: Replay | None = None
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.interaction is not None:
+            return
+        if self.env_id is None:
+            raise UserError(
+                f"dataset {self.dataset}: it does not name its environment, and the online phase needs one. "
+                "Pass --data.env_id."
+            )
+        sizes = self.sizes()
+        rank = self.trainer.global_rank if self.trainer else 0
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1019 + rank
+        self.generator = np.random.default_rng(seed)
+        kept = 0 if self.store is None or self.mix in ("half", "none") else self.store.td_count
+        buffer = OnlineBuffer(min(self.capacity, self.budget + kept), *sizes)
+        self.replay = Replay(self.mix, self.store, buffer, self.batch_size)
+        self.interaction = Interaction(make_env(self.env_id, sizes[0]), buffer, seed)
+
+    def train_dataloader(self) -> OnlineStream:  # type: ignore[override]
+        return OnlineStream(self)
+
+    def transition_batch(self, device: torch.device) -> TensorDictBase:
+        """One batch ``[B]``, ready for the networks."""
+        assert self.replay is not None
+        return self.prepare(self.replay.sample(self.rows), device)
+
+    def teardown(self, stage: str) -> None:
+        if stage == "fit" and self.interaction is not None:
+            self.interaction.env.close()
+
+
+class OnlineStream:
+    """Live chunks: iterating one steps the environment between its batches.
+
+    A chunk covers at most ``chunk`` environment steps and never crosses an evaluation, so that evaluations,
+    checkpoints and the budget fall on exact environment steps whatever the chunk size.
+    """
+
+    def __init__(self, data: OnlineData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return count_chunks(self.data.budget, self.data.chunk, self.data.eval_every)
+
+    def __iter__(self) -> Iterator[OnlineChunk]:
+        data, module = self.data, cast(Any, self.data.trainer).lightning_module
+        while (clock := module.env_steps) < data.budget:
+            yield OnlineChunk(data, module, min(data.chunk, next_boundary(clock, data.budget, data.eval_every) - clock))
+
+
+class OnlineChunk:
+    """``env_steps`` environment steps, each followed by ``utd`` batches once the warm-up is over."""
+
+    def __init__(self, data: OnlineData, module: Any, env_steps: int) -> None:
+        self.data, self.module, self.env_steps = data, module, env_steps
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        data, module = self.data, self.module
+        interaction, normalizer = data.interaction, data.normalizer
+        assert interaction is not None and normalizer is not None
+
+        def explore(observation: NDArray[np.float32]) -> NDArray[np.float32]:
+            return cast(Callable[..., NDArray[np.float32]], module.explore)(
+                normalizer.numpy(observation), data.generator
+            )
+
+        for _ in range(self.env_steps):
+            interaction.step(explore)
+            module.on_env_step()
+            if module.env_steps > data.warmup_steps and len(interaction.buffer) >= 2:
+                for _ in range(data.utd):
+                    yield data.transition_batch(module.device)

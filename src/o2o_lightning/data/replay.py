@@ -1,0 +1,94 @@
+"""Replays recorded simulator states: is this the physics, and this the reward, that the dataset was recorded with?"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from o2o_lightning.data.raw import RawDataset
+from o2o_lightning.envs.make import FlatObservation, make_env
+
+Row = tuple[str, Literal["ok", "warn", "fail", "skip"], str]
+
+# recorded states are float32, and the solver starts cold where the recording's was warm: contacts differ slightly
+MEDIAN_TOLERANCE = 1e-3
+MAX_TOLERANCE = 1e-1
+
+
+def replay_check(raw: RawDataset, env_id: str, count: int, seed: int) -> list[Row]:
+    """Sets ``count`` random recorded states, steps with the recorded action, compares next observation and reward.
+
+    Rows of the report: one for the next observation and one for the reward, or one that says why not.
+    """
+    if "qpos" not in raw.infos or "qvel" not in raw.infos:
+        return [("replay", "skip", "no infos/qpos and infos/qvel in the dataset")]
+    env = make_env(env_id, raw.observations.shape[1])
+    try:
+        env.reset(seed=seed)
+        return _replay(raw, env_id, env.env, count, seed)
+    finally:
+        env.close()
+
+
+def _replay(raw: RawDataset, env_id: str, flat: Any, count: int, seed: int) -> list[Row]:
+    assert isinstance(flat, FlatObservation)
+    # the inner environment is stepped: wrappers count steps and would end the episode
+    inner: Any = flat.unwrapped
+    simulator = _simulator(inner)
+    if simulator is None:
+        return [("replay", "skip", f"{env_id} offers no set_state on a MuJoCo model")]
+    states = [np.asarray(raw.infos[key], np.float64) for key in ("qpos", "qvel")]
+    sizes, needed = [state.shape[-1] for state in states], [simulator.model.nq, simulator.model.nv]
+    if sizes != needed:
+        return [("replay", "warn", f"cannot replay: qpos, qvel of widths {sizes}, the model has {needed}")]
+    goals = None
+    if isinstance(inner.observation_space, spaces.Dict):
+        if "goal" not in raw.infos or not hasattr(inner, "goal"):
+            return [("replay", "skip", "cannot replay a goal environment without infos/goal")]
+        goals = np.asarray(raw.infos["goal"], np.float64)
+
+    rows = _usable_rows(raw, count, seed)
+    errors = np.empty((len(rows), 2))
+    for i, row in enumerate(rows.tolist()):
+        simulator.set_state(states[0][row], states[1][row])
+        if goals is not None:
+            inner.goal = goals[row]
+        observed, reward, *_ = inner.step(np.asarray(raw.actions[slice(row, row + 1)], np.float32)[0])
+        errors[i, 0] = np.abs(flat.observation(observed) - _successor(raw, row)).max()
+        errors[i, 1] = abs(float(reward) - float(raw.rewards[row]))
+    return [_row("replay: observation", errors[:, 0]), _row("replay: reward", errors[:, 1])]
+
+
+def _simulator(inner: Any) -> Any:
+    """The MuJoCo environment itself, which a maze keeps inside; None where there is none."""
+    for candidate in (inner, getattr(inner, "point_env", None), getattr(inner, "ant_env", None)):
+        if hasattr(candidate, "set_state") and hasattr(getattr(candidate, "model", None), "nq"):
+            return candidate
+    return None
+
+
+def _usable_rows(raw: RawDataset, count: int, seed: int) -> NDArray[np.int64]:
+    rows = np.arange(len(raw))
+    if raw.next_observations is None:
+        rows = rows[:-1][~(raw.terminated | raw.truncated)[:-1]]
+    chosen = np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False)
+    return np.sort(chosen)
+
+
+def _successor(raw: RawDataset, row: int) -> NDArray[np.float32]:
+    column, at = (raw.observations, row + 1) if raw.next_observations is None else (raw.next_observations, row)
+    successor: NDArray[np.float32] = np.asarray(column[slice(at, at + 1)], np.float32)[0]
+    return successor
+
+
+def _row(name: str, errors: NDArray[np.float64]) -> Row:
+    if len(errors) == 0:
+        return name, "skip", "no row has a known successor"
+    median, largest = float(np.median(errors)), float(errors.max())
+    detail = f"error median {median:.2g}, max {largest:.2g} over {len(errors)} rows"
+    if median > MEDIAN_TOLERANCE:
+        return name, "fail", f"{detail}: other physics or reward than the recording's"
+    return name, "warn" if largest > MAX_TOLERANCE else "ok", detail

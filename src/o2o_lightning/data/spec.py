@@ -1,0 +1,120 @@
+"""Dataset specs: one string that names a dataset of any source."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from o2o_lightning.data.raw import RawDataset, check_shapes
+from o2o_lightning.errors import UserError
+
+PREFIXES = ("d4rl", "minari", "embedded")
+FORMS = "`path/to/file.hdf5`, `d4rl:NAME`, `minari:ID` or `embedded:NAME`"
+EMBEDDED = Path(__file__).parent / "embedded"
+_SUFFIXES = (".hdf5", ".h5", ".hdf")
+
+
+@dataclass(frozen=True)
+class SpecEntry:
+    """A dataset that can be named: its spec, environment, and whether it is here or must be downloaded."""
+
+    spec: str
+    env_id: str | None
+    where: str
+
+
+def load_raw(spec: str, check: bool = True) -> RawDataset:
+    """Reads the dataset that ``spec`` names, downloading it if it must be.
+
+    Args:
+        spec: ``path/to/file.hdf5``, ``d4rl:NAME[#sha256=HEX]``, ``minari:ID`` or ``embedded:NAME``.
+        check: refuse arrays of wrong rank or length.
+
+    Raises:
+        UserError: no such form or name, or the source's own errors.
+    """
+    raw = _read(spec)
+    if check:
+        check_shapes(raw)
+    return raw
+
+
+def _read(spec: str) -> RawDataset:
+    prefix, colon, name = spec.partition(":")
+    if colon and prefix == "d4rl":
+        from o2o_lightning.data.d4rl import load_d4rl
+
+        return load_d4rl(spec)
+    if colon and prefix == "minari":
+        from o2o_lightning.data.minari_source import load_minari
+
+        return load_minari(spec)
+    if not (colon and prefix == "embedded") and not spec.endswith(_SUFFIXES) and not Path(spec).exists():
+        raise _unknown(spec)
+
+    from o2o_lightning.data.hdf5 import read_hdf5
+
+    return read_hdf5(_embedded_path(spec, name) if prefix == "embedded" and colon else spec, source=spec)
+
+
+def list_specs() -> list[SpecEntry]:
+    """Embedded datasets, Minari's local ones where Minari is installed, and D4RL's."""
+    from o2o_lightning.data.d4rl import D4RL_TASKS, cached_path
+
+    entries = [SpecEntry(f"embedded:{path.stem}", _env_id(path), "package") for path in _embedded_files()]
+    entries += _minari_entries()
+    for name, task in D4RL_TASKS.items():
+        entries.append(SpecEntry(f"d4rl:{name}", task.env_id, "cached" if cached_path(name).exists() else "download"))
+    return entries
+
+
+def _embedded_files() -> list[Path]:
+    return sorted(EMBEDDED.glob("*.hdf5"))
+
+
+def _embedded_path(spec: str, name: str) -> Path:
+    names = {path.stem: path for path in _embedded_files()}
+    if name not in names:
+        raise UserError(
+            f"dataset {spec}: the package embeds no '{name}'. It has: "
+            f"{', '.join(f'`embedded:{known}`' for known in names) or 'none'}."
+        )
+    return names[name]
+
+
+def _env_id(path: Path) -> str | None:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return file["metadata/env_id"].asstr()[()] if "metadata/env_id" in file else None
+
+
+def _minari_entries() -> list[SpecEntry]:
+    try:
+        import minari
+    except ImportError:
+        return []
+    entries = []
+    for dataset_id, metadata in minari.list_local_datasets().items():
+        env_spec = metadata.get("env_spec")
+        entries.append(SpecEntry(f"minari:{dataset_id}", getattr(env_spec, "id", None), "local"))
+    return entries
+
+
+def _unknown(spec: str) -> UserError:
+    from o2o_lightning.data.d4rl import D4RL_TASKS
+
+    prefix, colon, name = spec.partition(":")
+    if colon:
+        close = difflib.get_close_matches(prefix.lower(), PREFIXES, n=1, cutoff=0.4)
+        guess = f"{close[0]}:{name}" if close else None
+    else:
+        known = [f"embedded:{path.stem}" for path in _embedded_files()] + [f"d4rl:{task}" for task in D4RL_TASKS]
+        by_name = {entry.partition(":")[2]: entry for entry in reversed(known)}
+        close = difflib.get_close_matches(spec, by_name, n=1, cutoff=0.6)
+        guess = by_name[close[0]] if close else None
+    hint = f" Did you mean `{guess}`?" if guess else ""
+    return UserError(
+        f"dataset {spec}: neither a file nor a known form.{hint} Write {FORMS}; `o2o data list` has names."
+    )

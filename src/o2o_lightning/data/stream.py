@@ -1,0 +1,76 @@
+"""Chunks of batches for the offline phases, and what every batch goes through before a network sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDictBase
+
+from o2o_lightning.data.normalize import Normalizer
+from o2o_lightning.data.store import TransitionStore
+
+
+@dataclass(frozen=True)
+class RewardMap:
+    """Affine map of rewards, ``scale·r + shift``, for learning only: scores always use raw rewards (§2.5)."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+
+def prepare(batch: TensorDictBase, normalizer: Normalizer, rewards: RewardMap, device: torch.device) -> TensorDictBase:
+    """Raw transitions ``[…]`` to what networks take: normalised observations, mapped rewards, float flags, device."""
+    batch = batch.to(device)
+    batch["observation"] = normalizer(batch["observation"])
+    batch["next", "observation"] = normalizer(batch["next", "observation"])
+    if rewards != RewardMap():
+        batch["reward"] = batch["reward"] * rewards.scale + rewards.shift
+    batch["next", "terminated"] = batch["next", "terminated"].to(batch["reward"].dtype)
+    return batch
+
+
+def next_boundary(clock: int, total: int, every: int) -> int:
+    """The next count after ``clock`` at which something must happen: a multiple of ``every``, or ``total``."""
+    return min(total, (clock // every + 1) * every) if every > 0 else total
+
+
+def count_chunks(total: int, chunk: int, every: int) -> int:
+    """How many chunks of at most ``chunk`` cover ``total`` when none crosses a multiple of ``every``."""
+    if every <= 0:
+        return -(-total // chunk)
+    whole, rest = divmod(total, every)
+    return whole * -(-every // chunk) + -(-rest // chunk)
+
+
+class OfflineStream:
+    """Chunks of K batches ``[K, B]``, uniform with replacement, one gather a chunk.
+
+    ``clock`` tells how many gradient updates the phase has made, so that the last chunk is trimmed to ``total`` and
+    a resumed run goes on where it stopped; no chunk crosses a multiple of ``every``, the evaluation cadence.
+    """
+
+    def __init__(
+        self,
+        store: TransitionStore,
+        transform: Callable[[TensorDictBase], TensorDictBase],
+        clock: Callable[[], int],
+        total: int,
+        batch_size: int,
+        chunk: int,
+        every: int,
+        generator: torch.Generator,
+    ) -> None:
+        self.store, self.transform, self.clock = store, transform, clock
+        self.total, self.batch_size, self.chunk, self.every = total, batch_size, chunk, every
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return count_chunks(self.total, self.chunk, self.every)
+
+    def __iter__(self) -> Iterator[tuple[TensorDictBase, ...]]:
+        while (clock := self.clock()) < self.total:
+            updates = min(self.chunk, next_boundary(clock, self.total, self.every) - clock)
+            rows = self.store.sample_rows((updates, self.batch_size), self.generator)
+            yield self.transform(self.store.gather(rows)).unbind(0)

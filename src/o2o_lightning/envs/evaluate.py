@@ -1,0 +1,84 @@
+"""Deterministic evaluation on environments of its own, every time from the same start states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from o2o_lightning.data.scores import normalized_score
+from o2o_lightning.envs.make import UnitAction, make_env
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a policy.
+
+    Attributes:
+        returns: undiscounted return of each episode, raw rewards.
+        lengths: environment steps of each episode.
+        score: normalised score of the mean return (0 random, 100 expert), None without a reference.
+    """
+
+    returns: list[float]
+    lengths: list[int]
+    score: float | None
+
+    @property
+    def return_mean(self) -> float:
+        """Mean undiscounted return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps that the evaluation took."""
+        return sum(self.lengths)
+
+    @property
+    def value(self) -> float:
+        """What policies are compared by: the score where a reference exists, else the mean return."""
+        return self.return_mean if self.score is None else self.score
+
+
+class Evaluator:
+    """Runs ``episodes`` episodes side by side, episode ``i`` always from the start state of ``seed + i``.
+
+    The environments are built once and never shared with training, so no training episode is interrupted (D2).
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        observation_dim: int,
+        episodes: int,
+        seed: int,
+        reference: tuple[float, float] | None,
+    ) -> None:
+        self.env_id, self.observation_dim = env_id, observation_dim
+        self.episodes, self.seed, self.reference = episodes, seed, reference
+        self._envs: list[UnitAction] = []
+
+    def run(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
+        """Evaluates ``act``, a map from raw observations ``[B, S]`` to actions ``[B, A]``."""
+        while len(self._envs) < self.episodes:
+            self._envs.append(make_env(self.env_id, self.observation_dim))
+        observations = np.stack([env.reset(seed=self.seed + i)[0] for i, env in enumerate(self._envs)])
+        returns, lengths = np.zeros(self.episodes), np.zeros(self.episodes, dtype=int)
+        running = list(range(self.episodes))
+        while running:
+            actions = act(observations[running])
+            still = []
+            for env_index, action in zip(running, actions, strict=True):
+                observation, reward, terminated, truncated, _ = self._envs[env_index].step(action)
+                observations[env_index] = observation
+                returns[env_index] += float(reward)
+                lengths[env_index] += 1
+                if not (terminated or truncated):
+                    still.append(env_index)
+            running = still
+        score = None if self.reference is None else normalized_score(float(returns.mean()), self.reference)
+        return Evaluation(returns.tolist(), lengths.tolist(), score)

@@ -1,0 +1,178 @@
+"""Gymnasium environments as the agents see them: flat float32 observations, actions in ``[-1, 1]``."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from o2o_lightning.errors import UserError
+
+FloatArray = NDArray[np.float32]
+FlatEnv = gym.Env[FloatArray, FloatArray]
+
+# Orders in which the parts of a goal environment's observation are concatenated. The first whose width
+# equals the dataset's is taken; D4RL's AntMaze is (achieved_goal, observation), its goal being hidden.
+GOAL_LAYOUTS = (
+    ("observation", "desired_goal"),
+    ("achieved_goal", "observation"),
+    ("observation",),
+    ("achieved_goal", "observation", "desired_goal"),
+)
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """Sizes and bounds of an environment, after flattening and before action rescaling.
+
+    ``action_low`` and ``action_high`` are the simulator's own bounds ``[A]``.
+    """
+
+    env_id: str
+    observation_dim: int
+    action_dim: int
+    action_low: FloatArray
+    action_high: FloatArray
+    horizon: int | None
+
+
+class FlatObservation(gym.ObservationWrapper[FloatArray, FloatArray, Any]):
+    """Concatenates the named parts of a dictionary observation (or flattens a Box) into float32 ``[S]``."""
+
+    def __init__(self, env: gym.Env[Any, FloatArray], layout: tuple[str, ...]) -> None:
+        super().__init__(env)
+        self.layout = layout
+        size = _layout_size(env.observation_space, layout)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+    def observation(self, observation: Any) -> FloatArray:
+        parts = [observation[key] for key in self.layout] if self.layout else [observation]
+        return np.concatenate([np.asarray(part, np.float32).ravel() for part in parts])
+
+
+class UnitAction(gym.ActionWrapper[Any, FloatArray, FloatArray]):
+    """Maps actions of ``[-1, 1]^A`` linearly to the simulator's bounds, clipping what lies outside."""
+
+    def __init__(self, env: gym.Env[Any, FloatArray]) -> None:
+        super().__init__(env)
+        box = env.action_space
+        assert isinstance(box, spaces.Box)
+        self.low, self.high = box.low.ravel().astype(np.float32), box.high.ravel().astype(np.float32)
+        self._shape, self._dtype = box.shape, box.dtype
+        self.action_space = spaces.Box(-1.0, 1.0, self.low.shape, np.float32)
+
+    def action(self, action: FloatArray) -> FloatArray:
+        native = self.low + (np.clip(action, -1.0, 1.0) + 1.0) * ((self.high - self.low) / 2)
+        return native.reshape(self._shape).astype(self._dtype, copy=False)
+
+
+def unit_actions(actions: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
+    """Maps native actions ``[N, A]`` to ``[-1, 1]``; the inverse of what :class:`UnitAction` applies."""
+    if np.all(low == -1.0) and np.all(high == 1.0):
+        return actions
+    return ((actions - low) / (high - low) * 2 - 1).astype(np.float32)
+
+
+def make_env(env_id: str, observation_dim: int | None = None, **kwargs: Any) -> UnitAction:
+    """Makes ``env_id`` with flat float32 observations ``[S]`` and actions in ``[-1, 1]^A``.
+
+    Args:
+        env_id: a registered Gymnasium id; Gymnasium-Robotics ids are registered on demand.
+        observation_dim: width that the dataset or checkpoint has; chooses the layout of a goal environment.
+
+    Raises:
+        UserError: unknown id, missing simulator, discrete or unbounded actions, or another observation width.
+    """
+    env = _make(env_id, **kwargs)
+    box = env.action_space
+    if not isinstance(box, spaces.Box):
+        raise UserError(
+            f"environment {env_id}: its actions are {type(box).__name__}, and SAC, TD3 and PPO here need a "
+            "continuous Box. Choose an environment with continuous actions."
+        )
+    if not (np.isfinite(box.low).all() and np.isfinite(box.high).all()):
+        raise UserError(
+            f"environment {env_id}: its action bounds are infinite ({box}). Wrap it in "
+            "gymnasium.wrappers.RescaleAction or give the space finite bounds."
+        )
+    layout = _choose_layout(env_id, env.observation_space, observation_dim)
+    return UnitAction(FlatObservation(env, layout))
+
+
+def env_spec(env_id: str, observation_dim: int | None = None) -> EnvSpec:
+    """Sizes, native action bounds and horizon of ``env_id``; raises as :func:`make_env` does."""
+    env = make_env(env_id, observation_dim)
+    spec = EnvSpec(
+        env_id=env_id,
+        observation_dim=env.observation_space.shape[0],  # type: ignore[index]
+        action_dim=len(env.low),
+        action_low=env.low,
+        action_high=env.high,
+        horizon=env.spec.max_episode_steps if env.spec else None,
+    )
+    env.close()
+    return spec
+
+
+def _make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    _register_robotics(env_id)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(out of date|deprecated|precision lowered).*")
+        try:
+            return gym.make(env_id, disable_env_checker=True, **kwargs)
+        except gym.error.DependencyNotInstalled as error:
+            raise UserError(
+                f"environment {env_id}: its simulator is missing ({error}). "
+                "Install it with `pip install 'o2o-lightning[robotics]'`."
+            ) from error
+        except (gym.error.Error, ModuleNotFoundError) as error:
+            raise UserError(
+                f"environment {env_id}: Gymnasium cannot make it ({error}). Check --data.env_id; ids of other "
+                "packages take the form `package.module:Env-v0`, and Gymnasium-Robotics needs the extra [robotics]."
+            ) from error
+
+
+def _register_robotics(env_id: str) -> None:
+    if env_id in gym.registry or ":" in env_id:
+        return
+    try:
+        import gymnasium_robotics
+    except ImportError:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gym.register_envs(gymnasium_robotics)
+
+
+def _layout_size(space: spaces.Space[Any], layout: tuple[str, ...]) -> int:
+    parts = [space[key] for key in layout] if layout and isinstance(space, spaces.Dict) else [space]
+    return sum(int(np.prod(part.shape or ())) for part in parts)
+
+
+def _choose_layout(env_id: str, space: spaces.Space[Any], observation_dim: int | None) -> tuple[str, ...]:
+    if isinstance(space, spaces.Dict):
+        keys = tuple(space.keys())
+        goal = {"observation", "achieved_goal", "desired_goal"} == set(keys)
+        candidates = GOAL_LAYOUTS if goal else (keys,)
+        boxes = all(isinstance(part, spaces.Box) for part in space.values())
+    else:
+        candidates, boxes = ((),), isinstance(space, spaces.Box)
+    if not boxes:
+        raise UserError(
+            f"environment {env_id}: its observations are {space}, and only Box observations, or dictionaries of "
+            "them, can be flattened. Wrap the environment so that it returns a vector."
+        )
+    sizes = [_layout_size(space, layout) for layout in candidates]
+    if observation_dim is None:
+        return candidates[0]
+    if observation_dim not in sizes:
+        raise UserError(
+            f"environment {env_id}: its observations have {' or '.join(map(str, sizes))} values, the dataset or "
+            f"checkpoint has {observation_dim}. Pass the --data.env_id that belongs to it."
+        )
+    return candidates[sizes.index(observation_dim)]

@@ -1,0 +1,1 @@
+"""Networks: no Lightning, no files, no environments."""

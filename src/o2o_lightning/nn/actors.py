@@ -1,0 +1,13 @@
+"""The policy families by name, so that a checkpoint can rebuild its actor."""
+
+from __future__ import annotations
+
+from o2o_lightning.nn.actor import Actor, ActorSpec
+from o2o_lightning.nn.deterministic import DeterministicActor
+
+ACTORS: dict[str, type[Actor]] = {actor.kind: actor for actor in (DeterministicActor,)}
+
+
+def build_actor(spec: ActorSpec) -> Actor:
+    """A fresh actor of the family and sizes that ``spec`` names."""
+    return ACTORS[spec.kind](spec.observation_dim, spec.action_dim, spec.hidden)

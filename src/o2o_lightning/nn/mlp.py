@@ -1,0 +1,76 @@
+"""The multilayer perceptron that every actor and critic is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """``in_dim → hidden… → out_dim`` with ReLU (or tanh), and LayerNorm *before* the activation if asked (D11).
+
+    Written over ``F.linear`` so that one set of weights serves three uses: a differentiable pass, a pass whose
+    weights are constants (``frozen``, no weight gradient is computed), and a numpy pass for acting.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden: Sequence[int],
+        out_dim: int,
+        *,
+        layer_norm: bool = False,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        widths = [in_dim, *hidden, out_dim]
+        self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in hidden) if layer_norm else None
+        self.activation = activation
+
+    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+        """``[…, in_dim] → […, out_dim]``."""
+        act = torch.tanh if self.activation == "tanh" else F.relu
+        last = len(self.linears) - 1
+        for i, linear in enumerate(self._linears()):
+            weight, bias = linear.weight, linear.bias
+            x = F.linear(x, weight.detach(), bias.detach()) if frozen else F.linear(x, weight, bias)
+            if i == last:
+                return x
+            if self.norms is not None:
+                norm = cast(nn.LayerNorm, self.norms[i])
+                scale, shift = (norm.weight.detach(), norm.bias.detach()) if frozen else (norm.weight, norm.bias)
+                x = F.layer_norm(x, list(norm.normalized_shape), scale, shift, norm.eps)
+            x = act(x)
+        return x
+
+    def numpy(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same pass on the CPU without a graph; five times faster than torch on one observation."""
+        if self.norms is not None:
+            with torch.no_grad():
+                return np.asarray(self(torch.from_numpy(x)).numpy(), np.float32)
+        last = len(self.linears) - 1
+        for i, linear in enumerate(self._linears()):
+            weight, bias = linear.weight.detach().cpu().numpy(), linear.bias.detach().cpu().numpy()
+            x = x @ weight.T + bias
+            if i < last:
+                x = np.tanh(x) if self.activation == "tanh" else np.maximum(x, 0.0)
+        return x
+
+    def _linears(self) -> list[nn.Linear]:
+        return cast(list[nn.Linear], list(self.linears))
+
+
+def orthogonal_(module: nn.Module, gain: float = 1.0) -> None:
+    """Orthogonal weights and zero biases on every linear layer, as the official code (D26)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.orthogonal_(part.weight, gain)
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,28 @@
+"""Target networks: hard copies, Polyak averages, freezing."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def frozen_copy(net: Net) -> Net:
+    """A copy of ``net`` that no optimizer and no gradient ever reaches."""
+    return copy.deepcopy(net).requires_grad_(False)
+
+
+@torch.no_grad()
+def hard_update(target: nn.Module, source: nn.Module) -> None:
+    """``target ← source``, in place."""
+    torch._foreach_copy_(list(target.parameters()), list(source.parameters()))
+
+
+@torch.no_grad()
+def polyak_update(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """``target ← (1 − rate)·target + rate·source``, in place and in one kernel call."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)

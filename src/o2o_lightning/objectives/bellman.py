@@ -1,0 +1,23 @@
+"""What every value-based method shares: the bootstrap target and the squared error to it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: float) -> Tensor:
+    r"""Bootstrap target :math:`y = r + \gamma (1 - d)\,V(s')`, Eqs. 3 and 6.
+
+    Args: all ``[B]``; ``terminated`` is 1 only for a true termination, so a time-out keeps its bootstrap.
+    Penalties that the method subtracts from the successor's value belong inside ``next_value``: a terminal
+    transition then has none (T26). Returns ``[B]``.
+    """
+    return reward + discount * (1.0 - terminated) * next_value
+
+
+def critic_loss(q: Tensor, target: Tensor) -> Tensor:
+    r"""Squared Bellman error :math:`\sum_i \mathrm{mean}_B\,(Q_i(s,a) - y)^2`, Eqs. 3 and 6.
+
+    Args: ``q [E, B]`` for an ensemble of E; ``target [B]`` shared, or ``[E, B]`` one a member. Returns a scalar.
+    """
+    return (q - target).square().mean(-1).sum()

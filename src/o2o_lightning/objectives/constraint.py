@@ -1,0 +1,38 @@
+"""Constrained fine-tuning: divergence to the reference policy, its Lagrange multiplier, its threshold."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def squared_divergence(action: Tensor, reference_action: Tensor) -> Tensor:
+    r"""O2TD3's :math:`f = (\pi(s) - \pi_{ref}(s))^2` per action dimension, ``[B, A] → [B, A]`` (Eq. 45)."""
+    return (action - reference_action).square()
+
+
+def multiplier_loss(
+    log_multiplier: Tensor,
+    divergence: Tensor,
+    threshold: Tensor,
+    satisfied_weight: float = 0.3,
+    violated_weight: float = 0.7,
+) -> Tensor:
+    r"""Multiplier loss :math:`\lambda\,\mathrm{mean}(\omega(u)\,u)` with :math:`u = \tau_t - f`, Eq. 49.
+
+    ω is the larger weight where the constraint is violated, so that λ does not fall abruptly; the printed
+    formula swaps the two cases, its sentence and the official code do not (D6). λ = exp(ℓ) > 0.
+
+    Args: ``log_multiplier`` ℓ, scalar; ``divergence`` f of any shape, taken as a constant; ``threshold`` τ_t,
+    scalar. Returns a scalar whose gradient reaches ℓ alone.
+    """
+    slack = threshold - divergence.detach()
+    weighted = torch.where(slack > 0, satisfied_weight * slack, violated_weight * slack)
+    return log_multiplier.exp() * weighted.mean()
+
+
+def threshold_at(env_steps: int, start: float, end: float, ramp_steps: int) -> float:
+    r"""Threshold :math:`\tau_t`, linear from ``start`` to ``end`` over ``ramp_steps`` environment steps (H.3, H.4)."""
+    if ramp_steps <= 0:
+        return end
+    return start + (end - start) * min(max(env_steps, 0) / ramp_steps, 1.0)

@@ -1,0 +1,27 @@
+"""TD3: target-policy smoothing and the deterministic policy gradient."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def smoothed_action(action: Tensor, noise: Tensor, std: float, clip: float) -> Tensor:
+    r"""Perturbed action :math:`\mathrm{clip}(a + \mathrm{clip}(\sigma\epsilon, \pm c), \pm 1)`, below Eq. 6.
+
+    Args: ``action [B, A]``; ``noise [B, A]`` standard normal; ``std`` σ and ``clip`` c. Returns ``[B, A]``.
+    """
+    return (action + (noise * std).clamp(-clip, clip)).clamp(-1.0, 1.0)
+
+
+def policy_loss(q: Tensor) -> Tensor:
+    r"""Deterministic policy gradient :math:`-\mathrm{mean}\,Q_1(s, \pi(s))`, Eq. 5. ``q [B]`` to a scalar."""
+    return -q.mean()
+
+
+def normalized_policy_loss(q: Tensor) -> Tensor:
+    r""":math:`-\mathrm{mean}\,Q_1 / \mathrm{mean}|Q_1|`, the scale held constant. ``q [B]`` to a scalar.
+
+    The paper prints no normalisation (Eq. 45), but its start value λ = 1 and a threshold in action units only
+    make sense with it, and the official code has it (D9).
+    """
+    return -q.mean() / q.detach().abs().mean()

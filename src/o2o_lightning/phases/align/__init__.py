@@ -1,0 +1,1 @@
+"""Value alignment: the critic calibrated to the offline policy."""

@@ -1,0 +1,249 @@
+"""What all phases share: the step clock, one optimizer, noise, hand-over, evaluation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, NamedTuple, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from o2o_lightning.agents.base import ActorCritic
+from o2o_lightning.callbacks.evaluation import EvaluationLoop
+from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions, read_handover
+from o2o_lightning.data.module import OfflineData
+from o2o_lightning.data.normalize import Normalizer
+from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.errors import UserError
+from o2o_lightning.nn.actor import Actor
+
+
+class Loss(NamedTuple):
+    """One scalar to descend, and what may be logged of it (tensors of any shape, averaged only when logged)."""
+
+    value: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Phase(L.LightningModule):
+    """Base of all phases; a subclass says which networks learn (:meth:`learners`) and what a step is (:meth:`update`).
+
+    **Clock.** One gradient update is one :meth:`update`, whatever number of losses it yields, so that
+    ``trainer.global_step``, ``max_steps`` and checkpoint cadences count updates exactly; environment steps are the
+    second clock, ``env_steps``. A chunk is an iterable of batches; one ``training_step`` consumes a chunk.
+    """
+
+    phase: ClassVar[str]
+    algorithm: ClassVar[str]
+    accepts: ClassVar[tuple[str, ...]] = ()
+    clock_name: ClassVar[str] = "updates"
+    evaluates: ClassVar[bool] = True
+    evaluates_at_start: ClassVar[bool] = False
+
+    agent: ActorCritic
+    normalizer: Normalizer
+
+    def __init__(self, init_from: str | None = None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.init_from = init_from
+        self.updates = 0
+        self.env_steps = 0
+        self.eval_env_steps = 0
+        self.curve: list[list[float | None]] = []
+        self.scores: dict[str, float | None] = {}
+        self.returns: dict[str, float] = {}
+        self.config: dict[str, Any] = {}
+        self.display: dict[str, float] = {}
+        self.source: Handover | None = None
+        self._noise: torch.Generator | None = None
+
+    # ---- what a phase says ---------------------------------------------------------------------------------------
+
+    def build(self, source: Handover | None) -> ActorCritic:
+        """The agent: networks taken from ``source`` and networks made anew."""
+        raise NotImplementedError(f"{type(self).__name__}.build")
+
+    def learners(self) -> dict[str, tuple[nn.Module | nn.Parameter, float]]:
+        """Networks (or scalars) that learn, by group name, with their learning rates."""
+        raise NotImplementedError(f"{type(self).__name__}.learners")
+
+    def update(self, batch: TensorDictBase) -> Iterator[Loss]:
+        """One gradient update; the code after a ``yield`` sees the networks after that loss's optimizer step."""
+        raise NotImplementedError(f"{type(self).__name__}.update")
+
+    def transition_cache(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """What depends only on frozen networks and the dataset: computed once a transition before the phase."""
+        return {}
+
+    def policy(self) -> Actor:
+        """The actor that evaluations and exports use."""
+        return self.agent.actor
+
+    # ---- Lightning -----------------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> OfflineData:
+        """The DataModule; every phase needs one of ours."""
+        return cast(OfflineData, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    @property
+    def clock(self) -> int:
+        """Gradient updates, or environment steps where the phase interacts."""
+        return self.updates
+
+    @property
+    def evaluation_period(self) -> int:
+        """How much of :attr:`clock` passes between evaluations; 0 for only at the end."""
+        return self.data.eval_every_updates
+
+    def setup(self, stage: str) -> None:
+        if hasattr(self, "agent"):
+            return
+        data = self.data
+        if self.init_from is not None:
+            self.source = read_handover(self.init_from, self.accepts, f"--phase {self.phase}")
+            self.normalizer = self.source.build_normalizer()
+            self.scores, self.returns = dict(self.source.scores), dict(self.source.returns)
+            self._check_sizes(self.source)
+        else:
+            self.normalizer = data.fit_normalizer()
+        data.normalizer = self.normalizer
+        self.agent = self.build(self.source)
+
+    def on_fit_start(self) -> None:
+        self.data.precompute(self.transition_cache)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        groups = []
+        for name, (part, rate) in self.learners().items():
+            prefix = next(key for key, module in [*self.named_modules(), *self.named_parameters()] if module is part)
+            named = [(prefix, part)] if isinstance(part, nn.Parameter) else list(part.named_parameters(prefix))
+            groups.append({"params": named, "lr": rate, "name": name})
+        optimizer = torch.optim.Adam(groups, fused=True)
+        if self.source is not None and self.source.phase in ("reevaluate", "align"):
+            self._carry_moments(optimizer, self.source)
+        return optimizer
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [EvaluationLoop()]
+
+    def training_step(self, chunk: Iterable[TensorDictBase], batch_idx: int) -> None:
+        every = max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+        for batch in chunk:
+            due = (self.updates + 1) % every == 0
+            metrics: dict[str, Tensor] = {}
+            for i, loss in enumerate(self.update(batch)):
+                self._descend(loss.value, counted=i == 0)
+                if due:
+                    metrics.update(loss.metrics)
+            self.updates += 1
+            if due:
+                self.log_now({name: float(value.detach().float().mean()) for name, value in metrics.items()})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        critic = getattr(self.agent, "critic", None)
+        checkpoint[KEY] = Handover(
+            phase=self.phase,
+            algorithm=self.algorithm,
+            actor=self.policy().spec.to_dict(),
+            critic=critic.spec.to_dict() if critic is not None else None,
+            normalizer=self.normalizer.state(),
+            env_id=self.data.env_id,
+            manifest=self.data.manifest(),
+            scores=self.scores,
+            returns=self.returns,
+            versions=library_versions(),
+        ).pack()
+        checkpoint[f"{KEY}_progress"] = {
+            "updates": self.updates,
+            "env_steps": self.env_steps,
+            "eval_env_steps": self.eval_env_steps,
+            "curve": self.curve,
+            "config": self.config,
+            "noise": self.noise.get_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        progress = checkpoint[f"{KEY}_progress"]
+        self.updates, self.env_steps = progress["updates"], progress["env_steps"]
+        self.eval_env_steps, self.curve = progress["eval_env_steps"], progress["curve"]
+        self.scores, self.returns = checkpoint[KEY]["scores"], checkpoint[KEY]["returns"]
+        self.noise.set_state(progress["noise"])
+
+    # ---- for subclasses and callbacks ----------------------------------------------------------------------------
+
+    @property
+    def noise(self) -> torch.Generator:
+        """The phase's own random stream, so that nothing else's draws can shift it."""
+        if self._noise is None:
+            self._noise = torch.Generator(self.device)
+            self._noise.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1009 + self.global_rank + 1)
+        return self._noise
+
+    def normal_like(self, tensor: Tensor) -> Tensor:
+        """Standard normal noise of ``tensor``'s shape from the phase's own stream."""
+        return torch.randn(tensor.shape, generator=self.noise, device=tensor.device)
+
+    def log_now(self, metrics: dict[str, float]) -> None:
+        """One row to every logger, on the phase's own clock; both clocks are columns."""
+        row = {"updates": self.updates, **({"env_steps": self.env_steps} if self.env_steps else {}), **metrics}
+        self.display.update(metrics)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(row, step=self.clock)
+
+    def evaluate(self, actor: Actor | None = None) -> Evaluation:
+        """Evaluates ``actor`` (default: the policy) off the training environment; its steps are counted as a cost."""
+        result = self.data.evaluate(actor or self.policy())
+        self.eval_env_steps += result.env_steps
+        return result
+
+    def run_evaluation(self) -> Evaluation:
+        """Evaluates the policy, keeps the point of the curve, logs it, and tells the callbacks."""
+        result = self.evaluate()
+        self.curve.append([self.clock, result.return_mean, result.score])
+        row = {"eval_env_steps": float(self.eval_env_steps), "return_mean": result.return_mean}
+        self.log_now(row if result.score is None else {**row, "score": result.score})
+        self.trainer.callback_metrics["score"] = torch.tensor(result.value)
+        self.tell("on_evaluation", result)
+        return result
+
+    def tell(self, hook: str, *args: Any) -> None:
+        """Calls one of the hooks of :class:`o2o_lightning.callbacks.hooks.PhaseCallback`."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, PhaseCallback):
+                getattr(callback, hook)(self.trainer, self, *args)
+
+    # ---- internals -----------------------------------------------------------------------------------------------
+
+    def _descend(self, loss: Tensor, counted: bool) -> None:
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        optimizer.zero_grad(set_to_none=True)
+        self.manual_backward(loss)
+        if counted:
+            optimizer.step()
+        else:
+            # A later loss of the same update: through the precision plugin, past Lightning's step counter.
+            self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
+
+    def _check_sizes(self, source: Handover) -> None:
+        actor, spec = source.actor, self.data.sizes()
+        sizes = (actor["observation_dim"], actor["action_dim"])
+        if spec != sizes:
+            raise UserError(
+                f"checkpoint {source.path}: its policy takes {sizes[0]} observation values and gives {sizes[1]} action "
+                f"values, the data has {spec[0]} and {spec[1]}. Pass the dataset and environment it was trained for."
+            )
+
+    def _carry_moments(self, optimizer: torch.optim.Optimizer, source: Handover) -> None:
+        for group in optimizer.param_groups:
+            for name, parameter in zip(group["param_names"], group["params"], strict=True):
+                moments = source.adam.get(name.removeprefix("agent."))
+                if moments is not None and moments["exp_avg"].shape == parameter.shape:
+                    optimizer.state[parameter] = {key: value.clone() for key, value in moments.items()}

@@ -1,0 +1,1 @@
+"""Offline phase: one file an algorithm."""

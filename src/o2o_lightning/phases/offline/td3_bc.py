@@ -1,0 +1,83 @@
+"""Offline phase: a policy from a fixed dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import torch
+from tensordict import TensorDictBase
+from torch import nn
+
+from o2o_lightning.agents.td3 import TD3Agent
+from o2o_lightning.checkpoint.handover import Handover
+from o2o_lightning.nn.critics import Critics
+from o2o_lightning.nn.deterministic import DeterministicActor
+from o2o_lightning.objectives.bellman import critic_loss, td_target
+from o2o_lightning.objectives.td3 import smoothed_action
+from o2o_lightning.objectives.td3_bc import td3_bc_policy_loss
+from o2o_lightning.phases.base import Loss, Phase
+
+
+class TD3BC(Phase):
+    """TD3+BC: TD3 whose policy also imitates the data (algorithm-facts 3.3).
+
+    Args:
+        bc_q_weight: α of the policy loss, larger = less imitation.
+        actor_lr, critic_lr: Adam's rates.
+        discount: γ.
+        polyak: rate of the target networks.
+        policy_noise, noise_clip: σ and c of target-policy smoothing.
+        policy_delay: critic updates for one policy update.
+        hidden: widths of actor and critics.
+    """
+
+    phase: ClassVar[str] = "offline"
+    algorithm: ClassVar[str] = "td3_bc"
+    agent: TD3Agent
+
+    def __init__(
+        self,
+        bc_q_weight: float = 2.5,
+        actor_lr: float = 3e-4,
+        critic_lr: float = 3e-4,
+        discount: float = 0.99,
+        polyak: float = 0.005,
+        policy_noise: float = 0.2,
+        noise_clip: float = 0.5,
+        policy_delay: int = 2,
+        hidden: Sequence[int] = (256, 256),
+    ) -> None:
+        super().__init__()
+        self.bc_q_weight, self.actor_lr, self.critic_lr = bc_q_weight, actor_lr, critic_lr
+        self.discount, self.polyak = discount, polyak
+        self.policy_noise, self.noise_clip, self.policy_delay = policy_noise, noise_clip, policy_delay
+        self.hidden = tuple(hidden)
+
+    def build(self, source: Handover | None) -> TD3Agent:
+        sizes = self.data.sizes()
+        return TD3Agent(DeterministicActor(*sizes, self.hidden), Critics(*sizes, self.hidden, layer_norm=False))
+
+    def learners(self) -> dict[str, tuple[nn.Module | nn.Parameter, float]]:
+        return {"actor": (self.agent.actor, self.actor_lr), "critic": (self.agent.critic, self.critic_lr)}
+
+    def update(self, batch: TensorDictBase) -> Iterator[Loss]:
+        agent = self.agent
+        observation, action = batch["observation"], batch["action"]
+        next_observation = batch["next", "observation"]
+        with torch.no_grad():
+            next_action = smoothed_action(
+                agent.target_actor(next_observation), self.normal_like(action), self.policy_noise, self.noise_clip
+            )
+            next_value = agent.target_critic(next_observation, next_action).amin(0)
+            target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
+        q = agent.critic(observation, action)
+        loss = critic_loss(q, target)
+        yield Loss(loss, {"critic_loss": loss, "q": q, "target": target})
+        if (self.updates + 1) % self.policy_delay == 0:
+            policy_action = agent.actor(observation)
+            q_policy = agent.critic.first(observation, policy_action, frozen=True)
+            loss = td3_bc_policy_loss(q_policy, policy_action, action, self.bc_q_weight)
+            yield Loss(loss, {"actor_loss": loss, "q_policy": q_policy})
+            agent.track_critic(self.polyak)
+            agent.track_actor(self.polyak)

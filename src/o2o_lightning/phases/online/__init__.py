@@ -1,0 +1,1 @@
+"""Constrained fine-tuning: online learning close to the best policy seen so far."""

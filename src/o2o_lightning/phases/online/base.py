@@ -1,0 +1,103 @@
+"""What constrained fine-tuning shares across algorithms: reference policy, multiplier, threshold, environment clock."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from o2o_lightning.callbacks.reference import ReferencePolicy
+from o2o_lightning.callbacks.threshold import ThresholdSchedule
+from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.nn.actor import Actor
+from o2o_lightning.nn.targets import frozen_copy, hard_update
+from o2o_lightning.phases.base import Phase
+from o2o_lightning.phases.settings import Multiplier, Reference, Threshold
+
+
+class OnlinePhase(Phase):
+    """What constrained fine-tuning shares across algorithms: the reference policy, the multiplier, the threshold."""
+
+    phase: ClassVar[str] = "online"
+    accepts: ClassVar[tuple[str, ...]] = ("align", "reevaluate", "offline")
+    clock_name: ClassVar[str] = "env_steps"
+    evaluates_at_start: ClassVar[bool] = True
+
+    reference: Actor
+    log_multiplier: nn.Parameter
+    threshold: Tensor
+    reference_score: Tensor
+    start_values: dict[str, float]
+
+    def __init__(
+        self,
+        init_from: str | None,
+        constraint: bool,
+        multiplier: Multiplier,
+        threshold: Threshold,
+        reference: Reference,
+    ) -> None:
+        super().__init__(init_from)
+        self.constraint, self.multiplier = constraint, multiplier
+        self.threshold_settings, self.reference_settings = threshold, reference
+        self.log_multiplier = nn.Parameter(torch.tensor(math.log(multiplier.start)))
+        # 0-d tensors, not numbers: a schedule must not trigger a recompilation.
+        self.register_buffer("threshold", torch.tensor(threshold.start))
+        self.register_buffer("reference_score", torch.tensor(-math.inf, dtype=torch.float64))
+
+    @property
+    def clock(self) -> int:
+        return self.env_steps
+
+    @property
+    def evaluation_period(self) -> int:
+        return self.data.eval_every
+
+    def on_env_step(self) -> None:
+        """Advances the environment clock; the data calls it after each step, before the updates that follow."""
+        self.env_steps += 1
+        self.tell("on_env_step")
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if not hasattr(self, "reference"):
+            self.reference = frozen_copy(self.policy())
+
+    def configure_callbacks(self) -> list[Callback]:
+        settings = self.threshold_settings
+        callbacks = super().configure_callbacks()
+        if self.constraint:
+            reference = self.reference_settings
+            callbacks.append(ReferencePolicy(reference.mode, reference.start, reference.period))
+            callbacks.append(ThresholdSchedule(settings.start, settings.end, settings.env_steps))
+        return callbacks
+
+    def run_evaluation(self) -> Evaluation:
+        result = super().run_evaluation()
+        if self.env_steps == 0:
+            # both ends of the hand-over from the same start states: π_on just now, and π_off
+            offline = self.evaluate(self.agent.offline_actor) if self._has_moved() else result
+            self.start_values = {"aligned": result.value, "offline": offline.value}
+            self.scores |= {"aligned": result.score, "offline": offline.score}
+            self.returns |= {"aligned": result.return_mean, "offline": offline.return_mean}
+        return result
+
+    def set_reference(self, actor: nn.Module, score: float) -> None:
+        """π_ref becomes a copy of ``actor``, which was evaluated at ``score``."""
+        hard_update(self.reference, actor)
+        self.reference_score.fill_(score)
+
+    def _has_moved(self) -> bool:
+        pairs = zip(self.policy().parameters(), self.agent.offline_actor.parameters(), strict=True)
+        return not all(torch.equal(a, b) for a, b in pairs)
+
+    def explore(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+        """The action ``[A]`` to take at a normalised observation ``[S]``."""
+        raise NotImplementedError(f"{type(self).__name__}.explore")
+
+

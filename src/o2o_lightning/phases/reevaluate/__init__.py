@@ -1,0 +1,1 @@
+"""Policy re-evaluation: a fresh, optimistic critic of the offline policy."""

@@ -1,0 +1,55 @@
+"""Typed settings of the constrained fine-tuning, as they appear on the command line (``--model.threshold.end``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class Multiplier:
+    """The Lagrange multiplier λ = exp(ℓ) (algorithm-facts 6.1).
+
+    Attributes:
+        start: λ at the beginning.
+        lr: Adam's rate for ℓ; 5e-5 moves λ by at most a factor e^±2.5 in 100k updates at every second one.
+        every: gradient updates for one multiplier update.
+        satisfied_weight, violated_weight: ω of Eq. 49 where the constraint holds, and where it does not.
+    """
+
+    start: float = 1.0
+    lr: float = 5e-5
+    every: int = 2
+    satisfied_weight: float = 0.3
+    violated_weight: float = 0.7
+
+
+@dataclass
+class Threshold:
+    """The threshold τ_t, linear in environment steps (H.3, H.4).
+
+    Attributes:
+        start: τ at the first environment step.
+        end: τ from ``env_steps`` on.
+        env_steps: length of the ramp.
+    """
+
+    start: float = 0.0025
+    end: float = 0.04
+    env_steps: int = 100_000
+
+
+@dataclass
+class Reference:
+    """When the reference policy π_ref becomes a copy of the current one (algorithm-facts 6.3).
+
+    Attributes:
+        mode: ``best``: at each evaluation whose score is the highest so far; ``interval``: every ``period``
+            environment steps; ``frozen``: never (ablation).
+        start: ``best``: the better of π_off and π_on (D14); ``aligned``: π_on; ``offline``: π_off.
+        period: environment steps between two copies in mode ``interval``.
+    """
+
+    mode: Literal["best", "interval", "frozen"] = "best"
+    start: Literal["best", "aligned", "offline"] = "best"
+    period: int = 1000
