@@ -31,7 +31,6 @@ def main(name: str, argv: list[str]) -> int:
     from o2o_lightning.checkpoint.handover import read_handover
     from o2o_lightning.cli.compose import compose, lightning_config, split
     from o2o_lightning.cli.lightning import build
-    from o2o_lightning.data.module import OfflineData
 
     episodes = 3 if name == "validate" else 10
     if not argv or "-h" in argv or "--help" in argv:
@@ -51,7 +50,7 @@ def main(name: str, argv: list[str]) -> int:
     data: dict[str, Any] = {"env_id": source.env_id, "eval_episodes": episodes, "observation_layout": source.layout}
     if name == "predict":
         data["dataset"] = source.manifest.get("source")
-    config["data"] = {"class_path": f"{OfflineData.__module__}.{OfflineData.__name__}", "init_args": data}
+    config["data"] = {"class_path": "o2o_lightning.data.evaluation.EvaluationData", "init_args": data}
     config["trainer"] |= {"logger": False, "callbacks": [], "enable_checkpointing": False, "enable_progress_bar": False}
     run_dir = Path(command.run_dir) if command.run_dir else None
     built = build(config, command.options, run_dir or Path("."), "evaluate")

@@ -16,7 +16,7 @@ from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.data.raw import blocks
 from o2o_lightning.data.scores import reference_scores
 from o2o_lightning.data.store import TransitionStore
-from o2o_lightning.data.stream import OfflineStream, OneByOne, RewardMap, prepare
+from o2o_lightning.data.stream import OfflineStream, RewardMap, prepare
 from o2o_lightning.envs.evaluate import Evaluation, Evaluator
 from o2o_lightning.envs.make import EnvSpec, env_spec
 from o2o_lightning.errors import UserError
@@ -115,17 +115,6 @@ class OfflineData(L.LightningDataModule):
             generator=self.rows,
         )
 
-    def val_dataloader(self) -> OneByOne:
-        return OneByOne([0])  # one evaluation; the episodes are the evaluator's
-
-    def test_dataloader(self) -> OneByOne:
-        return OneByOne([0])
-
-    def predict_dataloader(self) -> OneByOne:
-        if self.store is None:
-            raise UserError("no dataset: `o2o predict` acts on one's observations. Pass --data.dataset.")
-        return OneByOne([self.store.gather(torch.arange(part.start, part.stop)) for part in self._blocks()])
-
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # the stream puts each batch on the device; a live chunk cannot be moved as a whole
 
@@ -170,7 +159,7 @@ class OfflineData(L.LightningDataModule):
         assert self.trainer is not None
         device = cast(Any, self.trainer.lightning_module).device
         parts: dict[str, list[Tensor]] = {}
-        for part in self._blocks():
+        for part in self.blocks():
             block = self.store.gather(torch.arange(part.start, part.stop))
             made = compute(self.prepare(block, device))
             if not made:
@@ -193,7 +182,8 @@ class OfflineData(L.LightningDataModule):
 
     # ---- internals -----------------------------------------------------------------------------------------------
 
-    def _blocks(self) -> Iterator[slice]:
+    def blocks(self) -> Iterator[slice]:
+        """The dataset's rows in blocks that a network takes at once."""
         assert self.store is not None
         return blocks(len(self.store), PRECOMPUTE_BLOCK)
 

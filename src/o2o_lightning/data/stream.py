@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -75,16 +74,3 @@ class OfflineStream:
             updates = min(self.chunk, next_boundary(clock, self.total, self.every) - clock)
             rows = self.store.sample_rows((updates, self.batch_size), self.generator)
             yield self.transform(self.store.gather(rows)).unbind(0)
-
-
-class OneByOne:
-    """A loader over ready items; Lightning would take a plain list for several loaders."""
-
-    def __init__(self, items: Sequence[Any]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.items)
