@@ -19,6 +19,7 @@ DOMAINS: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in ("halfcheetah", "hopper", "walker2d", "antmaze", "maze2d")},
     "adroit": ("pen-", "hammer-", "door-", "relocate-"),
 }
+_FLAGS = ("--print_config", "-h", "--help")
 _HYDRA_TOKEN = re.compile(r"^(~|\+{0,2})[A-Za-z_][\w./@]*(=.*)?$", re.DOTALL)
 
 
@@ -68,11 +69,13 @@ def split(argv: list[str]) -> Command:
             setattr(command, name[2:], value)
         elif token.startswith("-"):
             command.options.append("--config" + token[2:] if name == "-c" else token)
-            # an option's value follows it; `--flag` alone or `--option=value` has none
-            alone = "=" in token or token == "--print_config" or i + 1 == len(argv) or argv[i + 1].startswith("--")
-            if not alone:
-                i += 1
-                command.options.append(argv[i])
+            if "=" not in token and token not in _FLAGS:
+                follows = i + 1 < len(argv) and not argv[i + 1].startswith("--")
+                if follows:
+                    i += 1
+                    command.options.append(argv[i])
+                elif not token.endswith(".help"):
+                    raise UserError(f"{token}: a value is missing. Write `{token} VALUE`.")
         elif _HYDRA_TOKEN.match(token) and ("=" in token or token.startswith("~")):
             if token.startswith("phase="):
                 raise UserError(f"{token}: the phase is an option. Write `--{token}`.")

@@ -52,6 +52,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"o2o: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full or read-only disk, a lost mount
+        if os.environ.get("O2O_TRACEBACK") or not error.filename:
+            raise
+        print(f"o2o: {error.filename}: {error.strerror}. O2O_TRACEBACK=1 shows where.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("o2o: interrupted.", file=sys.stderr)
         return 130
