@@ -13,7 +13,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from o2o_lightning.agents.base import ActorCritic
+from o2o_lightning.agents.base import Agent
 from o2o_lightning.callbacks.evaluation import EvaluationLoop
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions, read_handover
@@ -25,10 +25,14 @@ from o2o_lightning.nn.actor import Actor
 
 
 class Loss(NamedTuple):
-    """One scalar to descend, and what may be logged of it (tensors of any shape, averaged only when logged)."""
+    """One scalar to descend, and what may be logged of it (tensors of any shape, averaged only when logged).
+
+    ``max_norm`` clips the norm of all gradients that this loss makes.
+    """
 
     value: Tensor
     metrics: dict[str, Tensor]
+    max_norm: float | None = None
 
 
 class Phase(L.LightningModule):
@@ -45,8 +49,10 @@ class Phase(L.LightningModule):
     clock_name: ClassVar[str] = "updates"
     evaluates: ClassVar[bool] = True
     evaluates_at_start: ClassVar[bool] = False
+    adam_eps: ClassVar[float] = 1e-8
+    carries_moments: ClassVar[bool] = True
 
-    agent: ActorCritic
+    agent: Agent
     normalizer: Normalizer
 
     def __init__(self, init_from: str | None = None) -> None:
@@ -66,7 +72,7 @@ class Phase(L.LightningModule):
 
     # ---- what a phase says ---------------------------------------------------------------------------------------
 
-    def build(self, source: Handover | None) -> ActorCritic:
+    def build(self, source: Handover | None) -> Agent:
         """The agent: networks taken from ``source`` and networks made anew."""
         raise NotImplementedError(f"{type(self).__name__}.build")
 
@@ -126,8 +132,8 @@ class Phase(L.LightningModule):
             prefix = next(key for key, module in [*self.named_modules(), *self.named_parameters()] if module is part)
             named = [(prefix, part)] if isinstance(part, nn.Parameter) else list(part.named_parameters(prefix))
             groups.append({"params": named, "lr": rate, "name": name})
-        optimizer = torch.optim.Adam(groups, fused=True)
-        if self.source is not None and self.source.phase in ("reevaluate", "align"):
+        optimizer = torch.optim.Adam(groups, eps=self.adam_eps, fused=True)
+        if self.carries_moments and self.source is not None and self.source.phase in ("reevaluate", "align"):
             self._carry_moments(optimizer, self.source)
         return optimizer
 
@@ -140,7 +146,7 @@ class Phase(L.LightningModule):
             due = (self.updates + 1) % every == 0
             metrics: dict[str, Tensor] = {}
             for i, loss in enumerate(self.update(batch)):
-                self._descend(loss.value, counted=i == 0)
+                self._descend(loss, counted=i == 0)
                 if due:
                     metrics.update(loss.metrics)
             self.updates += 1
@@ -148,12 +154,13 @@ class Phase(L.LightningModule):
                 self.log_now({name: float(value.detach().float().mean()) for name, value in metrics.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        critic = getattr(self.agent, "critic", None)
+        critic, value = getattr(self.agent, "critic", None), getattr(self.agent, "value", None)
         checkpoint[KEY] = Handover(
             phase=self.phase,
             algorithm=self.algorithm,
             actor=self.policy().spec.to_dict(),
             critic=critic.spec.to_dict() if critic is not None else None,
+            value=value.spec.to_dict() if value is not None else None,
             normalizer=self.normalizer.state(),
             env_id=self.data.env_id,
             manifest=self.data.manifest(),
@@ -191,6 +198,16 @@ class Phase(L.LightningModule):
         """Standard normal noise of ``tensor``'s shape from the phase's own stream."""
         return torch.randn(tensor.shape, generator=self.noise, device=tensor.device)
 
+    def set_rate(self, name: str, rate: float) -> None:
+        """Sets the learning rate of the group ``name``, for schedules on the phase's own clocks."""
+        for group in cast(LightningOptimizer, self.optimizers()).param_groups:
+            if group["name"] == name:
+                group["lr"] = rate
+
+    def status(self) -> list[str]:
+        """What the progress line shows besides clock, scores and speed."""
+        return []
+
     def log_now(self, metrics: dict[str, float]) -> None:
         """One row to every logger, on the phase's own clock; both clocks are columns."""
         row = {"updates": self.updates, **({"env_steps": self.env_steps} if self.env_steps else {}), **metrics}
@@ -222,10 +239,15 @@ class Phase(L.LightningModule):
 
     # ---- internals -----------------------------------------------------------------------------------------------
 
-    def _descend(self, loss: Tensor, counted: bool) -> None:
+    def _descend(self, loss: Loss, counted: bool) -> None:
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad(set_to_none=True)
-        self.manual_backward(loss)
+        self.manual_backward(loss.value)
+        if loss.max_norm is not None:
+            # Not Lightning's clip_gradients: under 16-mixed it refuses a fused optimizer, which unscales by itself.
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            scale = 1.0 if scaler is None else scaler.get_scale()
+            torch.nn.utils.clip_grad_norm_(self.parameters(), loss.max_norm * scale)
         if counted:
             optimizer.step()
         else:

@@ -53,3 +53,20 @@ class Reference:
     mode: Literal["best", "interval", "frozen"] = "best"
     start: Literal["best", "aligned", "offline"] = "best"
     period: int = 1000
+
+
+@dataclass
+class Auxiliary:
+    """O2PPO's auxiliary advantage (algorithm-facts 5.3).
+
+    Attributes:
+        scale: α; its largest value is half of it, in deviations of the rollout's own advantage.
+        env_steps: environment steps over which its weight β falls linearly from 1 to 0.
+        joint: floor the sum over action dimensions, as the official code, instead of each dimension (D19).
+        pairwise: each sample's advantage with every sample's auxiliary term, as the official code (D18).
+    """
+
+    scale: float = 2.0
+    env_steps: int = 250_000
+    joint: bool = False
+    pairwise: bool = False
