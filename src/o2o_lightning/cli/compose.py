@@ -10,6 +10,8 @@ from typing import Any
 from o2o_lightning.errors import UserError
 
 PHASES = ("offline", "reevaluate", "align", "online")
+# Keys of `data` that some DataModules take: one composition serves all phases.
+ONE_KIND = ("mix", "warmup_steps", "utd", "env_steps", "capacity", "rollout", "epochs", "num_envs")
 _HYDRA_TOKEN = re.compile(r"^(~|\+{0,2})[A-Za-z_][\w./@]*(=.*)?$", re.DOTALL)
 
 
@@ -104,9 +106,13 @@ def compose(phase: str, command: Command) -> dict[str, Any]:
 
 def lightning_config(composed: dict[str, Any]) -> dict[str, Any]:
     """What LightningCLI reads: seed, trainer, model and data, each class by path."""
-    data = {key: value for key, value in composed["data"].items() if value != "???"}
-    if composed["data_class"].endswith(".OfflineData"):
-        data = {key: value for key, value in data.items() if key not in ("mix", "warmup_steps", "utd", "env_steps")}
+    from o2o_lightning.cli.lightning import accepts
+
+    data = {
+        key: value
+        for key, value in composed["data"].items()
+        if value != "???" and (key not in ONE_KIND or accepts(composed["data_class"], key))
+    }
     return {
         "seed_everything": composed["seed_everything"],
         "trainer": composed["trainer"],

@@ -29,34 +29,22 @@ class RolloutData(OfflineData):
         num_envs: environments stepped side by side; must divide ``rollout``, ``env_steps`` and ``eval_every``.
         batch_size: transitions a minibatch, drawn without replacement.
         chunk: environment steps a ``training_step``; changes speed, never results.
-        dataset, env_id, normalize, normalize_eps, reward_scale, reward_shift, eval_every_updates, eval_every,
-            eval_episodes, eval_seed, memory_limit_gb: as in :class:`OfflineData`.
+        eval_every: environment steps between evaluations.
+        kwargs: as in :class:`OfflineData`.
     """
 
     def __init__(
         self,
-        dataset: str | None = None,
-        env_id: str | None = None,
         env_steps: int = 250_000,
         rollout: int = 2048,
         epochs: int = 10,
         num_envs: int = 1,
         batch_size: int = 128,
         chunk: int = 64,
-        normalize: bool = True,
-        normalize_eps: float = 1e-3,
-        reward_scale: float = 1.0,
-        reward_shift: float = 0.0,
-        eval_every_updates: int = 5000,
         eval_every: int = 2500,
-        eval_episodes: int = 10,
-        eval_seed: int = 1000,
-        memory_limit_gb: float = 4.0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            dataset, env_id, batch_size, chunk, normalize, normalize_eps, reward_scale, reward_shift,
-            eval_every_updates, eval_every, eval_episodes, eval_seed, memory_limit_gb,
-        )  # fmt: skip
+        super().__init__(batch_size=batch_size, chunk=chunk, eval_every=eval_every, **kwargs)
         if env_steps < 1 or epochs < 1 or num_envs < 1 or rollout < 2:
             raise UserError("--data.env_steps, epochs and num_envs must be at least 1, --data.rollout at least 2.")
         self.budget, self.epochs, self.num_envs = env_steps, epochs, num_envs
