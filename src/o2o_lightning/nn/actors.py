@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from o2o_lightning.nn.actor import Actor, ActorSpec
 from o2o_lightning.nn.deterministic import DeterministicActor
+from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 
-ACTORS: dict[str, type[Actor]] = {actor.kind: actor for actor in (DeterministicActor,)}
+ACTORS: dict[str, type[Actor]] = {actor.kind: actor for actor in (DeterministicActor, SquashedGaussianActor)}
 
 
 def build_actor(spec: ActorSpec) -> Actor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import lightning as L
@@ -45,6 +45,7 @@ class Phase(L.LightningModule):
     clock_name: ClassVar[str] = "updates"
     evaluates: ClassVar[bool] = True
     evaluates_at_start: ClassVar[bool] = False
+    actor_kind: ClassVar[str | None] = None  # family of policy that the phase works on; None for any
 
     agent: ActorCritic
     normalizer: Normalizer
@@ -77,6 +78,10 @@ class Phase(L.LightningModule):
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
         """One gradient update; the code after a ``yield`` sees the networks after that loss's optimizer step."""
         raise NotImplementedError(f"{type(self).__name__}.update")
+
+    def gradient_limits(self) -> dict[str, float]:
+        """Largest gradient norm of a group of :meth:`learners`, for those that are clipped."""
+        return {}
 
     def transition_cache(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """What depends only on frozen networks and the dataset: computed once a transition before the phase."""
@@ -111,7 +116,7 @@ class Phase(L.LightningModule):
             self.source = read_handover(self.init_from, self.accepts, f"--phase {self.phase}")
             self.normalizer = self.source.build_normalizer()
             self.scores, self.returns = dict(self.source.scores), dict(self.source.returns)
-            self._check_sizes(self.source)
+            self._check_policy(self.source)
         else:
             self.normalizer = data.fit_normalizer()
         data.normalizer = self.normalizer
@@ -191,6 +196,10 @@ class Phase(L.LightningModule):
         """Standard normal noise of ``tensor``'s shape from the phase's own stream."""
         return torch.randn(tensor.shape, generator=self.noise, device=tensor.device)
 
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Uniform noise in [−1, 1) from the phase's own stream."""
+        return torch.rand(*shape, generator=self.noise, device=self.device) * 2.0 - 1.0
+
     def log_now(self, metrics: dict[str, float]) -> None:
         """One row to every logger, on the phase's own clock; both clocks are columns."""
         row = {"updates": self.updates, **({"env_steps": self.env_steps} if self.env_steps else {}), **metrics}
@@ -226,14 +235,30 @@ class Phase(L.LightningModule):
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
+        self._clip_gradients(optimizer.optimizer)
         if counted:
             optimizer.step()
         else:
             # A later loss of the same update: through the precision plugin, past Lightning's step counter.
             self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
 
-    def _check_sizes(self, source: Handover) -> None:
+    def _clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        limits = self.gradient_limits()
+        if not limits:
+            return
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = 1.0 if scaler is None else scaler.get_scale()  # fused Adam itself undoes the scale of 16-mixed
+        for group in optimizer.param_groups:
+            if group["name"] in limits:
+                nn.utils.clip_grad_norm_(group["params"], limits[group["name"]] * scale)
+
+    def _check_policy(self, source: Handover) -> None:
         actor, spec = source.actor, self.data.sizes()
+        if self.actor_kind not in (None, actor["kind"]):
+            raise UserError(
+                f"checkpoint {source.path}: its policy is {actor['kind']}, {self.algorithm} fine-tunes a "
+                f"{self.actor_kind} one. Pass a checkpoint of such a policy, or another `online=`."
+            )
         sizes = (actor["observation_dim"], actor["action_dim"])
         if spec != sizes:
             raise UserError(

@@ -74,7 +74,8 @@ class OnlinePhase(Phase):
         if self.constraint:
             reference = self.reference_settings
             callbacks.append(ReferencePolicy(reference.mode, reference.start, reference.period))
-            callbacks.append(ThresholdSchedule(settings.start, settings.end, settings.env_steps))
+            end = settings.end * reference.threshold_scale
+            callbacks.append(ThresholdSchedule(settings.start, end, settings.env_steps))
         return callbacks
 
     def run_evaluation(self) -> Evaluation:
@@ -99,5 +100,3 @@ class OnlinePhase(Phase):
     def explore(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
         """The action ``[A]`` to take at a normalised observation ``[S]``."""
         raise NotImplementedError(f"{type(self).__name__}.explore")
-
-
