@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import lightning as L
@@ -25,14 +25,10 @@ from o2o_lightning.nn.actor import Actor
 
 
 class Loss(NamedTuple):
-    """One scalar to descend, and what may be logged of it (tensors of any shape, averaged only when logged).
-
-    ``max_norm`` clips the norm of all gradients that this loss makes.
-    """
+    """One scalar to descend, and what may be logged of it (tensors of any shape, averaged only when logged)."""
 
     value: Tensor
     metrics: dict[str, Tensor]
-    max_norm: float | None = None
 
 
 class Phase(L.LightningModule):
@@ -51,6 +47,7 @@ class Phase(L.LightningModule):
     evaluates_at_start: ClassVar[bool] = False
     adam_eps: ClassVar[float] = 1e-8
     carries_moments: ClassVar[bool] = True
+    actor_kind: ClassVar[str | None] = None  # family of policy that the phase works on; None for any
 
     agent: Agent
     normalizer: Normalizer
@@ -83,6 +80,10 @@ class Phase(L.LightningModule):
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
         """One gradient update; the code after a ``yield`` sees the networks after that loss's optimizer step."""
         raise NotImplementedError(f"{type(self).__name__}.update")
+
+    def gradient_limits(self) -> dict[str, float]:
+        """Largest gradient norm of a group of :meth:`learners`, for those that are clipped."""
+        return {}
 
     def transition_cache(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """What depends only on frozen networks and the dataset: computed once a transition before the phase."""
@@ -117,7 +118,7 @@ class Phase(L.LightningModule):
             self.source = read_handover(self.init_from, self.accepts, f"--phase {self.phase}")
             self.normalizer = self.source.build_normalizer()
             self.scores, self.returns = dict(self.source.scores), dict(self.source.returns)
-            self._check_sizes(self.source)
+            self._check_policy(self.source)
         else:
             self.normalizer = data.fit_normalizer()
         data.normalizer = self.normalizer
@@ -146,7 +147,7 @@ class Phase(L.LightningModule):
             due = (self.updates + 1) % every == 0
             metrics: dict[str, Tensor] = {}
             for i, loss in enumerate(self.update(batch)):
-                self._descend(loss, counted=i == 0)
+                self._descend(loss.value, counted=i == 0)
                 if due:
                     metrics.update(loss.metrics)
             self.updates += 1
@@ -209,6 +210,10 @@ class Phase(L.LightningModule):
         """What the progress line shows besides clock, scores and speed."""
         return []
 
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Uniform noise in [−1, 1) from the phase's own stream."""
+        return torch.rand(*shape, generator=self.noise, device=self.device) * 2.0 - 1.0
+
     def log_now(self, metrics: dict[str, float]) -> None:
         """One row to every logger, on the phase's own clock; both clocks are columns."""
         row = {"updates": self.updates, **({"env_steps": self.env_steps} if self.env_steps else {}), **metrics}
@@ -240,23 +245,34 @@ class Phase(L.LightningModule):
 
     # ---- internals -----------------------------------------------------------------------------------------------
 
-    def _descend(self, loss: Loss, counted: bool) -> None:
+    def _descend(self, loss: Tensor, counted: bool) -> None:
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad(set_to_none=True)
-        self.manual_backward(loss.value)
-        if loss.max_norm is not None:
-            # Not Lightning's clip_gradients: under 16-mixed it refuses a fused optimizer, which unscales by itself.
-            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-            scale = 1.0 if scaler is None else scaler.get_scale()
-            torch.nn.utils.clip_grad_norm_(self.parameters(), loss.max_norm * scale)
+        self.manual_backward(loss)
+        self._clip_gradients(optimizer.optimizer)
         if counted:
             optimizer.step()
         else:
             # A later loss of the same update: through the precision plugin, past Lightning's step counter.
             self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
 
-    def _check_sizes(self, source: Handover) -> None:
+    def _clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        limits = self.gradient_limits()
+        if not limits:
+            return
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = 1.0 if scaler is None else scaler.get_scale()  # fused Adam itself undoes the scale of 16-mixed
+        for group in optimizer.param_groups:
+            if group["name"] in limits:
+                nn.utils.clip_grad_norm_(group["params"], limits[group["name"]] * scale)
+
+    def _check_policy(self, source: Handover) -> None:
         actor, spec = source.actor, self.data.sizes()
+        if self.actor_kind not in (None, actor["kind"]):
+            raise UserError(
+                f"checkpoint {source.path}: its policy is {actor['kind']}, {self.algorithm} fine-tunes a "
+                f"{self.actor_kind} one. Pass a checkpoint of such a policy, or another `online=`."
+            )
         sizes = (actor["observation_dim"], actor["action_dim"])
         if spec != sizes:
             raise UserError(

@@ -13,7 +13,7 @@ class Multiplier:
     Attributes:
         start: λ at the beginning.
         lr: Adam's rate for ℓ; 5e-5 moves λ by at most a factor e^±2.5 in 100k updates at every second one.
-        every: gradient updates for one multiplier update.
+        every: gradient updates for one multiplier update; environment steps for one with O2SAC.
         satisfied_weight, violated_weight: ω of Eq. 49 where the constraint holds, and where it does not.
     """
 
@@ -48,11 +48,13 @@ class Reference:
             environment steps; ``frozen``: never (ablation).
         start: ``best``: the better of π_off and π_on (D14); ``aligned``: π_on; ``offline``: π_off.
         period: environment steps between two copies in mode ``interval``.
+        threshold_scale: factor on the threshold's end; the official code quarters it in mode ``interval`` (D15).
     """
 
     mode: Literal["best", "interval", "frozen"] = "best"
     start: Literal["best", "aligned", "offline"] = "best"
     period: int = 1000
+    threshold_scale: float = 1.0
 
 
 @dataclass

@@ -109,7 +109,8 @@ class OnlinePhase(ReferencedPhase):
     def configure_callbacks(self) -> list[Callback]:
         callbacks, settings = super().configure_callbacks(), self.threshold_settings
         if self.constraint:
-            callbacks.append(ThresholdSchedule(settings.start, settings.end, settings.env_steps))
+            end = settings.end * self.reference_settings.threshold_scale
+            callbacks.append(ThresholdSchedule(settings.start, end, settings.env_steps))
         return callbacks
 
     def status(self) -> list[str]:

@@ -30,7 +30,6 @@ from o2o_lightning.objectives.ppo import (
 from o2o_lightning.objectives.schedules import linear_decay
 from o2o_lightning.phases.base import Loss
 from o2o_lightning.phases.online.base import ReferencedPhase
-from o2o_lightning.phases.reevaluate.ppo import gaussian_actor
 from o2o_lightning.phases.settings import Auxiliary, Reference
 
 
@@ -58,6 +57,7 @@ class OnlinePPO(ReferencedPhase):
     """
 
     algorithm: ClassVar[str] = "o2ppo"
+    actor_kind: ClassVar[str | None] = GaussianActor.kind
     accepts: ClassVar[tuple[str, ...]] = ("reevaluate", "offline")
     adam_eps: ClassVar[float] = 1e-5
     carries_moments: ClassVar[bool] = False  # V gets a new optimizer (D47), and the actor has learned offline at most
@@ -101,7 +101,7 @@ class OnlinePPO(ReferencedPhase):
     def build(self, source: Handover | None) -> PPOAgent:
         sizes = self.data.sizes()
         self.register_buffer("running_return", torch.zeros(self.rollouts.num_envs, dtype=torch.float64))
-        actor = GaussianActor(*sizes, self.hidden) if source is None else gaussian_actor(source)
+        actor = GaussianActor(*sizes, self.hidden) if source is None else cast(GaussianActor, source.build_actor())
         if self.std_cap is not None:
             actor.cap_std(self.std_cap)
         value = None if source is None else source.build_value()
@@ -113,6 +113,9 @@ class OnlinePPO(ReferencedPhase):
     def learners(self) -> dict[str, tuple[nn.Module | nn.Parameter, float]]:
         return {"actor": (self.agent.actor, self.actor_lr), "value": (self.agent.value, self.value_lr)}
 
+    def gradient_limits(self) -> dict[str, float]:
+        return dict.fromkeys(("actor", "value"), self.max_grad_norm)
+
     def explore(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
         return self.agent.actor.sample(observation, generator)
 
@@ -121,9 +124,9 @@ class OnlinePPO(ReferencedPhase):
         ratio = (actor.log_prob(observation, batch["action"]) - batch["log_prob"]).exp()
         entropy = normal_entropy(actor.log_std())
         loss = clipped_surrogate(ratio, batch["advantage"], self.clip) - self.entropy * entropy
-        yield Loss(loss, {"actor_loss": loss, "entropy": entropy}, self.max_grad_norm)
+        yield Loss(loss, {"actor_loss": loss, "entropy": entropy})
         loss = value_loss(self.agent.value(observation), batch["value_target"])
-        yield Loss(loss, {"value_loss": loss}, self.max_grad_norm)
+        yield Loss(loss, {"value_loss": loss})
 
     # ---- around the updates of one rollout ---------------------------------------------------------------------
 

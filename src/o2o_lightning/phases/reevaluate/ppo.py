@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from o2o_lightning.agents.ppo import PPOAgent
 from o2o_lightning.checkpoint.handover import Handover
-from o2o_lightning.errors import UserError
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.values import ValueNet
 from o2o_lightning.objectives.ppo import value_loss
@@ -39,6 +38,7 @@ class ReevaluatePPO(Phase):
 
     phase: ClassVar[str] = "reevaluate"
     algorithm: ClassVar[str] = "o2ppo"
+    actor_kind: ClassVar[str | None] = GaussianActor.kind
     accepts: ClassVar[tuple[str, ...]] = ("offline",)
     evaluates: ClassVar[bool] = False
     agent: PPOAgent
@@ -58,8 +58,7 @@ class ReevaluatePPO(Phase):
 
     def build(self, source: Handover | None) -> PPOAgent:
         assert source is not None
-        actor = gaussian_actor(source)
-        actor.requires_grad_(False)
+        actor = cast(GaussianActor, source.build_actor().requires_grad_(False))
         return PPOAgent(actor, ValueNet(self.data.sizes()[0], self.hidden, "tanh"), self.discount)
 
     def learners(self) -> dict[str, tuple[nn.Module | nn.Parameter, float]]:
@@ -85,14 +84,3 @@ class ReevaluatePPO(Phase):
         running = torch.zeros(1, dtype=torch.float64)
         scaled, _ = self.agent.reward_scale(reward.unsqueeze(0), terminated.unsqueeze(0), running)
         return scaled.squeeze(0)  # type: ignore[no-any-return]
-
-
-def gaussian_actor(source: Handover, prefix: str = "actor") -> GaussianActor:
-    """The checkpoint's policy; :class:`UserError` if it is not the Gaussian one that PPO needs."""
-    actor = source.build_actor(prefix)
-    if not isinstance(actor, GaussianActor):
-        raise UserError(
-            f"checkpoint {source.path}: its policy is of kind '{actor.kind}', PPO needs '{GaussianActor.kind}'. "
-            "Clone it with `o2o policy clone`, or start from `offline=iql`."
-        )
-    return actor
