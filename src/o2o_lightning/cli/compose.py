@@ -9,6 +9,11 @@ from typing import Any
 
 from o2o_lightning.errors import UserError
 
+# What a file's or D4RL name says of the domain, for the tables of hyper-parameters.
+DOMAINS: dict[str, tuple[str, ...]] = {
+    **{name: (name,) for name in ("halfcheetah", "hopper", "walker2d", "antmaze", "maze2d")},
+    "adroit": ("pen-", "hammer-", "door-", "relocate-"),
+}
 PHASES = ("offline", "reevaluate", "align", "online")
 # Keys of `data` that some DataModules take: one composition serves all phases.
 ONE_KIND = ("mix", "warmup_steps", "utd", "env_steps", "capacity", "rollout", "epochs", "num_envs")
@@ -131,7 +136,9 @@ def _infer_dataset(command: Command) -> list[str]:
         return [f"dataset={name}"]
     if spec == "embedded:hopper-medium":
         return ["dataset=embedded"]
-    return ["dataset=file", *(["tier=expert"] if "expert" in Path(name).name.lower() else [])]
+    stem = Path(name).name.lower()
+    domain = [f"domain={known}" for known, prefixes in DOMAINS.items() if stem.startswith(prefixes)]
+    return ["dataset=file", *domain, *(["tier=expert"] if "expert" in stem else [])]
 
 
 def _first_lines(error: Exception) -> str:

@@ -23,6 +23,9 @@ def main(argv: list[str]) -> int:
     phases = list(composed["phases"]) if command.phase == "all" else [command.phase]
     if any(token.startswith("--print_config") for token in command.options):
         return _print_config(command, phases)
+    phases = _skip_empty(command, phases)
+    if not phases:
+        return 0
     run_dir = Path(command.run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S"))
     check_run_dir(run_dir, phases)
     run_phases(command, phases, run_dir)
@@ -52,6 +55,18 @@ def run_phase(
     config["model"].setdefault("init_args", {}).update(model_overrides)
     built = build(config, options, run_dir, phase)
     built.trainer.fit(built.model, datamodule=built.datamodule)
+
+
+def _skip_empty(command: Command, phases: list[str]) -> list[str]:
+    """Without the phases that the method has nothing to do in: their configuration is a note that says why."""
+    kept = []
+    for phase in phases:
+        model = compose(phase, command)["model"]
+        if "note" not in model:
+            kept.append(phase)
+        elif int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            Console(stderr=True, highlight=False).print(f"{phase}: {model['note']}", soft_wrap=True)
+    return kept
 
 
 def write_run_summary(run_dir: Path, phases: list[str]) -> dict[str, Any]:

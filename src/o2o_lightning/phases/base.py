@@ -81,6 +81,10 @@ class Phase(L.LightningModule):
         """One gradient update; the code after a ``yield`` sees the networks after that loss's optimizer step."""
         raise NotImplementedError(f"{type(self).__name__}.update")
 
+    def rates(self) -> dict[str, float]:
+        """Learning rates of the groups of :meth:`learners` that follow a schedule, at this moment of its clock."""
+        return {}
+
     def gradient_limits(self) -> dict[str, float]:
         """Largest gradient norm of a group of :meth:`learners`, for those that are clipped."""
         return {}
@@ -146,6 +150,7 @@ class Phase(L.LightningModule):
         for batch in chunk:
             due = (self.updates + 1) % every == 0
             metrics: dict[str, Tensor] = {}
+            self._set_rates()
             for i, loss in enumerate(self.update(batch)):
                 self._descend(loss.value, counted=i == 0)
                 if due:
@@ -200,12 +205,6 @@ class Phase(L.LightningModule):
         """Standard normal noise of ``tensor``'s shape from the phase's own stream."""
         return torch.randn(tensor.shape, generator=self.noise, device=tensor.device)
 
-    def set_rate(self, name: str, rate: float) -> None:
-        """Sets the learning rate of the group ``name``, for schedules on the phase's own clocks."""
-        for group in cast(LightningOptimizer, self.optimizers()).param_groups:
-            if group["name"] == name:
-                group["lr"] = rate
-
     def status(self) -> list[str]:
         """What the progress line shows besides clock, scores and speed."""
         return []
@@ -255,6 +254,11 @@ class Phase(L.LightningModule):
         else:
             # A later loss of the same update: through the precision plugin, past Lightning's step counter.
             self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
+
+    def _set_rates(self) -> None:
+        rates = self.rates()
+        for group in cast(LightningOptimizer, self.optimizers()).param_groups if rates else ():
+            group["lr"] = rates.get(group["name"], group["lr"])
 
     def _clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         limits = self.gradient_limits()

@@ -72,9 +72,11 @@ class IQL(Phase):
             "value": (self.agent.value, self.value_lr),
         }
 
+    def rates(self) -> dict[str, float]:
+        return {"actor": self.actor_lr * cosine_decay(self.updates, self.anneal_updates or self.trainer.max_steps)}
+
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
         agent, observation, action = self.agent, batch["observation"], batch["action"]
-        self.set_rate("actor", self.actor_lr * cosine_decay(self.updates, self._anneal_updates()))
         with torch.no_grad():
             q_target = agent.target_critic(observation, action).amin(0)
             next_value = agent.value(batch["next", "observation"])
@@ -99,9 +101,6 @@ class IQL(Phase):
             },
         )
         agent.track_critic(self.polyak)
-
-    def _anneal_updates(self) -> int:
-        return self.anneal_updates or self.trainer.max_steps
 
     def _misfit(self, observation: Tensor, action: Tensor) -> Tensor:
         actor = self.agent.actor

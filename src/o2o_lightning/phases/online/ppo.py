@@ -113,6 +113,12 @@ class OnlinePPO(ReferencedPhase):
     def learners(self) -> dict[str, tuple[nn.Module | nn.Parameter, float]]:
         return {"actor": (self.agent.actor, self.actor_lr), "value": (self.agent.value, self.value_lr)}
 
+    def rates(self) -> dict[str, float]:
+        # lowered after the updates of each rollout, so this one's are those of the step at which it began
+        begun = self.env_steps - self.rollouts.rollout
+        factor = linear_decay(begun, self.decay_env_steps or self.rollouts.budget)
+        return {"actor": self.actor_lr * factor, "value": self.value_lr * factor}
+
     def gradient_limits(self) -> dict[str, float]:
         return dict.fromkeys(("actor", "value"), self.max_grad_norm)
 
@@ -132,8 +138,7 @@ class OnlinePPO(ReferencedPhase):
 
     @torch.no_grad()
     def begin_rollout(self, rollout: TensorDictBase) -> TensorDict:
-        """What the updates need of a rollout ``[N, T]``, as rows ``[N·T]``, and the rates that they run at."""
-        self._set_rates()
+        """What the updates need of a rollout ``[N, T]``, as rows ``[N·T]``."""
         agent, observation, successor = self.agent, rollout["observation"], rollout["next"]
         terminated = successor["terminated"].bool()
         ended = terminated | successor["truncated"]
@@ -191,10 +196,3 @@ class OnlinePPO(ReferencedPhase):
         terms = log_density_terms(rows["action"], mean, log_std)
         auxiliary = self.auxiliary.scale * advantage.std() * auxiliary_advantage(terms, self.auxiliary.joint)
         return combined_advantage(advantage, auxiliary, self._auxiliary_weight(), self.auxiliary.pairwise)
-
-    def _set_rates(self) -> None:
-        # the rate is lowered after each update, so this rollout's is that of the step at which it began
-        begun = self.env_steps - self.rollouts.rollout
-        factor = linear_decay(begun, self.decay_env_steps or self.rollouts.budget)
-        self.set_rate("actor", self.actor_lr * factor)
-        self.set_rate("value", self.value_lr * factor)
