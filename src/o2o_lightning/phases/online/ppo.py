@@ -180,7 +180,7 @@ class OnlinePPO(ReferencedPhase):
         row = {name: float(value) for name, value in metrics.items()}
         returns = [i.last_return for i in self.rollouts.interactions if i.last_return is not None]
         if returns:
-            row["exploration_return"] = float(np.mean(returns))
+            row["last_episode_return"] = float(np.mean(returns))
         self.log_now({**row, "auxiliary_weight": self._auxiliary_weight()})
 
     def status(self) -> list[str]:
