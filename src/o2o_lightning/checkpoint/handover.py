@@ -39,6 +39,7 @@ class Handover:
     normalizer: dict[str, Any]
     env_id: str | None
     manifest: dict[str, Any]
+    layout: list[str] = field(default_factory=list)
     scores: dict[str, float | None] = field(default_factory=dict)
     returns: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -136,7 +137,8 @@ def read_handover(path: str | Path, accepts: tuple[str, ...] = PHASES, wanted_by
             f"{' or '.join(accepts)}. Pass --model.init_from RUN_DIR/{accepts[0]}/checkpoints/last.ckpt."
         )
     prefix = "agent."
-    handover.state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    state = checkpoint["state_dict"]
+    handover.state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith((prefix, "reference."))}
     handover.adam = _adam_by_name(checkpoint.get("optimizer_states") or [], prefix)
     return handover
 

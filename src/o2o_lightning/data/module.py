@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import lightning as L
@@ -13,6 +13,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from o2o_lightning.data.normalize import Normalizer
+from o2o_lightning.data.raw import blocks
 from o2o_lightning.data.scores import reference_scores
 from o2o_lightning.data.store import TransitionStore
 from o2o_lightning.data.stream import OfflineStream, RewardMap, prepare
@@ -40,6 +41,7 @@ class OfflineData(L.LightningDataModule):
         eval_episodes: episodes an evaluation.
         eval_seed: start states of the evaluation; the same for every evaluation of every phase.
         memory_limit_gb: datasets larger than this are memory-mapped.
+        observation_layout: keys of a dictionary observation in the dataset's order; by width when empty.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class OfflineData(L.LightningDataModule):
         eval_episodes: int = 10,
         eval_seed: int = 1000,
         memory_limit_gb: float = 4.0,
+        observation_layout: Sequence[str] = (),
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 2), ("chunk", chunk, 1), ("eval_every", eval_every, 1),
@@ -69,6 +72,7 @@ class OfflineData(L.LightningDataModule):
         self.rewards = RewardMap(reward_scale, reward_shift)
         self.eval_every_updates, self.eval_every = eval_every_updates, eval_every
         self.eval_episodes, self.eval_seed = eval_episodes, eval_seed
+        self.layout = tuple(observation_layout)
         self.memory_limit = int(memory_limit_gb * 2**30)
         self.normalizer: Normalizer | None = None
         self.store: TransitionStore | None = None
@@ -84,7 +88,7 @@ class OfflineData(L.LightningDataModule):
         if self.dataset is not None:
             self._load(self.dataset)
         elif self.env_id is not None:
-            self.env = env_spec(self.env_id)
+            self.env = env_spec(self.env_id, layout=self.layout)
         else:
             raise UserError(
                 "no dataset: pass --data.dataset path.hdf5, d4rl:NAME, minari:ID or embedded:hopper-medium."
@@ -155,27 +159,33 @@ class OfflineData(L.LightningDataModule):
         assert self.trainer is not None
         device = cast(Any, self.trainer.lightning_module).device
         parts: dict[str, list[Tensor]] = {}
-        for start in range(0, len(self.store), PRECOMPUTE_BLOCK):
-            block = self.store.gather(torch.arange(start, min(start + PRECOMPUTE_BLOCK, len(self.store))))
+        for part in self.blocks():
+            block = self.store.gather(torch.arange(part.start, part.stop))
             made = compute(self.prepare(block, device))
             if not made:
                 return
             for name, values in made.items():
                 parts.setdefault(name, []).append(values.float().cpu())
-        for name, blocks in parts.items():
-            self.store.attach(name, torch.cat(blocks))
+        for name, pieces in parts.items():
+            self.store.attach(name, torch.cat(pieces))
 
     def evaluate(self, actor: Actor) -> Evaluation:
         """Deterministic episodes on environments that training never touches."""
         if self._evaluator is None:
             assert self.env_id is not None
             reference = reference_scores(self.dataset or "") or reference_scores(self.env_id)
-            self._evaluator = Evaluator(self.env_id, self.sizes()[0], self.eval_episodes, self.eval_seed, reference)
+            width, episodes = self.sizes()[0], self.eval_episodes
+            self._evaluator = Evaluator(self.env_id, width, episodes, self.eval_seed, reference, self.layout)
         normalizer = self.normalizer
         assert normalizer is not None
         return self._evaluator.run(lambda observation: actor.act(normalizer.numpy(observation)))
 
     # ---- internals -----------------------------------------------------------------------------------------------
+
+    def blocks(self) -> Iterator[slice]:
+        """The dataset's rows in blocks that a network takes at once."""
+        assert self.store is not None
+        return blocks(len(self.store), PRECOMPUTE_BLOCK)
 
     def _load(self, dataset: str) -> None:
         from o2o_lightning.data.build import build_store
@@ -184,6 +194,6 @@ class OfflineData(L.LightningDataModule):
         raw = load_raw(dataset)
         self.env_id = self.env_id or raw.env_id
         if self.env_id is not None:
-            self.env = env_spec(self.env_id, raw.observations.shape[1])
-        scratch = tempfile.mkdtemp(prefix="o2o-") if raw.observations.nbytes > self.memory_limit else None
-        self.store = build_store(raw, self.env, memory_limit=self.memory_limit, scratch_dir=scratch)
+            self.env = env_spec(self.env_id, raw.observations.shape[1], self.layout)
+        self._scratch = tempfile.TemporaryDirectory(prefix="o2o-")  # of a memory map; gone with this object
+        self.store = build_store(raw, self.env, memory_limit=self.memory_limit, scratch_dir=self._scratch.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -32,7 +32,7 @@ class OnlineData(OfflineData):
         mix: ``half``, ``all``, ``part`` or ``none`` (algorithm-facts 6.7).
         capacity: transitions that the online buffer holds.
         env_id, batch_size, chunk, normalize, normalize_eps, reward_scale, reward_shift, eval_every_updates,
-            eval_every, eval_episodes, eval_seed, memory_limit_gb: as in :class:`OfflineData`.
+            eval_every, eval_episodes, eval_seed, memory_limit_gb, observation_layout: as in :class:`OfflineData`.
     """
 
     def __init__(
@@ -55,10 +55,11 @@ class OnlineData(OfflineData):
         eval_episodes: int = 10,
         eval_seed: int = 1000,
         memory_limit_gb: float = 4.0,
+        observation_layout: Sequence[str] = (),
     ) -> None:
         super().__init__(
             dataset, env_id, batch_size, chunk, normalize, normalize_eps, reward_scale, reward_shift,
-            eval_every_updates, eval_every, eval_episodes, eval_seed, memory_limit_gb,
+            eval_every_updates, eval_every, eval_episodes, eval_seed, memory_limit_gb, observation_layout,
         )  # fmt: skip
         if env_steps < 1 or utd < 1 or warmup_steps < 0 or capacity < 1:
             raise UserError("--data.env_steps, utd and capacity must be at least 1, warmup_steps at least 0.")
@@ -85,7 +86,7 @@ class OnlineData(OfflineData):
         kept = 0 if self.store is None or self.mix in ("half", "none") else self.store.td_count
         buffer = OnlineBuffer(min(self.capacity, self.budget + kept), *sizes)
         self.replay = Replay(self.mix, self.store, buffer, self.batch_size)
-        self.interaction = Interaction(make_env(self.env_id, sizes[0]), buffer, seed)
+        self.interaction = Interaction(make_env(self.env_id, sizes[0], self.layout), buffer, seed)
 
     def train_dataloader(self) -> OnlineStream:  # type: ignore[override]
         return OnlineStream(self)

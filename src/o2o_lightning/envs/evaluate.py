@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,15 +57,16 @@ class Evaluator:
         episodes: int,
         seed: int,
         reference: tuple[float, float] | None,
+        layout: Sequence[str] = (),
     ) -> None:
         self.env_id, self.observation_dim = env_id, observation_dim
-        self.episodes, self.seed, self.reference = episodes, seed, reference
+        self.episodes, self.seed, self.reference, self.layout = episodes, seed, reference, tuple(layout)
         self._envs: list[UnitAction] = []
 
     def run(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
         """Evaluates ``act``, a map from raw observations ``[B, S]`` to actions ``[B, A]``."""
         while len(self._envs) < self.episodes:
-            self._envs.append(make_env(self.env_id, self.observation_dim))
+            self._envs.append(make_env(self.env_id, self.observation_dim, self.layout))
         observations = np.stack([env.reset(seed=self.seed + i)[0] for i, env in enumerate(self._envs)])
         returns, lengths = np.zeros(self.episodes), np.zeros(self.episodes, dtype=int)
         running = list(range(self.episodes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ from o2o_lightning.errors import UserError
 FloatArray = NDArray[np.float32]
 FlatEnv = gym.Env[FloatArray, FloatArray]
 
-# Orders in which the parts of a goal environment's observation are concatenated. The first whose width
-# equals the dataset's is taken; D4RL's AntMaze is (achieved_goal, observation), its goal being hidden.
+# Orders in which the parts of a goal environment's observation are concatenated; the first whose width equals the
+# dataset's is taken. AntMaze's first two are equally wide: D4RL's sets, whose goal is hidden, name theirs explicitly.
 GOAL_LAYOUTS = (
     ("observation", "desired_goal"),
     ("achieved_goal", "observation"),
@@ -39,6 +40,7 @@ class EnvSpec:
     action_low: FloatArray
     action_high: FloatArray
     horizon: int | None
+    layout: tuple[str, ...] = ()
 
 
 class FlatObservation(gym.ObservationWrapper[FloatArray, FloatArray, Any]):
@@ -78,12 +80,15 @@ def unit_actions(actions: FloatArray, low: FloatArray, high: FloatArray) -> Floa
     return ((actions - low) / (high - low) * 2 - 1).astype(np.float32)
 
 
-def make_env(env_id: str, observation_dim: int | None = None, **kwargs: Any) -> UnitAction:
+def make_env(
+    env_id: str, observation_dim: int | None = None, layout: Sequence[str] = (), **kwargs: Any
+) -> UnitAction:
     """Makes ``env_id`` with flat float32 observations ``[S]`` and actions in ``[-1, 1]^A``.
 
     Args:
         env_id: a registered Gymnasium id; Gymnasium-Robotics ids are registered on demand.
         observation_dim: width that the dataset or checkpoint has; chooses the layout of a goal environment.
+        layout: keys of a dictionary observation in the order to concatenate them; by width when empty.
 
     Raises:
         UserError: unknown id, missing simulator, discrete or unbounded actions, or another observation width.
@@ -100,13 +105,14 @@ def make_env(env_id: str, observation_dim: int | None = None, **kwargs: Any) -> 
             f"environment {env_id}: its action bounds are infinite ({box}). Wrap it in "
             "gymnasium.wrappers.RescaleAction or give the space finite bounds."
         )
-    layout = _choose_layout(env_id, env.observation_space, observation_dim)
-    return UnitAction(FlatObservation(env, layout))
+    chosen = _choose_layout(env_id, env.observation_space, observation_dim, tuple(layout))
+    return UnitAction(FlatObservation(env, chosen))
 
 
-def env_spec(env_id: str, observation_dim: int | None = None) -> EnvSpec:
+def env_spec(env_id: str, observation_dim: int | None = None, layout: Sequence[str] = ()) -> EnvSpec:
     """Sizes, native action bounds and horizon of ``env_id``; raises as :func:`make_env` does."""
-    env = make_env(env_id, observation_dim)
+    env = make_env(env_id, observation_dim, layout)
+    assert isinstance(env.env, FlatObservation)
     spec = EnvSpec(
         env_id=env_id,
         observation_dim=env.observation_space.shape[0],  # type: ignore[index]
@@ -114,6 +120,7 @@ def env_spec(env_id: str, observation_dim: int | None = None) -> EnvSpec:
         action_low=env.low,
         action_high=env.high,
         horizon=env.spec.max_episode_steps if env.spec else None,
+        layout=env.env.layout,
     )
     env.close()
     return spec
@@ -154,7 +161,9 @@ def _layout_size(space: spaces.Space[Any], layout: tuple[str, ...]) -> int:
     return sum(int(np.prod(part.shape or ())) for part in parts)
 
 
-def _choose_layout(env_id: str, space: spaces.Space[Any], observation_dim: int | None) -> tuple[str, ...]:
+def _choose_layout(
+    env_id: str, space: spaces.Space[Any], observation_dim: int | None, layout: tuple[str, ...]
+) -> tuple[str, ...]:
     if isinstance(space, spaces.Dict):
         keys = tuple(space.keys())
         goal = {"observation", "achieved_goal", "desired_goal"} == set(keys)
@@ -167,6 +176,14 @@ def _choose_layout(env_id: str, space: spaces.Space[Any], observation_dim: int |
             f"environment {env_id}: its observations are {space}, and only Box observations, or dictionaries of "
             "them, can be flattened. Wrap the environment so that it returns a vector."
         )
+    if layout:
+        if not isinstance(space, spaces.Dict) or not set(layout) <= set(space.keys()):
+            names = ", ".join(space.keys()) if isinstance(space, spaces.Dict) else "no named parts"
+            raise UserError(
+                f"environment {env_id}: --data.observation_layout names {', '.join(layout)}, its observation has "
+                f"{names}. Pass names that it has."
+            )
+        candidates = (layout,)
     sizes = [_layout_size(space, layout) for layout in candidates]
     if observation_dim is None:
         return candidates[0]

@@ -162,6 +162,7 @@ class Phase(L.LightningModule):
             normalizer=self.normalizer.state(),
             env_id=self.data.env_id,
             manifest=self.data.manifest(),
+            layout=list(self.data.layout),
             scores=self.scores,
             returns=self.returns,
             versions=library_versions(),

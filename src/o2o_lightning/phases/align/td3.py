@@ -19,10 +19,11 @@ from o2o_lightning.objectives.alignment import (
     calibrated_value_td3,
 )
 from o2o_lightning.objectives.td3 import policy_loss, smoothed_action
-from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.align.base import AlignPhase
+from o2o_lightning.phases.base import Loss
 
 
-class AlignTD3(Phase):
+class AlignTD3(AlignPhase):
     """Value alignment for TD3, Eqs. 15–16 and 40–44 (algorithm-facts 5.2).
 
     Learns: actor and critics. Frozen for the whole phase: the target critics and π_off.
@@ -35,10 +36,8 @@ class AlignTD3(Phase):
         policy_noise, noise_clip: σ and c of the perturbed action; σ is also the distance's cap.
     """
 
-    phase: ClassVar[str] = "align"
     algorithm: ClassVar[str] = "o2td3"
     actor_kind: ClassVar[str | None] = DeterministicActor.kind
-    accepts: ClassVar[tuple[str, ...]] = ("reevaluate", "offline")
     agent: TD3Agent
 
     def __init__(

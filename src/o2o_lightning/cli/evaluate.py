@@ -1,0 +1,100 @@
+"""``o2o validate``, ``o2o test``, ``o2o predict``: a checkpoint's policy in its environment, or on a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from o2o_lightning.errors import UserError
+
+HELP = """\
+o2o {name} --ckpt_path CKPT [options]
+
+  --ckpt_path CKPT              a checkpoint of any phase, e.g. RUN_DIR/online/checkpoints/best.ckpt
+  --model.policy WHICH          actor (default), reference (best policy of the online phase), offline
+  --data.env_id ID              another environment of the same sizes
+  --data.eval_episodes N        default {episodes}
+  --data.eval_seed N            start states, default 1000
+  --data.dataset SPEC           for predict: whose observations; the training dataset by default
+  --run_dir DIR                 for predict: where actions.npz goes; for test and validate: {name}.json
+
+`test` is the paper's protocol: deterministic actions, fixed start states, mean undiscounted return and D4RL score.
+"""
+
+
+def main(name: str, argv: list[str]) -> int:
+    """Runs ``o2o validate | test | predict``."""
+    from o2o_lightning.checkpoint.handover import read_handover
+    from o2o_lightning.cli.compose import compose, lightning_config, split
+    from o2o_lightning.cli.lightning import build
+
+    episodes = 3 if name == "validate" else 10
+    if not argv or "-h" in argv or "--help" in argv:
+        print(HELP.format(name=name, episodes=episodes), end="")
+        return 0
+    rest = [token.replace("--ckpt_path", "--model.init_from", 1) for token in argv]  # Lightning's name for the same
+    command = split(rest)
+    path = command.option("--model.init_from")
+    if path is None:
+        raise UserError(f"o2o {name}: no checkpoint. Pass --ckpt_path RUN_DIR/PHASE/checkpoints/last.ckpt.")
+    source = read_handover(path)
+    config = lightning_config(compose("offline", command))
+    config["model"] = {
+        "class_path": "o2o_lightning.phases.evaluation.EvaluatePolicy",
+        "init_args": {"init_from": path},
+    }
+    data: dict[str, Any] = {"env_id": source.env_id, "eval_episodes": episodes, "observation_layout": source.layout}
+    if name == "predict":
+        data["dataset"] = source.manifest.get("source")
+    config["data"] = {"class_path": "o2o_lightning.data.evaluation.EvaluationData", "init_args": data}
+    config["trainer"] |= {"logger": False, "callbacks": [], "enable_checkpointing": False, "enable_progress_bar": False}
+    run_dir = Path(command.run_dir) if command.run_dir else None
+    built = build(config, command.options, run_dir or Path("."), "evaluate")
+    built.trainer.callbacks = []  # type: ignore[attr-defined]
+    if name == "predict":
+        _predict(built, run_dir or Path("."))
+        return 0
+    run = built.trainer.validate if name == "validate" else built.trainer.test
+    run(built.model, datamodule=built.datamodule, verbose=False)
+    _report(name, path, built, run_dir)
+    return 0
+
+
+def _report(name: str, path: str, built: Any, run_dir: Path | None) -> None:
+    from o2o_lightning.checkpoint.io import write_json
+
+    result, env_id = built.model.result, built.datamodule.env_id
+    facts = {
+        "checkpoint": path,
+        "env_id": env_id,
+        "policy": built.model.which,
+        "episodes": len(result.returns),
+        "env_steps": result.env_steps,
+        "return_mean": result.return_mean,
+        "return_std": float(np.std(result.returns)),
+        "score": result.score,
+        "returns": result.returns,
+    }
+    table = Table("policy", "environment", "episodes", "return", "score", title=f"o2o {name}")
+    score = "–" if result.score is None else f"{result.score:.1f}"
+    spread = f"{result.return_mean:.1f} ± {facts['return_std']:.1f}"
+    table.add_row(built.model.which, env_id, str(len(result.returns)), spread, score)
+    Console().print(table)
+    if run_dir is not None:
+        write_json(run_dir / f"{name}.json", facts)
+
+
+def _predict(built: Any, run_dir: Path) -> None:
+    target = run_dir / "actions.npz"
+    if target.exists():
+        raise UserError(f"{target}: it exists, and nothing is written over. Pass another --run_dir.")
+    unit = np.concatenate([part.numpy() for part in built.trainer.predict(built.model, datamodule=built.datamodule)])
+    env = built.datamodule.env
+    native = unit if env is None else env.action_low + (unit + 1) * (env.action_high - env.action_low) / 2
+    run_dir.mkdir(parents=True, exist_ok=True)
+    np.savez(target, actions=native.astype(np.float32))
+    Console().print(f"{target}: {len(native):,} actions, in the environment's own units")

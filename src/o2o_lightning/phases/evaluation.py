@@ -1,0 +1,69 @@
+"""``o2o validate``, ``test`` and ``predict``: a trained policy, and nothing that learns."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from o2o_lightning.checkpoint.handover import PHASES, read_handover
+from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.errors import UserError
+from o2o_lightning.nn.actor import Actor
+from o2o_lightning.phases.base import Phase
+
+
+class EvaluatePolicy(Phase):
+    """Evaluates the policy of a checkpoint by the paper's protocol: deterministic actions, fixed start states.
+
+    Args:
+        init_from: checkpoint of any phase.
+        policy: ``actor``, the policy as it was saved; ``reference``, the best one that the online phase kept;
+            ``offline``, the policy that everything started from.
+    """
+
+    phase: ClassVar[str] = "evaluate"
+    algorithm: ClassVar[str] = "none"
+    accepts: ClassVar[tuple[str, ...]] = PHASES
+
+    def __init__(self, init_from: str, policy: Literal["actor", "reference", "offline"] = "actor") -> None:
+        super().__init__(init_from)
+        self.which = policy
+        self.result: Evaluation | None = None
+
+    def setup(self, stage: str) -> None:
+        assert self.init_from is not None
+        self.source = read_handover(self.init_from, self.accepts, f"o2o {stage}")
+        self.normalizer = self.data.normalizer = self.source.build_normalizer()
+        self._check_sizes(self.source)
+        if self.which == "reference" and not self.source.has("reference"):
+            raise UserError(
+                f"checkpoint {self.source.path}: it holds no reference policy; only the online phase keeps one. "
+                "Pass --model.policy actor, or a checkpoint of the online phase."
+            )
+        self.actor = self.source.build_actor("offline_actor" if self.which == "offline" else self.which)
+
+    def policy(self) -> Actor:
+        return self.actor
+
+    def configure_callbacks(self) -> list[Any]:
+        return []
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._report()
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._report()
+
+    @torch.no_grad()
+    def predict_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
+        """Actions ``[B, A]`` in ``[-1, 1]`` at the dataset's observations."""
+        return self.actor.mode(self.normalizer.to(self.device)(batch["observation"].to(self.device))).cpu()
+
+    def _report(self) -> None:
+        self.result = self.evaluate()
+        self.log("return_mean", self.result.return_mean, batch_size=1)
+        if self.result.score is not None:
+            self.log("score", self.result.score, batch_size=1)

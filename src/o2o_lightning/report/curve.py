@@ -1,0 +1,34 @@
+"""Learning curves as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+Curve = Sequence[Sequence[float | None]]
+
+
+def curve_values(curve: Curve) -> tuple[list[float], list[float]]:
+    """Environment steps and scores (raw returns where there is no score) of a summary's ``curve``."""
+    steps = [float(point[0] or 0) for point in curve]
+    values = [float(point[1] if point[2] is None else point[2]) for point in curve]  # type: ignore[arg-type]
+    return steps, values
+
+
+def plot_curves(curves: Mapping[str, Curve], target: Path, baseline: float | None, title: str, unit: str) -> None:
+    """One line a method over environment steps, the offline policy's level dashed, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    if baseline is not None:
+        axes.axhline(baseline, color="0.5", linestyle="--", linewidth=1, label="offline policy")
+    for name, curve in curves.items():
+        axes.plot(*curve_values(curve), marker="o", markersize=3, linewidth=1.8, label=name)
+    axes.set(xlabel="environment steps", ylabel=unit, title=title)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.savefig(target, dpi=130)
+    pyplot.close(figure)
