@@ -180,12 +180,12 @@ def alignment_critic_loss(nets: Nets, batch: Batch, floor: float = -50.0) -> Ten
 
 def cql_target(nets: Nets, batch: Batch, max_target: bool, entropy_backup: bool = False) -> Tensor:
     with torch.no_grad():
-        best = torch.full_like(batch["r"], -torch.inf)
+        best, kept = torch.full_like(batch["r"], -torch.inf), torch.zeros_like(batch["r"])
         for noise in nets.noise["target"] if max_target else nets.noise["target"][:1]:
             a2, log_prob = nets.actor.draw(batch["s2"], noise)
             value = smallest(nets.target_critic, batch["s2"], a2)
             bonus = nets.log_alpha.exp() * log_prob if entropy_backup else torch.zeros_like(value)
-            kept = torch.where(value > best, bonus, kept) if best.isfinite().all() else bonus
+            kept = torch.where(value > best, bonus, kept)
             best = torch.maximum(best, value)
         return batch["r"] + nets.gamma * (1 - batch["d"]) * (best - kept)
 

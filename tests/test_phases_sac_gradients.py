@@ -6,9 +6,9 @@ import pytest
 import reference_sac as plainly
 import torch
 from sac_by_hand import (
+    THRESHOLD,
     A,
     B,
-    THRESHOLD,
     assert_equal,
     assert_same,
     cached,
