@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import logging
 import re
 import warnings
@@ -14,6 +13,7 @@ from typing import Any, cast
 import lightning as L
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from o2o_lightning.callbacks.run_directory import RunDirectory
@@ -76,9 +76,10 @@ def dump(config: dict[str, Any], options: list[str]) -> str:
 
 
 def accepts(class_path: str, name: str) -> bool:
-    """Whether the class takes the argument ``name``."""
+    """Whether the class takes the argument ``name``, itself or through ``**kwargs``."""
     module, _, attribute = class_path.rpartition(".")
-    return name in inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
+    taken = get_signature_parameters(getattr(importlib.import_module(module), attribute), "__init__")
+    return name in {parameter.name for parameter in taken}
 
 
 class _Parser(PhaseCLI):
