@@ -16,6 +16,7 @@ from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import Actor, ActorSpec
 from o2o_lightning.nn.actors import build_actor
 from o2o_lightning.nn.critics import Critics, CriticSpec, build_critics
+from o2o_lightning.nn.values import ValueNet, ValueSpec, build_value
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -26,10 +27,11 @@ PHASES = ("offline", "reevaluate", "align", "online")
 
 @dataclass
 class Handover:
-    """A policy, perhaps a critic, and where they come from.
+    """A policy, perhaps critics or a state-value network, and where they come from.
 
-    ``state`` holds the networks' tensors under ``actor.…``, ``critic.…``, ``target_critic.…``, ``offline_actor.…``;
-    ``adam`` the optimizer's moments by parameter name; ``scores`` what evaluations have said so far.
+    ``state`` holds the networks' tensors under ``actor.…``, ``critic.…``, ``target_critic.…``, ``value.…``,
+    ``offline_actor.…``; ``adam`` the optimizer's moments by parameter name; ``scores`` what evaluations have said so
+    far.
     """
 
     phase: str
@@ -39,6 +41,7 @@ class Handover:
     normalizer: dict[str, Any]
     env_id: str | None
     manifest: dict[str, Any]
+    value: dict[str, Any] | None = None
     layout: list[str] = field(default_factory=list)
     scores: dict[str, float | None] = field(default_factory=dict)
     returns: dict[str, float] = field(default_factory=dict)
@@ -56,15 +59,20 @@ class Handover:
         """The policy stored under ``prefix``; ``offline_actor`` falls back to the actor of an offline phase."""
         if prefix == "offline_actor" and (self.phase == "offline" or not self.has(prefix)):
             prefix = "actor"
-        return self._load(build_actor(ActorSpec.from_dict(self.actor)), prefix)
+        return self.load(build_actor(ActorSpec.from_dict(self.actor)), prefix)
 
     def build_critic(self, prefix: str = "critic") -> Critics:
         """The critics stored under ``prefix`` (``critic`` or ``target_critic``)."""
         if self.critic is None or not self.has(prefix):
             raise UserError(
-                f"checkpoint {self.path}: it holds a policy without a critic. Run `--phase reevaluate` on it first."
+                f"checkpoint {self.path}: it holds a policy without an action-value critic. "
+                "Run `--phase reevaluate` on it first."
             )
-        return self._load(build_critics(CriticSpec.from_dict(self.critic)), prefix)
+        return self.load(build_critics(CriticSpec.from_dict(self.critic)), prefix)
+
+    def build_value(self) -> ValueNet | None:
+        """The state-value network, None where the checkpoint has none."""
+        return None if self.value is None else self.load(build_value(ValueSpec.from_dict(self.value)), "value")
 
     def build_normalizer(self) -> Normalizer:
         """The observation normaliser that the policy was trained with."""
@@ -74,7 +82,8 @@ class Handover:
         """Whether a network is stored under ``prefix``."""
         return any(key.startswith(prefix + ".") for key in self.state)
 
-    def _load(self, net: Net, prefix: str) -> Net:
+    def load(self, net: Net, prefix: str) -> Net:
+        """``net`` with the tensors stored under ``prefix``."""
         state = {key[len(prefix) + 1 :]: value for key, value in self.state.items() if key.startswith(prefix + ".")}
         load_weights(net, state, f"checkpoint {self.path}: {prefix}")
         return net

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from o2o_lightning.nn.actor import Actor, ActorSpec
 from o2o_lightning.nn.deterministic import DeterministicActor
+from o2o_lightning.nn.gaussian import GaussianActor
+from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 
-ACTORS: dict[str, type[Actor]] = {actor.kind: actor for actor in (DeterministicActor,)}
+FAMILIES: tuple[type[Actor], ...] = (DeterministicActor, GaussianActor, SquashedGaussianActor)
+ACTORS: dict[str, type[Actor]] = {actor.kind: actor for actor in FAMILIES}
 
 
 def build_actor(spec: ActorSpec) -> Actor:

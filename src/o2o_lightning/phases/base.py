@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import lightning as L
@@ -13,7 +13,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from o2o_lightning.agents.base import ActorCritic
+from o2o_lightning.agents.base import Agent
 from o2o_lightning.callbacks.evaluation import EvaluationLoop
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions, read_handover
@@ -45,8 +45,11 @@ class Phase(L.LightningModule):
     clock_name: ClassVar[str] = "updates"
     evaluates: ClassVar[bool] = True
     evaluates_at_start: ClassVar[bool] = False
+    adam_eps: ClassVar[float] = 1e-8
+    carries_moments: ClassVar[bool] = True
+    actor_kind: ClassVar[str | None] = None  # family of policy that the phase works on; None for any
 
-    agent: ActorCritic
+    agent: Agent
     normalizer: Normalizer
 
     def __init__(self, init_from: str | None = None) -> None:
@@ -66,7 +69,7 @@ class Phase(L.LightningModule):
 
     # ---- what a phase says ---------------------------------------------------------------------------------------
 
-    def build(self, source: Handover | None) -> ActorCritic:
+    def build(self, source: Handover | None) -> Agent:
         """The agent: networks taken from ``source`` and networks made anew."""
         raise NotImplementedError(f"{type(self).__name__}.build")
 
@@ -77,6 +80,14 @@ class Phase(L.LightningModule):
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
         """One gradient update; the code after a ``yield`` sees the networks after that loss's optimizer step."""
         raise NotImplementedError(f"{type(self).__name__}.update")
+
+    def rates(self) -> dict[str, float]:
+        """Learning rates of the groups of :meth:`learners` that follow a schedule, at this moment of its clock."""
+        return {}
+
+    def gradient_limits(self) -> dict[str, float]:
+        """Largest gradient norm of a group of :meth:`learners`, for those that are clipped."""
+        return {}
 
     def transition_cache(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """What depends only on frozen networks and the dataset: computed once a transition before the phase."""
@@ -111,7 +122,7 @@ class Phase(L.LightningModule):
             self.source = read_handover(self.init_from, self.accepts, f"--phase {self.phase}")
             self.normalizer = self.source.build_normalizer()
             self.scores, self.returns = dict(self.source.scores), dict(self.source.returns)
-            self._check_sizes(self.source)
+            self._check_policy(self.source)
         else:
             self.normalizer = data.fit_normalizer()
         data.normalizer = self.normalizer
@@ -127,8 +138,8 @@ class Phase(L.LightningModule):
             prefix = next(key for key, module in [*self.named_modules(), *self.named_parameters()] if module is part)
             named = [(prefix, part)] if isinstance(part, nn.Parameter) else list(part.named_parameters(prefix))
             groups.append({"params": named, "lr": rate, "name": name})
-        optimizer = torch.optim.Adam(groups, fused=True)
-        if self.source is not None and self.source.phase in ("reevaluate", "align"):
+        optimizer = torch.optim.Adam(groups, eps=self.adam_eps, fused=True)
+        if self.carries_moments and self.source is not None and self.source.phase in ("reevaluate", "align"):
             self._carry_moments(optimizer, self.source)
         return optimizer
 
@@ -140,6 +151,7 @@ class Phase(L.LightningModule):
         for batch in chunk:
             due = (self.updates + 1) % every == 0
             metrics: dict[str, Tensor] = {}
+            self._set_rates()
             for i, loss in enumerate(self.update(batch)):
                 self._descend(loss.value, counted=i == 0)
                 if due:
@@ -149,12 +161,13 @@ class Phase(L.LightningModule):
                 self.log_now({name: float(value.detach().float().mean()) for name, value in metrics.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        critic = getattr(self.agent, "critic", None)
+        critic, value = getattr(self.agent, "critic", None), getattr(self.agent, "value", None)
         checkpoint[KEY] = Handover(
             phase=self.phase,
             algorithm=self.algorithm,
             actor=self.policy().spec.to_dict(),
             critic=critic.spec.to_dict() if critic is not None else None,
+            value=value.spec.to_dict() if value is not None else None,
             normalizer=self.normalizer.state(),
             env_id=self.data.env_id,
             manifest=self.data.manifest(),
@@ -193,6 +206,14 @@ class Phase(L.LightningModule):
         """Standard normal noise of ``tensor``'s shape from the phase's own stream."""
         return torch.randn(tensor.shape, generator=self.noise, device=tensor.device)
 
+    def status(self) -> list[str]:
+        """What the progress line shows besides clock, scores and speed."""
+        return []
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Uniform noise in [−1, 1) from the phase's own stream."""
+        return torch.rand(*shape, generator=self.noise, device=self.device) * 2.0 - 1.0
+
     def log_now(self, metrics: dict[str, float]) -> None:
         """One row to every logger, on the phase's own clock; both clocks are columns."""
         row = {"updates": self.updates, **({"env_steps": self.env_steps} if self.env_steps else {}), **metrics}
@@ -228,14 +249,35 @@ class Phase(L.LightningModule):
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
+        self._clip_gradients(optimizer.optimizer)
         if counted:
             optimizer.step()
         else:
             # A later loss of the same update: through the precision plugin, past Lightning's step counter.
             self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
 
-    def _check_sizes(self, source: Handover) -> None:
+    def _set_rates(self) -> None:
+        rates = self.rates()
+        for group in cast(LightningOptimizer, self.optimizers()).param_groups if rates else ():
+            group["lr"] = rates.get(group["name"], group["lr"])
+
+    def _clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        limits = self.gradient_limits()
+        if not limits:
+            return
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = 1.0 if scaler is None else scaler.get_scale()  # fused Adam itself undoes the scale of 16-mixed
+        for group in optimizer.param_groups:
+            if group["name"] in limits:
+                nn.utils.clip_grad_norm_(group["params"], limits[group["name"]] * scale)
+
+    def _check_policy(self, source: Handover) -> None:
         actor, spec = source.actor, self.data.sizes()
+        if self.actor_kind not in (None, actor["kind"]):
+            raise UserError(
+                f"checkpoint {source.path}: its policy is {actor['kind']}, {self.algorithm} fine-tunes a "
+                f"{self.actor_kind} one. Pass a checkpoint of such a policy, or another `online=`."
+            )
         sizes = (actor["observation_dim"], actor["action_dim"])
         if spec != sizes:
             raise UserError(

@@ -15,7 +15,7 @@ class Multiplier:
     Attributes:
         start: λ at the beginning.
         lr: Adam's rate for ℓ; 5e-5 moves λ by at most a factor e^±2.5 in 100k updates at every second one.
-        every: gradient updates for one multiplier update.
+        every: gradient updates for one multiplier update; environment steps for one with O2SAC.
         satisfied_weight, violated_weight: ω of Eq. 49 where the constraint holds, and where it does not.
     """
 
@@ -58,11 +58,30 @@ class Reference:
             environment steps; ``frozen``: never (ablation).
         start: ``best``: the better of π_off and π_on (D14); ``aligned``: π_on; ``offline``: π_off.
         period: environment steps between two copies in mode ``interval``.
+        threshold_scale: factor on the threshold's end; the official code quarters it in mode ``interval`` (D15).
     """
 
     mode: Literal["best", "interval", "frozen"] = "best"
     start: Literal["best", "aligned", "offline"] = "best"
     period: int = 1000
+    threshold_scale: float = 1.0
 
     def __post_init__(self) -> None:
         at_least("--model.reference.period", self.period, 1)
+
+
+@dataclass
+class Auxiliary:
+    """O2PPO's auxiliary advantage (algorithm-facts 5.3).
+
+    Attributes:
+        scale: α; its largest value is half of it, in deviations of the rollout's own advantage.
+        env_steps: environment steps over which its weight β falls linearly from 1 to 0.
+        joint: floor the sum over action dimensions, as the official code, instead of each dimension (D19).
+        pairwise: each sample's advantage with every sample's auxiliary term, as the official code (D18).
+    """
+
+    scale: float = 2.0
+    env_steps: int = 250_000
+    joint: bool = False
+    pairwise: bool = False

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 
+from o2o_lightning.agents.base import ActorCritic
 from o2o_lightning.envs.evaluate import Evaluation
 from o2o_lightning.objectives.diagnostics import Alignment, anchor_agreement
 from o2o_lightning.phases.base import Phase
@@ -18,6 +19,7 @@ class AlignPhase(Phase):
 
     phase: ClassVar[str] = "align"
     accepts: ClassVar[tuple[str, ...]] = ("reevaluate", "offline")
+    agent: ActorCritic
 
     def run_evaluation(self) -> Evaluation:
         self.log_now({f"anchor_{name}": float(value) for name, value in self.agreement()._asdict().items()})

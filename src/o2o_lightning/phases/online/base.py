@@ -20,8 +20,8 @@ from o2o_lightning.phases.base import Phase
 from o2o_lightning.phases.settings import Multiplier, Reference, Threshold
 
 
-class OnlinePhase(Phase):
-    """What constrained fine-tuning shares across algorithms: the reference policy, the multiplier, the threshold."""
+class ReferencedPhase(Phase):
+    """What every online phase shares: the environment's clock and the reference policy π_ref, if ``follows``."""
 
     phase: ClassVar[str] = "online"
     accepts: ClassVar[tuple[str, ...]] = ("align", "reevaluate", "offline")
@@ -29,25 +29,12 @@ class OnlinePhase(Phase):
     evaluates_at_start: ClassVar[bool] = True
 
     reference: Actor
-    log_multiplier: nn.Parameter
-    threshold: Tensor
     reference_score: Tensor
     start_values: dict[str, float]
 
-    def __init__(
-        self,
-        init_from: str | None,
-        constraint: bool,
-        multiplier: Multiplier,
-        threshold: Threshold,
-        reference: Reference,
-    ) -> None:
+    def __init__(self, init_from: str | None, follows: bool, reference: Reference) -> None:
         super().__init__(init_from)
-        self.constraint, self.multiplier = constraint, multiplier
-        self.threshold_settings, self.reference_settings = threshold, reference
-        self.log_multiplier = nn.Parameter(torch.tensor(math.log(multiplier.start)))
-        # 0-d tensors, not numbers: a schedule must not trigger a recompilation.
-        self.register_buffer("threshold", torch.tensor(threshold.start))
+        self.follows, self.reference_settings = follows, reference
         self.register_buffer("reference_score", torch.tensor(-math.inf, dtype=torch.float64))
 
     @property
@@ -69,12 +56,10 @@ class OnlinePhase(Phase):
             self.reference = frozen_copy(self.policy())
 
     def configure_callbacks(self) -> list[Callback]:
-        settings = self.threshold_settings
         callbacks = super().configure_callbacks()
-        if self.constraint:
+        if self.follows:
             reference = self.reference_settings
             callbacks.append(ReferencePolicy(reference.mode, reference.start, reference.period))
-            callbacks.append(ThresholdSchedule(settings.start, settings.end, settings.env_steps))
         return callbacks
 
     def run_evaluation(self) -> Evaluation:
@@ -101,3 +86,35 @@ class OnlinePhase(Phase):
         raise NotImplementedError(f"{type(self).__name__}.explore")
 
 
+class OnlinePhase(ReferencedPhase):
+    """What constrained fine-tuning by a penalty shares across algorithms: the multiplier and the threshold."""
+
+    log_multiplier: nn.Parameter
+    threshold: Tensor
+
+    def __init__(
+        self,
+        init_from: str | None,
+        constraint: bool,
+        multiplier: Multiplier,
+        threshold: Threshold,
+        reference: Reference,
+    ) -> None:
+        super().__init__(init_from, constraint, reference)
+        self.constraint, self.multiplier, self.threshold_settings = constraint, multiplier, threshold
+        self.log_multiplier = nn.Parameter(torch.tensor(math.log(multiplier.start)))
+        # 0-d tensor, not a number: a schedule must not trigger a recompilation.
+        self.register_buffer("threshold", torch.tensor(threshold.start))
+
+    def configure_callbacks(self) -> list[Callback]:
+        callbacks, settings = super().configure_callbacks(), self.threshold_settings
+        if self.constraint:
+            end = settings.end * self.reference_settings.threshold_scale
+            callbacks.append(ThresholdSchedule(settings.start, end, settings.env_steps))
+        return callbacks
+
+    def status(self) -> list[str]:
+        if not self.constraint:
+            return []
+        parts = [f"λ {float(self.log_multiplier.detach().exp()):.3f} τ {float(self.threshold):.4g}"]
+        return [*parts, f"f {self.display['divergence']:.4g}"] if "divergence" in self.display else parts

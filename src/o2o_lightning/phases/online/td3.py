@@ -37,6 +37,7 @@ class OnlineTD3(OnlinePhase):
         discount, polyak: γ, and the targets' rate, applied with each policy update.
         policy_noise, noise_clip, policy_delay: target-policy smoothing, and critic updates for a policy update.
         exploration_noise: σ of the Gaussian noise on actions.
+        actor_grad_clip: largest norm of the actor's gradient; None for none, 0.25 in some fixed-interval runs (D15).
         normalize_q: divide the policy loss by mean|Q| (D9).
         penalty: divergence in the critic's target: of each next state, or the whole batch's mean (D10).
         multiplier, threshold, reference: see :mod:`o2o_lightning.phases.settings`.
@@ -44,6 +45,7 @@ class OnlineTD3(OnlinePhase):
     """
 
     algorithm: ClassVar[str] = "o2td3"
+    actor_kind: ClassVar[str | None] = DeterministicActor.kind
     agent: TD3Agent
 
     def __init__(
@@ -58,6 +60,7 @@ class OnlineTD3(OnlinePhase):
         noise_clip: float = 0.5,
         policy_delay: int = 2,
         exploration_noise: float = 0.1,
+        actor_grad_clip: float | None = None,
         normalize_q: bool = True,
         penalty: Literal["state", "batch"] = "state",
         multiplier: Multiplier = Multiplier(),
@@ -72,6 +75,7 @@ class OnlineTD3(OnlinePhase):
         self.discount, self.polyak = discount, polyak
         self.policy_noise, self.noise_clip, self.policy_delay = policy_noise, noise_clip, policy_delay
         self.exploration_noise, self.normalize_q, self.penalty = exploration_noise, normalize_q, penalty
+        self.actor_grad_clip = actor_grad_clip
         self.hidden, self.layer_norm = tuple(hidden), layer_norm
 
     def build(self, source: Handover | None) -> TD3Agent:
@@ -91,6 +95,9 @@ class OnlineTD3(OnlinePhase):
             "critic": (self.agent.critic, self.critic_lr),
             "multiplier": (self.log_multiplier, self.multiplier.lr),
         }
+
+    def gradient_limits(self) -> dict[str, float]:
+        return {} if self.actor_grad_clip is None else {"actor": self.actor_grad_clip}
 
     def explore(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
         action = self.agent.actor.act(observation)
@@ -139,9 +146,7 @@ class OnlineTD3(OnlinePhase):
         loss = loss + multiplier * divergence.mean()
         if self._multiplier_due():
             loss = loss + self._multiplier_loss(divergence)
-        return Loss(
-            loss, {**metrics, "divergence": divergence, "multiplier": multiplier, "threshold": self.threshold}
-        )
+        return Loss(loss, {**metrics, "divergence": divergence, "multiplier": multiplier, "threshold": self.threshold})
 
     def _multiplier_due(self) -> bool:
         return self.constraint and (self.updates + 1) % self.multiplier.every == 0
