@@ -11,3 +11,9 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+def at_least(option: str, value: float, least: float) -> None:
+    """Refuses a value below ``least``, naming the option that it came by."""
+    if not value >= least:
+        raise UserError(f"{option} {value:g}: it must be at least {least:g}.")
