@@ -103,10 +103,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"checkpoint {path}: it holds more than tensors and plain values, so it was not loaded. "
+            f"checkpoint {path}: it holds something other than tensors and plain values, so it was not loaded. "
             "Pass a checkpoint that o2o wrote, or import a policy with `o2o policy import`."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes fail anywhere in the unpickler: IndexError, struct.error, …
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path}: it cannot be read ({reason}). It may be cut off; pass another.") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
@@ -125,11 +125,11 @@ def read_handover(path: str | Path, accepts: tuple[str, ...] = PHASES, wanted_by
     """
     checkpoint = read_checkpoint(path)
     payload = checkpoint[KEY]
-    if payload.get("format", 0) > FORMAT:
-        raise UserError(f"checkpoint {path}: a newer o2o-lightning wrote it. Upgrade with `pip install -U`.")
     try:
-        handover = Handover(**payload, path=str(path))
-    except TypeError as error:
+        if payload.get("format", 0) > FORMAT:
+            raise UserError(f"checkpoint {path}: a newer o2o-lightning wrote it. Upgrade with `pip install -U`.")
+        handover, state = Handover(**payload, path=str(path)), checkpoint["state_dict"]
+    except (TypeError, KeyError) as error:
         raise UserError(f"checkpoint {path}: its hand-over part is incomplete ({error}). Pass another.") from error
     if handover.phase not in accepts:
         raise UserError(
@@ -137,7 +137,6 @@ def read_handover(path: str | Path, accepts: tuple[str, ...] = PHASES, wanted_by
             f"{' or '.join(accepts)}. Pass --model.init_from RUN_DIR/{accepts[0]}/checkpoints/last.ckpt."
         )
     prefix = "agent."
-    state = checkpoint["state_dict"]
     handover.state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith((prefix, "reference."))}
     handover.adam = _adam_by_name(checkpoint.get("optimizer_states") or [], prefix)
     return handover
