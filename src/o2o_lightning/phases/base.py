@@ -122,7 +122,8 @@ class Phase(L.LightningModule):
             self.source = read_handover(self.init_from, self.accepts, f"--phase {self.phase}")
             self.normalizer = self.source.build_normalizer()
             self.scores, self.returns = dict(self.source.scores), dict(self.source.returns)
-            self._check_policy(self.source)
+            self._check_family(self.source)
+            self._check_sizes(self.source)
         else:
             self.normalizer = data.fit_normalizer()
         data.normalizer = self.normalizer
@@ -271,13 +272,15 @@ class Phase(L.LightningModule):
             if group["name"] in limits:
                 nn.utils.clip_grad_norm_(group["params"], limits[group["name"]] * scale)
 
-    def _check_policy(self, source: Handover) -> None:
-        actor, spec = source.actor, self.data.sizes()
-        if self.actor_kind not in (None, actor["kind"]):
+    def _check_family(self, source: Handover) -> None:
+        if self.actor_kind not in (None, source.actor["kind"]):
             raise UserError(
-                f"checkpoint {source.path}: its policy is {actor['kind']}, {self.algorithm} fine-tunes a "
+                f"checkpoint {source.path}: its policy is {source.actor['kind']}, {self.algorithm} fine-tunes a "
                 f"{self.actor_kind} one. Pass a checkpoint of such a policy, or another `online=`."
             )
+
+    def _check_sizes(self, source: Handover) -> None:
+        actor, spec = source.actor, self.data.sizes()
         sizes = (actor["observation_dim"], actor["action_dim"])
         if spec != sizes:
             raise UserError(

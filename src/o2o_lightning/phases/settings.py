@@ -70,6 +70,7 @@ class Reference:
 
     def __post_init__(self) -> None:
         at_least("--model.reference.period", self.period, 1)
+        at_least("--model.reference.threshold_scale", self.threshold_scale, 0)
 
 
 @dataclass
