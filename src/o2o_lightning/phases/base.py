@@ -110,6 +110,11 @@ class Phase(L.LightningModule):
         return self.updates
 
     @property
+    def method(self) -> str:
+        """What ran, as results and checkpoints name it."""
+        return self.algorithm
+
+    @property
     def evaluation_period(self) -> int:
         """How much of :attr:`clock` passes between evaluations; 0 for only at the end."""
         return self.data.eval_every_updates
@@ -165,7 +170,7 @@ class Phase(L.LightningModule):
         critic, value = getattr(self.agent, "critic", None), getattr(self.agent, "value", None)
         checkpoint[KEY] = Handover(
             phase=self.phase,
-            algorithm=self.algorithm,
+            algorithm=self.method,
             actor=self.policy().spec.to_dict(),
             critic=critic.spec.to_dict() if critic is not None else None,
             value=value.spec.to_dict() if value is not None else None,

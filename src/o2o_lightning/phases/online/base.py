@@ -43,6 +43,10 @@ class ReferencedPhase(Phase):
         return self.env_steps
 
     @property
+    def method(self) -> str:
+        return self.algorithm if self.follows else self.algorithm.removeprefix("o2")
+
+    @property
     def evaluation_period(self) -> int:
         return self.data.eval_every
 
