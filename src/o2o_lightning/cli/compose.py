@@ -14,7 +14,7 @@ DOMAINS: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in ("halfcheetah", "hopper", "walker2d", "antmaze", "maze2d")},
     "adroit": ("pen-", "hammer-", "door-", "relocate-"),
 }
-PHASES = ("offline", "reevaluate", "align", "online")
+PHASES = ("offline", "clone", "reevaluate", "align", "online")
 # Keys of `data` that some DataModules take: one composition serves all phases.
 ONE_KIND = ("mix", "warmup_steps", "utd", "env_steps", "capacity", "rollout", "epochs", "num_envs")
 _HYDRA_TOKEN = re.compile(r"^(~|\+{0,2})[A-Za-z_][\w./@]*(=.*)?$", re.DOTALL)

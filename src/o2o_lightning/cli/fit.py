@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from o2o_lightning.cli.cloning import with_cloning
 from o2o_lightning.cli.compose import Command, compose, lightning_config, split
 from o2o_lightning.errors import UserError
 
@@ -26,6 +27,9 @@ def main(argv: list[str]) -> int:
     phases = _skip_empty(command, phases)
     if not phases:
         return 0
+    phases, note = with_cloning(command, phases)
+    if note is not None and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        Console(stderr=True, highlight=False).print(note, soft_wrap=True)
     run_dir = Path(command.run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S"))
     check_run_dir(run_dir, phases)
     run_phases(command, phases, run_dir)
@@ -114,6 +118,8 @@ def _options_by_phase(command: Command, phases: list[str]) -> dict[str, list[str
     for option in _grouped(command.options):
         match = re.match(r"--(model|data)\.(?:init_args\.)?(\w+)", option[0])
         takers = phases
+        if option[0].partition("=")[0] == "--trainer.max_steps" and len(phases) > 1:
+            takers = [phase for phase in phases if phase != "clone"]  # a phase that nobody typed: steps.clone=N
         if match and len(phases) > 1:
             part, name = match.groups()
             takers = [phase for phase in phases if accepts(configs[phase][part]["class_path"], name)] or phases
