@@ -75,6 +75,11 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             self._bar.stop()
             self._bar = None
 
+    def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:
+        line = phase.conclusion()
+        if line is not None and self._enabled:
+            self._console.print(line, highlight=False, soft_wrap=True)
+
     def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
         if self._bar is not None:
             self._bar.stop()

@@ -63,6 +63,7 @@ def summarize(phase: Any, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "versions": library_versions(),
         "score": score_block(phase),
+        **phase.facts(),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from o2o_lightning.cli.messages import hydra_message
 from o2o_lightning.errors import UserError
 
-PHASES = ("offline", "reevaluate", "align", "online")
+PHASES = ("offline", "clone", "reevaluate", "align", "online")
 MISSING = "???"
 ONLINE_DATA = ("o2o_lightning.data.online.OnlineData", "o2o_lightning.data.rollout.RolloutData")
 # What a file's name says of the domain, for the tables of hyper-parameters.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import lightning as L
@@ -20,8 +20,8 @@ from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions, r
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.envs.evaluate import Evaluation
-from o2o_lightning.errors import UserError, at_least
-from o2o_lightning.nn.actor import Actor
+from o2o_lightning.errors import at_least
+from o2o_lightning.nn.actor import Actor, FloatArray
 
 
 class Loss(NamedTuple):
@@ -47,7 +47,7 @@ class Phase(L.LightningModule):
     evaluates_at_start: ClassVar[bool] = False
     adam_eps: ClassVar[float] = 1e-8
     carries_moments: ClassVar[bool] = True
-    actor_kind: ClassVar[str | None] = None  # family of policy that the phase works on; None for any
+    actor_kind: ClassVar[str | None] = None  # family of policy that the phase works on or makes; None for any
 
     agent: Agent
     normalizer: Normalizer
@@ -68,6 +68,11 @@ class Phase(L.LightningModule):
         self._noise: torch.Generator | None = None
 
     # ---- what a phase says ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def policy_family(cls, arguments: Mapping[str, Any]) -> str | None:
+        """:attr:`actor_kind`, where it does not depend on the constructor's ``arguments``."""
+        return cls.actor_kind
 
     def build(self, source: Handover | None) -> Agent:
         """The agent: networks taken from ``source`` and networks made anew."""
@@ -127,8 +132,7 @@ class Phase(L.LightningModule):
             self.source = read_handover(self.init_from, self.accepts, f"--phase {self.phase}")
             self.normalizer = self.source.build_normalizer()
             self.scores, self.returns = dict(self.source.scores), dict(self.source.returns)
-            self._check_family(self.source)
-            self._check_sizes(self.source)
+            self.source.check_policy(self.actor_kind, data.sizes(), self.algorithm)
         else:
             self.normalizer = data.fit_normalizer()
         data.normalizer = self.normalizer
@@ -212,6 +216,14 @@ class Phase(L.LightningModule):
         """Standard normal noise of ``tensor``'s shape from the phase's own stream."""
         return torch.randn(tensor.shape, generator=self.noise, device=tensor.device)
 
+    def facts(self) -> dict[str, Any]:
+        """What ``summary.json`` says of this phase beyond what it says of all."""
+        return {}
+
+    def conclusion(self) -> str | None:
+        """One line for the user when the phase has ended."""
+        return None
+
     def status(self) -> list[str]:
         """What the progress line shows besides clock, scores and speed."""
         return []
@@ -229,7 +241,12 @@ class Phase(L.LightningModule):
 
     def evaluate(self, actor: Actor | None = None) -> Evaluation:
         """Evaluates ``actor`` (default: the policy) off the training environment; its steps are counted as a cost."""
-        result = self.data.evaluate(actor or self.policy())
+        normalizer, policy = self.normalizer, actor or self.policy()
+        return self.evaluate_function(lambda observation: policy.act(normalizer.numpy(observation)))
+
+    def evaluate_function(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
+        """As :meth:`evaluate`, of anything that maps raw observations ``[B, S]`` to actions ``[B, A]``."""
+        result = self.data.evaluate(act)
         self.eval_env_steps += result.env_steps
         return result
 
@@ -276,22 +293,6 @@ class Phase(L.LightningModule):
         for group in optimizer.param_groups:
             if group["name"] in limits:
                 nn.utils.clip_grad_norm_(group["params"], limits[group["name"]] * scale)
-
-    def _check_family(self, source: Handover) -> None:
-        if self.actor_kind not in (None, source.actor["kind"]):
-            raise UserError(
-                f"checkpoint {source.path}: its policy is {source.actor['kind']}, {self.algorithm} fine-tunes a "
-                f"{self.actor_kind} one. Pass a checkpoint of such a policy, or another `online=`."
-            )
-
-    def _check_sizes(self, source: Handover) -> None:
-        actor, spec = source.actor, self.data.sizes()
-        sizes = (actor["observation_dim"], actor["action_dim"])
-        if spec != sizes:
-            raise UserError(
-                f"checkpoint {source.path}: its policy takes {sizes[0]} observation values and gives {sizes[1]} action "
-                f"values, the data has {spec[0]} and {spec[1]}. Pass the dataset and environment it was trained for."
-            )
 
     def _carry_moments(self, optimizer: torch.optim.Optimizer, source: Handover) -> None:
         for group in optimizer.param_groups:

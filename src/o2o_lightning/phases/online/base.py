@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from o2o_lightning.callbacks.reference import ReferencePolicy
 from o2o_lightning.callbacks.threshold import ThresholdSchedule
+from o2o_lightning.checkpoint.handover import POLICIES
 from o2o_lightning.envs.evaluate import Evaluation
 from o2o_lightning.nn.actor import Actor
 from o2o_lightning.nn.targets import frozen_copy, hard_update
@@ -25,7 +26,7 @@ class ReferencedPhase(Phase):
     """What every online phase shares: the environment's clock and the reference policy π_ref, if ``follows``."""
 
     phase: ClassVar[str] = "online"
-    accepts: ClassVar[tuple[str, ...]] = ("align", "reevaluate", "offline")
+    accepts: ClassVar[tuple[str, ...]] = ("align", "reevaluate", *POLICIES)
     clock_name: ClassVar[str] = "env_steps"
     evaluates_at_start: ClassVar[bool] = True
 
