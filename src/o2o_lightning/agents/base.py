@@ -1,4 +1,4 @@
-"""What the agents of all off-policy algorithms share."""
+"""What the agents of all algorithms share."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.targets import frozen_copy, polyak_update
 
 
-class ActorCritic(nn.Module):
-    """Actor, critics, target critics, and the offline policy π_off that everything is anchored to.
+class Agent(nn.Module):
+    """A policy, and the offline policy π_off that everything is anchored to, which never receives a gradient."""
 
-    ``target_critic`` and ``offline_actor`` never receive a gradient.
-    """
+    def __init__(self, actor: Actor) -> None:
+        super().__init__()
+        self.actor = actor
+        self.offline_actor = frozen_copy(actor)
+
+
+class ActorCritic(Agent):
+    """Actor, critics, and target critics, which never receive a gradient."""
 
     def __init__(self, actor: Actor, critic: Critics) -> None:
-        super().__init__()
-        self.actor, self.critic = actor, critic
+        super().__init__(actor)
+        self.critic = critic
         self.target_critic = frozen_copy(critic)
-        self.offline_actor = frozen_copy(actor)
 
     def track_critic(self, polyak: float) -> None:
         """Moves the target critics towards the critics."""

@@ -85,6 +85,11 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             self._bar.stop()
             self._bar = None
 
+    def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:
+        line = phase.conclusion()
+        if line is not None and self._enabled:
+            self._console.print(line, highlight=False, soft_wrap=True)
+
     def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
         if self._bar is not None:
             self._bar.stop()
@@ -101,10 +106,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         for name, value in (("π_off", offline), ("now", phase.display.get("now")), ("best", self._best)):
             if value is not None:
                 parts.append(f"{name} {value:.1f}")
-        if phase.clock_name == "env_steps" and phase.constraint:
-            parts.append(f"λ {float(phase.log_multiplier.detach().exp()):.3f} τ {float(phase.threshold):.4g}")
-            if "divergence" in phase.display:
-                parts.append(f"f {phase.display['divergence']:.4g}")
+        parts += phase.status()
         if now > since:
             parts.append(f"{(phase.updates - updates) / (now - since):,.0f} upd/s")
         return "  ".join(parts)

@@ -16,20 +16,23 @@ from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import Actor, ActorSpec
 from o2o_lightning.nn.actors import build_actor
 from o2o_lightning.nn.critics import Critics, CriticSpec, build_critics
+from o2o_lightning.nn.values import ValueNet, ValueSpec, build_value
 
 Net = TypeVar("Net", bound=nn.Module)
 
 KEY = "o2o"
 FORMAT = 1
-PHASES = ("offline", "reevaluate", "align", "online")
+POLICIES = ("offline", "import", "clone")  # phases that hand on a policy to start from
+PHASES = (*POLICIES, "reevaluate", "align", "online")
 
 
 @dataclass
 class Handover:
-    """A policy, perhaps a critic, and where they come from.
+    """A policy, perhaps critics or a state-value network, and where they come from.
 
-    ``state`` holds the networks' tensors under ``actor.…``, ``critic.…``, ``target_critic.…``, ``offline_actor.…``;
-    ``adam`` the optimizer's moments by parameter name; ``scores`` what evaluations have said so far.
+    ``state`` holds the networks' tensors under ``actor.…``, ``critic.…``, ``target_critic.…``, ``value.…``,
+    ``offline_actor.…``; ``adam`` the optimizer's moments by parameter name; ``scores`` what evaluations have said so
+    far.
     """
 
     phase: str
@@ -39,6 +42,7 @@ class Handover:
     normalizer: dict[str, Any]
     env_id: str | None
     manifest: dict[str, Any]
+    value: dict[str, Any] | None = None
     layout: list[str] = field(default_factory=list)
     scores: dict[str, float | None] = field(default_factory=dict)
     returns: dict[str, float] = field(default_factory=dict)
@@ -53,28 +57,51 @@ class Handover:
         return {k: v for k, v in vars(self).items() if k not in ("path", "state", "adam")}
 
     def build_actor(self, prefix: str = "actor") -> Actor:
-        """The policy stored under ``prefix``; ``offline_actor`` falls back to the actor of an offline phase."""
-        if prefix == "offline_actor" and (self.phase == "offline" or not self.has(prefix)):
+        """The policy stored under ``prefix``, the actor itself where there is none of that name.
+
+        The result of an offline phase, a clone or an import is what later phases call π_off.
+        """
+        if (prefix == "offline_actor" and self.phase in POLICIES) or not self.has(prefix):
             prefix = "actor"
-        return self._load(build_actor(ActorSpec.from_dict(self.actor)), prefix)
+        return self.load(build_actor(ActorSpec.from_dict(self.actor)), prefix)
 
     def build_critic(self, prefix: str = "critic") -> Critics:
         """The critics stored under ``prefix`` (``critic`` or ``target_critic``)."""
         if self.critic is None or not self.has(prefix):
             raise UserError(
-                f"checkpoint {self.path}: it holds a policy without a critic. Run `--phase reevaluate` on it first."
+                f"checkpoint {self.path}: it holds a policy without an action-value critic. "
+                "Run `--phase reevaluate` on it first."
             )
-        return self._load(build_critics(CriticSpec.from_dict(self.critic)), prefix)
+        return self.load(build_critics(CriticSpec.from_dict(self.critic)), prefix)
+
+    def build_value(self) -> ValueNet | None:
+        """The state-value network, None where the checkpoint has none."""
+        return None if self.value is None else self.load(build_value(ValueSpec.from_dict(self.value)), "value")
 
     def build_normalizer(self) -> Normalizer:
         """The observation normaliser that the policy was trained with."""
         return Normalizer.from_state(self.normalizer)
 
+    def check_policy(self, kind: str | None, sizes: tuple[int, int], algorithm: str) -> None:
+        """Refuses a policy of another family than ``kind`` (None for any), or of other sizes than the data's."""
+        if kind not in (None, self.actor["kind"]):
+            raise UserError(
+                f"checkpoint {self.path}: its policy is {self.actor['kind']}, {algorithm} fine-tunes a {kind} one. "
+                f"Clone it first: `o2o fit --phase clone --model.init_from {self.path} --model.family {kind}`."
+            )
+        own = (self.actor["observation_dim"], self.actor["action_dim"])
+        if own != sizes:
+            raise UserError(
+                f"checkpoint {self.path}: its policy takes {own[0]} observation values and gives {own[1]} action "
+                f"values, the data has {sizes[0]} and {sizes[1]}. Pass the dataset and environment it was trained for."
+            )
+
     def has(self, prefix: str) -> bool:
         """Whether a network is stored under ``prefix``."""
         return any(key.startswith(prefix + ".") for key in self.state)
 
-    def _load(self, net: Net, prefix: str) -> Net:
+    def load(self, net: Net, prefix: str) -> Net:
+        """``net`` with the tensors stored under ``prefix``."""
         state = {key[len(prefix) + 1 :]: value for key, value in self.state.items() if key.startswith(prefix + ".")}
         load_weights(net, state, f"checkpoint {self.path}: {prefix}")
         return net

@@ -12,8 +12,9 @@ from typing import Any
 from o2o_lightning.cli.messages import hydra_message
 from o2o_lightning.errors import UserError
 
-PHASES = ("offline", "reevaluate", "align", "online")
+PHASES = ("offline", "clone", "reevaluate", "align", "online")
 MISSING = "???"
+ONLINE_DATA = ("o2o_lightning.data.online.OnlineData", "o2o_lightning.data.rollout.RolloutData")
 # What a file's name says of the domain, for the tables of hyper-parameters.
 DOMAINS: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in ("halfcheetah", "hopper", "walker2d", "antmaze", "maze2d")},
@@ -163,16 +164,16 @@ def _guess(what: str, command: Command, other: str) -> str | None:
 def lightning_config(composed: dict[str, Any]) -> dict[str, Any]:
     """What LightningCLI reads: seed, trainer, model and data, each class by path.
 
-    One composition serves all phases: a data option that this phase's class lacks is dropped when the online phase's
+    One composition serves all phases: a data option that this phase's class lacks is dropped when an online phase's
     class has it, and is left to be refused otherwise.
     """
     from o2o_lightning.cli.lightning import accepts
 
-    path, online = composed["data_class"], composed["online_data"]
+    path = composed["data_class"]
     data = {
         key: value
         for key, value in composed["data"].items()
-        if value != MISSING and (accepts(path, key) or not accepts(online, key))
+        if value != MISSING and (accepts(path, key) or not any(accepts(online, key) for online in ONLINE_DATA))
     }
     return {
         "seed_everything": composed["seed_everything"],

@@ -87,7 +87,7 @@ class PhaseCLI(LightningCLI):
 
     def written(self) -> str:
         """The whole typed configuration as YAML, as ``--config`` takes it back."""
-        return str(self.parser.dump(self.config, skip_none=False))
+        return str(self.parser.dump(self.config, skip_unset=False))
 
     def build(self, run_dir: Path, phase: str) -> Built:
         """Seeds, and instantiates trainer, phase and data."""

@@ -64,6 +64,10 @@ class OnlineBuffer:
             column[rows] = transitions[key]
         self._advance(transitions.shape[0])
 
+    def clear(self) -> None:
+        """Forgets all transitions; the next one goes to the first row."""
+        self.cursor, self.size = 0, 0
+
     def gather(self, rows: Tensor) -> TensorDict:
         """Copies of the transitions at ``rows`` ``[M]``."""
         picked: dict[Any, Tensor] = {key: column.index_select(0, rows) for key, column in self._columns.items()}

@@ -56,22 +56,26 @@ class OnlineData(OfflineData):
         super().setup(stage)
         if self.interaction is not None:
             return
-        if self.env_id is None:
-            raise UserError(
-                f"dataset {self.dataset}: it does not name its environment, and the online phase needs one. "
-                "Pass --data.env_id."
-            )
-        sizes = self.sizes()
-        rank = self.trainer.global_rank if self.trainer else 0
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1019 + rank
+        seed = interaction_seed(self)
         self.generator = np.random.default_rng(seed)
         kept = 0 if self.store is None or self.mix in ("half", "none") else self.store.td_count
-        buffer = OnlineBuffer(min(self.capacity, self.budget + kept), *sizes)
+        buffer = OnlineBuffer(min(self.capacity, self.budget + kept), *self.sizes())
         self.replay = Replay(self.mix, self.store, buffer, self.batch_size)
-        self.interaction = Interaction(make_env(self.env_id, sizes[0], self.layout), buffer, seed)
+        self.interaction = start_interaction(self, buffer, seed)
 
     def train_dataloader(self) -> OnlineStream:  # type: ignore[override]
-        return OnlineStream(self)
+        return OnlineStream(self, self.budget, self.collect)
+
+    def collect(self, module: Any, env_steps: int) -> Iterator[TensorDictBase]:
+        """``env_steps`` environment steps, each followed by ``utd`` batches once the warm-up is over."""
+        interaction, explore = self.interaction, explorer(self, module)
+        assert interaction is not None
+        for _ in range(env_steps):
+            interaction.step(explore)
+            module.on_env_step()
+            if module.env_steps > self.warmup_steps and len(interaction.buffer) >= 2:
+                for _ in range(self.utd):
+                    yield self.transition_batch(module.device)
 
     def transition_batch(self, device: torch.device) -> TensorDictBase:
         """One batch ``[B]``, ready for the networks."""
@@ -90,37 +94,36 @@ class OnlineStream:
     checkpoints and the budget fall on exact environment steps whatever the chunk size.
     """
 
-    def __init__(self, data: OnlineData) -> None:
-        self.data = data
+    def __init__(self, data: OfflineData, budget: int, collect: Callable[[Any, int], Iterator[TensorDictBase]]) -> None:
+        self.data, self.budget, self.collect = data, budget, collect
 
     def __len__(self) -> int:
-        return count_chunks(self.data.budget, self.data.chunk, self.data.eval_every)
+        return count_chunks(self.budget, self.data.chunk, self.data.eval_every)
 
-    def __iter__(self) -> Iterator[OnlineChunk]:
+    def __iter__(self) -> Iterator[Iterator[TensorDictBase]]:
         data, module = self.data, cast(Any, self.data.trainer).lightning_module
-        while (clock := module.env_steps) < data.budget:
-            yield OnlineChunk(data, module, min(data.chunk, next_boundary(clock, data.budget, data.eval_every) - clock))
+        while (clock := module.env_steps) < self.budget:
+            yield self.collect(module, min(data.chunk, next_boundary(clock, self.budget, data.eval_every) - clock))
 
 
-class OnlineChunk:
-    """``env_steps`` environment steps, each followed by ``utd`` batches once the warm-up is over."""
+def interaction_seed(data: OfflineData) -> int:
+    """Seed of the training environment, another one for each rank."""
+    rank = data.trainer.global_rank if data.trainer else 0
+    return int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1019 + rank
 
-    def __init__(self, data: OnlineData, module: Any, env_steps: int) -> None:
-        self.data, self.module, self.env_steps = data, module, env_steps
 
-    def __iter__(self) -> Iterator[TensorDictBase]:
-        data, module = self.data, self.module
-        interaction, normalizer = data.interaction, data.normalizer
-        assert interaction is not None and normalizer is not None
+def start_interaction(data: OfflineData, buffer: OnlineBuffer, seed: int) -> Interaction:
+    """A training environment at its first start state, writing to ``buffer``."""
+    if data.env_id is None:
+        raise UserError(
+            f"dataset {data.dataset}: it does not name its environment, and the online phase needs one. "
+            "Pass --data.env_id."
+        )
+    return Interaction(make_env(data.env_id, data.sizes()[0], data.layout), buffer, seed)
 
-        def explore(observation: NDArray[np.float32]) -> NDArray[np.float32]:
-            return cast(Callable[..., NDArray[np.float32]], module.explore)(
-                normalizer.numpy(observation), data.generator
-            )
 
-        for _ in range(self.env_steps):
-            interaction.step(explore)
-            module.on_env_step()
-            if module.env_steps > data.warmup_steps and len(interaction.buffer) >= 2:
-                for _ in range(data.utd):
-                    yield data.transition_batch(module.device)
+def explorer(data: OfflineData, module: Any) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """The phase's exploration on raw observations."""
+    normalizer, generator = data.normalizer, cast(Any, data).generator
+    assert normalizer is not None
+    return lambda observation: module.explore(normalizer.numpy(observation), generator)

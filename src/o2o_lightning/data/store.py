@@ -98,13 +98,14 @@ class TransitionStore:
         self.leaves.del_(name)
         self._columns = self._list_columns()
 
-    def returns_to_go(self, discount: float, leak: bool = False) -> Tensor:
+    def returns_to_go(self, discount: float, leak: bool = False, reward: Tensor | None = None) -> Tensor:
         r"""Discounted return from each row to its episode's end, ``[N]`` float32.
 
         :math:`G_t = r_t + \gamma (1 - e_t) G_{t+1}`, with :math:`e_t` = terminated or truncated. With ``leak`` only
         termination resets, as in O2PPO's released code, so that a time-out's return runs into the next episode.
+        ``reward`` ``[N]`` replaces the stored, raw rewards.
         """
-        reward = self.leaves["reward"]
+        reward = self.leaves["reward"] if reward is None else reward
         end = self.leaves["next", "terminated"]
         if not leak:
             end = end | self.leaves["next", "truncated"]

@@ -37,6 +37,31 @@ def alignment_target_td3(calibrated: Tensor, q_old: Tensor) -> Tensor:
     return torch.minimum(calibrated, q_old)
 
 
+def calibrated_value_sac(
+    anchor_value: Tensor, anchor_log_prob: Tensor, log_prob: Tensor, alpha: Tensor, floor: float | None = None
+) -> Tensor:
+    r"""Value that an action should have next to the anchor's, Eq. 12.
+
+    :math:`\dot q - \alpha\,(\log\pi_{off}(\dot a|s) - \log\pi_{off}(a|s))`: under the entropy-regularised optimum
+    Q differs between two actions by α times the difference of their log-probabilities.
+
+    Args: ``anchor_value`` q̇, ``anchor_log_prob``, ``log_prob`` (of the sampled action under π_off) ``[B]``; ``alpha``
+    α, scalar; ``floor`` of ``log_prob``, −50 in the paper, absent in the official code's alignment (D13); a narrow
+    π_off without it gives targets far below any return. Returns ``[B]``.
+    """
+    if floor is not None:
+        log_prob = log_prob.clamp(min=floor)
+    return anchor_value - alpha * (anchor_log_prob - log_prob)
+
+
+def alignment_target_sac(calibrated: Tensor, q_old: Tensor) -> Tensor:
+    r"""Target :math:`\min\{q_{cal},\ \min_j \bar Q_j(s, a)\}` of Eq. 13, one for both critics (D29).
+
+    Args: ``calibrated [B]``; ``q_old [E, B]`` of the frozen target critics. Returns ``[B]``.
+    """
+    return torch.minimum(calibrated, q_old.amin(0))
+
+
 def alignment_loss(q_action: Tensor, target: Tensor, q_anchor: Tensor, anchor_value: Tensor) -> tuple[Tensor, Tensor]:
     r"""The two halves of Eqs. 13 and 16: :math:`L^{align}` at explored actions, :math:`L^{retain}` at the anchor.
 

@@ -11,6 +11,17 @@ def squared_divergence(action: Tensor, reference_action: Tensor) -> Tensor:
     return (action - reference_action).square()
 
 
+def kl_estimate(log_prob: Tensor, reference_log_prob: Tensor, floor: float = -50.0) -> Tensor:
+    r"""O2SAC's one-sample estimate :math:`\log\pi(a|s) - \max\{\log\pi_{ref}(a|s),\ -50\}`, ``[B]`` (Eqs. 36, 38).
+
+    Gradients reach π through its own log-probability and, where the floor does not bind, through the action in
+    π_ref's (D31).
+
+    Args: ``log_prob``, ``reference_log_prob`` ``[B]`` of the same sampled actions. Returns ``[B]``.
+    """
+    return log_prob - reference_log_prob.clamp(min=floor)
+
+
 def multiplier_loss(
     log_multiplier: Tensor,
     divergence: Tensor,

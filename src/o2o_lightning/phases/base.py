@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import lightning as L
@@ -13,15 +13,15 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from o2o_lightning.agents.base import ActorCritic
+from o2o_lightning.agents.base import Agent
 from o2o_lightning.callbacks.evaluation import EvaluationLoop
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions, read_handover
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.envs.evaluate import Evaluation
-from o2o_lightning.errors import UserError, at_least
-from o2o_lightning.nn.actor import Actor
+from o2o_lightning.errors import at_least
+from o2o_lightning.nn.actor import Actor, FloatArray
 
 
 class Loss(NamedTuple):
@@ -45,8 +45,11 @@ class Phase(L.LightningModule):
     clock_name: ClassVar[str] = "updates"
     evaluates: ClassVar[bool] = True
     evaluates_at_start: ClassVar[bool] = False
+    adam_eps: ClassVar[float] = 1e-8
+    carries_moments: ClassVar[bool] = True
+    actor_kind: ClassVar[str | None] = None  # family of policy that the phase works on or makes; None for any
 
-    agent: ActorCritic
+    agent: Agent
     normalizer: Normalizer
 
     def __init__(self, init_from: str | None = None) -> None:
@@ -66,7 +69,12 @@ class Phase(L.LightningModule):
 
     # ---- what a phase says ---------------------------------------------------------------------------------------
 
-    def build(self, source: Handover | None) -> ActorCritic:
+    @classmethod
+    def policy_family(cls, arguments: Mapping[str, Any]) -> str | None:
+        """:attr:`actor_kind`, where it does not depend on the constructor's ``arguments``."""
+        return cls.actor_kind
+
+    def build(self, source: Handover | None) -> Agent:
         """The agent: networks taken from ``source`` and networks made anew."""
         raise NotImplementedError(f"{type(self).__name__}.build")
 
@@ -77,6 +85,14 @@ class Phase(L.LightningModule):
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
         """One gradient update; the code after a ``yield`` sees the networks after that loss's optimizer step."""
         raise NotImplementedError(f"{type(self).__name__}.update")
+
+    def rates(self) -> dict[str, float]:
+        """Learning rates of the groups of :meth:`learners` that follow a schedule, at this moment of its clock."""
+        return {}
+
+    def gradient_limits(self) -> dict[str, float]:
+        """Largest gradient norm of a group of :meth:`learners`, for those that are clipped."""
+        return {}
 
     def transition_cache(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """What depends only on frozen networks and the dataset: computed once a transition before the phase."""
@@ -99,6 +115,11 @@ class Phase(L.LightningModule):
         return self.updates
 
     @property
+    def method(self) -> str:
+        """What ran, as results and checkpoints name it."""
+        return self.algorithm
+
+    @property
     def evaluation_period(self) -> int:
         """How much of :attr:`clock` passes between evaluations; 0 for only at the end."""
         return self.data.eval_every_updates
@@ -111,7 +132,7 @@ class Phase(L.LightningModule):
             self.source = read_handover(self.init_from, self.accepts, f"--phase {self.phase}")
             self.normalizer = self.source.build_normalizer()
             self.scores, self.returns = dict(self.source.scores), dict(self.source.returns)
-            self._check_sizes(self.source)
+            self.source.check_policy(self.actor_kind, data.sizes(), self.algorithm)
         else:
             self.normalizer = data.fit_normalizer()
         data.normalizer = self.normalizer
@@ -127,8 +148,8 @@ class Phase(L.LightningModule):
             prefix = next(key for key, module in [*self.named_modules(), *self.named_parameters()] if module is part)
             named = [(prefix, part)] if isinstance(part, nn.Parameter) else list(part.named_parameters(prefix))
             groups.append({"params": named, "lr": rate, "name": name})
-        optimizer = torch.optim.Adam(groups, fused=True)
-        if self.source is not None and self.source.phase in ("reevaluate", "align"):
+        optimizer = torch.optim.Adam(groups, eps=self.adam_eps, fused=True)
+        if self.carries_moments and self.source is not None and self.source.phase in ("reevaluate", "align"):
             self._carry_moments(optimizer, self.source)
         return optimizer
 
@@ -140,6 +161,7 @@ class Phase(L.LightningModule):
         for batch in chunk:
             due = (self.updates + 1) % every == 0
             metrics: dict[str, Tensor] = {}
+            self._set_rates()
             for i, loss in enumerate(self.update(batch)):
                 self._descend(loss.value, counted=i == 0)
                 if due:
@@ -149,12 +171,13 @@ class Phase(L.LightningModule):
                 self.log_now({name: float(value.detach().float().mean()) for name, value in metrics.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        critic = getattr(self.agent, "critic", None)
+        critic, value = getattr(self.agent, "critic", None), getattr(self.agent, "value", None)
         checkpoint[KEY] = Handover(
             phase=self.phase,
-            algorithm=self.algorithm,
+            algorithm=self.method,
             actor=self.policy().spec.to_dict(),
             critic=critic.spec.to_dict() if critic is not None else None,
+            value=value.spec.to_dict() if value is not None else None,
             normalizer=self.normalizer.state(),
             env_id=self.data.env_id,
             manifest=self.data.manifest(),
@@ -193,6 +216,22 @@ class Phase(L.LightningModule):
         """Standard normal noise of ``tensor``'s shape from the phase's own stream."""
         return torch.randn(tensor.shape, generator=self.noise, device=tensor.device)
 
+    def facts(self) -> dict[str, Any]:
+        """What ``summary.json`` says of this phase beyond what it says of all."""
+        return {}
+
+    def conclusion(self) -> str | None:
+        """One line for the user when the phase has ended."""
+        return None
+
+    def status(self) -> list[str]:
+        """What the progress line shows besides clock, scores and speed."""
+        return []
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Uniform noise in [−1, 1) from the phase's own stream."""
+        return torch.rand(*shape, generator=self.noise, device=self.device) * 2.0 - 1.0
+
     def log_now(self, metrics: dict[str, float]) -> None:
         """One row to every logger, on the phase's own clock; both clocks are columns."""
         row = {"updates": self.updates, **({"env_steps": self.env_steps} if self.env_steps else {}), **metrics}
@@ -202,7 +241,12 @@ class Phase(L.LightningModule):
 
     def evaluate(self, actor: Actor | None = None) -> Evaluation:
         """Evaluates ``actor`` (default: the policy) off the training environment; its steps are counted as a cost."""
-        result = self.data.evaluate(actor or self.policy())
+        normalizer, policy = self.normalizer, actor or self.policy()
+        return self.evaluate_function(lambda observation: policy.act(normalizer.numpy(observation)))
+
+    def evaluate_function(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
+        """As :meth:`evaluate`, of anything that maps raw observations ``[B, S]`` to actions ``[B, A]``."""
+        result = self.data.evaluate(act)
         self.eval_env_steps += result.env_steps
         return result
 
@@ -228,20 +272,27 @@ class Phase(L.LightningModule):
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
+        self._clip_gradients(optimizer.optimizer)
         if counted:
             optimizer.step()
         else:
             # A later loss of the same update: through the precision plugin, past Lightning's step counter.
             self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
 
-    def _check_sizes(self, source: Handover) -> None:
-        actor, spec = source.actor, self.data.sizes()
-        sizes = (actor["observation_dim"], actor["action_dim"])
-        if spec != sizes:
-            raise UserError(
-                f"checkpoint {source.path}: its policy takes {sizes[0]} observation values and gives {sizes[1]} action "
-                f"values, the data has {spec[0]} and {spec[1]}. Pass the dataset and environment it was trained for."
-            )
+    def _set_rates(self) -> None:
+        rates = self.rates()
+        for group in cast(LightningOptimizer, self.optimizers()).param_groups if rates else ():
+            group["lr"] = rates.get(group["name"], group["lr"])
+
+    def _clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        limits = self.gradient_limits()
+        if not limits:
+            return
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = 1.0 if scaler is None else scaler.get_scale()  # fused Adam itself undoes the scale of 16-mixed
+        for group in optimizer.param_groups:
+            if group["name"] in limits:
+                nn.utils.clip_grad_norm_(group["params"], limits[group["name"]] * scale)
 
     def _carry_moments(self, optimizer: torch.optim.Optimizer, source: Handover) -> None:
         for group in optimizer.param_groups:

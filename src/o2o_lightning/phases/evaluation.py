@@ -37,7 +37,7 @@ class EvaluatePolicy(Phase):
         assert self.init_from is not None
         self.source = read_handover(self.init_from, self.accepts, f"o2o {stage}")
         self.normalizer = self.data.normalizer = self.source.build_normalizer()
-        self._check_sizes(self.source)
+        self.source.check_policy(None, self.data.sizes(), self.algorithm)
         if self.which == "reference" and not self.source.has("reference"):
             raise UserError(
                 f"checkpoint {self.source.path}: it holds no reference policy; only the online phase keeps one. "

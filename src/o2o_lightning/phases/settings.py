@@ -15,13 +15,14 @@ class Multiplier:
     Attributes:
         start: λ at the beginning.
         lr: Adam's rate for ℓ; 5e-5 moves λ by at most a factor e^±2.5 in 100k updates at every second one.
-        every: gradient updates for one multiplier update.
+        every: environment steps between two multiplier updates; by default it moves with the first policy update of an
+            environment step, which is every step for O2SAC and every second for O2TD3 (D33, T25).
         satisfied_weight, violated_weight: ω of Eq. 49 where the constraint holds, and where it does not.
     """
 
     start: float = 1.0
     lr: float = 5e-5
-    every: int = 2
+    every: int | None = None
     satisfied_weight: float = 0.3
     violated_weight: float = 0.7
 
@@ -31,7 +32,8 @@ class Multiplier:
                 f"--model.multiplier.start {self.start:g}: λ must be above 0. For λ ≡ 0 pass --model.constraint false."
             )
         at_least("--model.multiplier.lr", self.lr, 0)
-        at_least("--model.multiplier.every", self.every, 1)
+        if self.every is not None:
+            at_least("--model.multiplier.every", self.every, 1)
 
 
 @dataclass
@@ -58,11 +60,31 @@ class Reference:
             environment steps; ``frozen``: never (ablation).
         start: ``best``: the better of π_off and π_on (D14); ``aligned``: π_on; ``offline``: π_off.
         period: environment steps between two copies in mode ``interval``.
+        threshold_scale: factor on the threshold's end; the official code quarters it in mode ``interval`` (D15).
     """
 
     mode: Literal["best", "interval", "frozen"] = "best"
     start: Literal["best", "aligned", "offline"] = "best"
     period: int = 1000
+    threshold_scale: float = 1.0
 
     def __post_init__(self) -> None:
         at_least("--model.reference.period", self.period, 1)
+        at_least("--model.reference.threshold_scale", self.threshold_scale, 0)
+
+
+@dataclass
+class Auxiliary:
+    """O2PPO's auxiliary advantage (algorithm-facts 5.3).
+
+    Attributes:
+        scale: α; its largest value is half of it, in deviations of the rollout's own advantage.
+        env_steps: environment steps over which its weight β falls linearly from 1 to 0.
+        joint: floor the sum over action dimensions, as the official code, instead of each dimension (D19).
+        pairwise: each sample's advantage with every sample's auxiliary term, as the official code (D18).
+    """
+
+    scale: float = 2.0
+    env_steps: int = 250_000
+    joint: bool = False
+    pairwise: bool = False

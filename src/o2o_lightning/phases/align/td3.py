@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from o2o_lightning.agents.td3 import TD3Agent
 from o2o_lightning.checkpoint.handover import Handover, load_weights
+from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.objectives.alignment import (
     action_distance,
     alignment_loss,
@@ -36,6 +37,7 @@ class AlignTD3(AlignPhase):
     """
 
     algorithm: ClassVar[str] = "o2td3"
+    actor_kind: ClassVar[str | None] = DeterministicActor.kind
     agent: TD3Agent
 
     def __init__(

@@ -13,46 +13,39 @@ from torch import Tensor, nn
 
 from o2o_lightning.callbacks.reference import ReferencePolicy
 from o2o_lightning.callbacks.threshold import ThresholdSchedule
+from o2o_lightning.checkpoint.handover import POLICIES
 from o2o_lightning.envs.evaluate import Evaluation
 from o2o_lightning.nn.actor import Actor
 from o2o_lightning.nn.targets import frozen_copy, hard_update
+from o2o_lightning.objectives.constraint import multiplier_loss
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.phases.settings import Multiplier, Reference, Threshold
 
 
-class OnlinePhase(Phase):
-    """What constrained fine-tuning shares across algorithms: the reference policy, the multiplier, the threshold."""
+class ReferencedPhase(Phase):
+    """What every online phase shares: the environment's clock and the reference policy π_ref, if ``follows``."""
 
     phase: ClassVar[str] = "online"
-    accepts: ClassVar[tuple[str, ...]] = ("align", "reevaluate", "offline")
+    accepts: ClassVar[tuple[str, ...]] = ("align", "reevaluate", *POLICIES)
     clock_name: ClassVar[str] = "env_steps"
     evaluates_at_start: ClassVar[bool] = True
 
     reference: Actor
-    log_multiplier: nn.Parameter
-    threshold: Tensor
     reference_score: Tensor
     start_values: dict[str, float]
 
-    def __init__(
-        self,
-        init_from: str | None,
-        constraint: bool,
-        multiplier: Multiplier,
-        threshold: Threshold,
-        reference: Reference,
-    ) -> None:
+    def __init__(self, init_from: str | None, follows: bool, reference: Reference) -> None:
         super().__init__(init_from)
-        self.constraint, self.multiplier = constraint, multiplier
-        self.threshold_settings, self.reference_settings = threshold, reference
-        self.log_multiplier = nn.Parameter(torch.tensor(math.log(multiplier.start)))
-        # 0-d tensors, not numbers: a schedule must not trigger a recompilation.
-        self.register_buffer("threshold", torch.tensor(threshold.start))
+        self.follows, self.reference_settings = follows, reference
         self.register_buffer("reference_score", torch.tensor(-math.inf, dtype=torch.float64))
 
     @property
     def clock(self) -> int:
         return self.env_steps
+
+    @property
+    def method(self) -> str:
+        return self.algorithm if self.follows else self.algorithm.removeprefix("o2")
 
     @property
     def evaluation_period(self) -> int:
@@ -69,12 +62,10 @@ class OnlinePhase(Phase):
             self.reference = frozen_copy(self.policy())
 
     def configure_callbacks(self) -> list[Callback]:
-        settings = self.threshold_settings
         callbacks = super().configure_callbacks()
-        if self.constraint:
+        if self.follows:
             reference = self.reference_settings
             callbacks.append(ReferencePolicy(reference.mode, reference.start, reference.period))
-            callbacks.append(ThresholdSchedule(settings.start, settings.end, settings.env_steps))
         return callbacks
 
     def run_evaluation(self) -> Evaluation:
@@ -101,3 +92,53 @@ class OnlinePhase(Phase):
         raise NotImplementedError(f"{type(self).__name__}.explore")
 
 
+class OnlinePhase(ReferencedPhase):
+    """What constrained fine-tuning by a penalty shares across algorithms: the multiplier and the threshold."""
+
+    log_multiplier: nn.Parameter
+    threshold: Tensor
+
+    def __init__(
+        self,
+        init_from: str | None,
+        constraint: bool,
+        multiplier: Multiplier,
+        threshold: Threshold,
+        reference: Reference,
+    ) -> None:
+        super().__init__(init_from, constraint, reference)
+        self.constraint, self.multiplier, self.threshold_settings = constraint, multiplier, threshold
+        self.log_multiplier = nn.Parameter(torch.tensor(math.log(multiplier.start)))
+        self._multiplier_moved = False  # within the current environment step
+        # 0-d tensor, not a number: a schedule must not trigger a recompilation.
+        self.register_buffer("threshold", torch.tensor(threshold.start))
+
+    def on_env_step(self) -> None:
+        super().on_env_step()
+        self._multiplier_moved = False
+
+    def multiplier_due(self, policy_update: bool) -> bool:
+        """Whether λ moves in this update: at most once an environment step, whatever the update-to-data ratio."""
+        if not self.constraint or self._multiplier_moved:
+            return False
+        every = self.multiplier.every
+        self._multiplier_moved = policy_update if every is None else self.env_steps % every == 0
+        return self._multiplier_moved
+
+    def multiplier_loss(self, divergence: Tensor) -> Tensor:
+        """The multiplier's own loss on the divergence of this batch, Eq. 49."""
+        weights = (self.multiplier.satisfied_weight, self.multiplier.violated_weight)
+        return multiplier_loss(self.log_multiplier, divergence, self.threshold, *weights)
+
+    def configure_callbacks(self) -> list[Callback]:
+        callbacks, settings = super().configure_callbacks(), self.threshold_settings
+        if self.constraint:
+            end = settings.end * self.reference_settings.threshold_scale
+            callbacks.append(ThresholdSchedule(settings.start, end, settings.env_steps))
+        return callbacks
+
+    def status(self) -> list[str]:
+        if not self.constraint:
+            return []
+        parts = [f"λ {float(self.log_multiplier.detach().exp()):.3f} τ {float(self.threshold):.4g}"]
+        return [*parts, f"f {self.display['divergence']:.4g}"] if "divergence" in self.display else parts

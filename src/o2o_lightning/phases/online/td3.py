@@ -17,7 +17,7 @@ from o2o_lightning.errors import at_least
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.objectives.bellman import critic_loss, td_target
-from o2o_lightning.objectives.constraint import multiplier_loss, squared_divergence
+from o2o_lightning.objectives.constraint import squared_divergence
 from o2o_lightning.objectives.td3 import normalized_policy_loss, policy_loss, smoothed_action
 from o2o_lightning.phases.base import Loss
 from o2o_lightning.phases.online.base import OnlinePhase
@@ -37,6 +37,7 @@ class OnlineTD3(OnlinePhase):
         discount, polyak: γ, and the targets' rate, applied with each policy update.
         policy_noise, noise_clip, policy_delay: target-policy smoothing, and critic updates for a policy update.
         exploration_noise: σ of the Gaussian noise on actions.
+        actor_grad_clip: largest norm of the actor's gradient; None for none, 0.25 in some fixed-interval runs (D15).
         normalize_q: divide the policy loss by mean|Q| (D9).
         penalty: divergence in the critic's target: of each next state, or the whole batch's mean (D10).
         multiplier, threshold, reference: see :mod:`o2o_lightning.phases.settings`.
@@ -44,6 +45,7 @@ class OnlineTD3(OnlinePhase):
     """
 
     algorithm: ClassVar[str] = "o2td3"
+    actor_kind: ClassVar[str | None] = DeterministicActor.kind
     agent: TD3Agent
 
     def __init__(
@@ -58,6 +60,7 @@ class OnlineTD3(OnlinePhase):
         noise_clip: float = 0.5,
         policy_delay: int = 2,
         exploration_noise: float = 0.1,
+        actor_grad_clip: float | None = None,
         normalize_q: bool = True,
         penalty: Literal["state", "batch"] = "state",
         multiplier: Multiplier = Multiplier(),
@@ -72,6 +75,7 @@ class OnlineTD3(OnlinePhase):
         self.discount, self.polyak = discount, polyak
         self.policy_noise, self.noise_clip, self.policy_delay = policy_noise, noise_clip, policy_delay
         self.exploration_noise, self.normalize_q, self.penalty = exploration_noise, normalize_q, penalty
+        self.actor_grad_clip = actor_grad_clip
         self.hidden, self.layer_norm = tuple(hidden), layer_norm
 
     def build(self, source: Handover | None) -> TD3Agent:
@@ -92,6 +96,9 @@ class OnlineTD3(OnlinePhase):
             "multiplier": (self.log_multiplier, self.multiplier.lr),
         }
 
+    def gradient_limits(self) -> dict[str, float]:
+        return {} if self.actor_grad_clip is None else {"actor": self.actor_grad_clip}
+
     def explore(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
         action = self.agent.actor.act(observation)
         noise = generator.standard_normal(action.shape, dtype=np.float32) * self.exploration_noise
@@ -104,10 +111,10 @@ class OnlineTD3(OnlinePhase):
             yield self._policy_loss(observation)
             self.agent.track_critic(self.polyak)
             self.agent.track_actor(self.polyak)
-        elif self._multiplier_due():
+        elif self.multiplier_due(policy_update=False):
             with torch.no_grad():
                 divergence = squared_divergence(self.agent.actor(observation), self.reference(observation))
-            yield Loss(self._multiplier_loss(divergence), {})
+            yield Loss(self.multiplier_loss(divergence), {})
 
     def _critic_loss(self, batch: TensorDictBase) -> Loss:
         agent, action, next_observation = self.agent, batch["action"], batch["next", "observation"]
@@ -137,15 +144,6 @@ class OnlineTD3(OnlinePhase):
         divergence = squared_divergence(action, reference_action)
         multiplier = self.log_multiplier.detach().exp()
         loss = loss + multiplier * divergence.mean()
-        if self._multiplier_due():
-            loss = loss + self._multiplier_loss(divergence)
-        return Loss(
-            loss, {**metrics, "divergence": divergence, "multiplier": multiplier, "threshold": self.threshold}
-        )
-
-    def _multiplier_due(self) -> bool:
-        return self.constraint and (self.updates + 1) % self.multiplier.every == 0
-
-    def _multiplier_loss(self, divergence: Tensor) -> Tensor:
-        weights = (self.multiplier.satisfied_weight, self.multiplier.violated_weight)
-        return multiplier_loss(self.log_multiplier, divergence, self.threshold, *weights)
+        if self.multiplier_due(policy_update=True):
+            loss = loss + self.multiplier_loss(divergence)
+        return Loss(loss, {**metrics, "divergence": divergence, "multiplier": multiplier, "threshold": self.threshold})

@@ -10,8 +10,9 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from o2o_lightning.agents.td3 import TD3Agent
-from o2o_lightning.checkpoint.handover import Handover
+from o2o_lightning.checkpoint.handover import POLICIES, Handover
 from o2o_lightning.nn.critics import Critics
+from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.objectives.bellman import critic_loss, td_target
 from o2o_lightning.objectives.td3 import smoothed_action
 from o2o_lightning.phases.base import Loss, Phase
@@ -33,7 +34,8 @@ class ReevaluateTD3(Phase):
 
     phase: ClassVar[str] = "reevaluate"
     algorithm: ClassVar[str] = "o2td3"
-    accepts: ClassVar[tuple[str, ...]] = ("offline",)
+    actor_kind: ClassVar[str | None] = DeterministicActor.kind
+    accepts: ClassVar[tuple[str, ...]] = POLICIES
     evaluates: ClassVar[bool] = False
     agent: TD3Agent
 

@@ -1,0 +1,103 @@
+"""The on-policy DataModule of the online phase."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+
+from o2o_lightning.data.buffer import OnlineBuffer
+from o2o_lightning.data.module import OfflineData
+from o2o_lightning.data.online import OnlineStream, explorer, interaction_seed, start_interaction
+from o2o_lightning.envs.interaction import Interaction
+from o2o_lightning.errors import UserError
+
+
+class RolloutData(OfflineData):
+    """Collects a rollout with the current policy, then hands it out ``epochs`` times in shuffled minibatches.
+
+    The dataset serves its normalisation constants and its facts; from scratch it may be absent.
+
+    Args:
+        env_steps: budget of environment steps; the phase ends after exactly as many.
+        rollout: environment steps between two updates of the policy, across episodes; the budget if that is less.
+            What is left of the budget after the last whole rollout is stepped, and not learned from.
+        epochs: passes over a rollout.
+        num_envs: environments stepped side by side; must divide ``rollout``, ``env_steps`` and ``eval_every``.
+        batch_size: transitions a minibatch, drawn without replacement.
+        chunk: environment steps a ``training_step``; changes speed, never results.
+        eval_every: environment steps between evaluations.
+        kwargs: as in :class:`OfflineData`.
+    """
+
+    def __init__(
+        self,
+        env_steps: int = 250_000,
+        rollout: int = 2048,
+        epochs: int = 10,
+        num_envs: int = 1,
+        batch_size: int = 128,
+        chunk: int = 64,
+        eval_every: int = 2500,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, chunk=chunk, eval_every=eval_every, **kwargs)
+        if env_steps < 1 or epochs < 1 or num_envs < 1 or rollout < 2:
+            raise UserError("--data.env_steps, epochs and num_envs must be at least 1, --data.rollout at least 2.")
+        self.budget, self.epochs, self.num_envs = env_steps, epochs, num_envs
+        self.rollout = min(rollout, env_steps)
+        for name, steps in (("rollout", self.rollout), ("env_steps", env_steps), ("eval_every", eval_every)):
+            if steps % num_envs:
+                raise UserError(f"--data.num_envs {num_envs}: it does not divide --data.{name} {steps}. Change one.")
+        # whole steps of all environments, so that a chunk ends on a multiple as well
+        self.chunk = max(chunk // num_envs, 1) * num_envs
+        self.generator = np.random.default_rng()
+        self.interactions: list[Interaction] = []
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.interactions:
+            return
+        seed = interaction_seed(self)
+        self.generator = np.random.default_rng(seed)
+        for i in range(self.num_envs):
+            buffer = OnlineBuffer(self.rollout // self.num_envs, *self.sizes())
+            self.interactions.append(start_interaction(self, buffer, seed + 7919 * i))
+
+    def train_dataloader(self) -> OnlineStream:  # type: ignore[override]
+        return OnlineStream(self, self.budget, self.collect)
+
+    def collect(self, module: Any, env_steps: int) -> Iterator[TensorDictBase]:
+        """``env_steps`` environment steps; the minibatches of a rollout as soon as it is full."""
+        explore = explorer(self, module)
+        for _ in range(env_steps // self.num_envs):
+            for interaction in self.interactions:
+                interaction.step(explore)
+                module.on_env_step()
+            if len(self.interactions[0].buffer) == self.rollout // self.num_envs:
+                yield from self._minibatches(module, self._take(module.device))
+
+    def teardown(self, stage: str) -> None:
+        if stage == "fit":
+            for interaction in self.interactions:
+                interaction.env.close()
+
+    def _take(self, device: torch.device) -> TensorDictBase:
+        """The rollout ``[N, T]`` in time order, ready for the networks; the buffers are empty again."""
+        parts = []
+        for interaction in self.interactions:
+            parts.append(interaction.buffer.gather(torch.arange(len(interaction.buffer))))
+            interaction.buffer.clear()
+        rollout: TensorDict = torch.stack(parts)
+        return self.prepare(rollout, device)
+
+    def _minibatches(self, module: Any, raw: TensorDictBase) -> Iterator[TensorDictBase]:
+        rollout = module.begin_rollout(raw)
+        for _ in range(self.epochs):
+            order = torch.randperm(len(rollout), generator=self.rows)
+            for rows in torch.split(order, self.batch_size):
+                yield rollout[rows.to(module.device)]
+        module.end_rollout(rollout)

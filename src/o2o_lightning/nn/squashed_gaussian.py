@@ -1,0 +1,115 @@
+"""SAC's policy: a Gaussian squashed by tanh, with exact log-probabilities (algorithm-facts 1.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from o2o_lightning.nn.actor import FloatArray, StochasticActor
+from o2o_lightning.nn.mlp import MLP
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+ACTION_LIMIT = 1.0 - 1e-4  # given actions are clipped to it: atanh(±1) is infinite
+
+
+class SquashedGaussian(NamedTuple):
+    """The distribution of ``tanh(u)``, ``u ~ N(mean, exp(log_std)²)``, independent in each of A dimensions.
+
+    A plain pair of tensors ``[…, B, A]``, so that one pass of the actor's trunk serves any number of draws.
+    """
+
+    mean: Tensor
+    log_std: Tensor
+
+    def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Reparameterised actions and their log-probabilities: noise ``[…, B, A] → [..., B, A], [..., B]``.
+
+        The value before tanh is kept for the log-probability, which stays exact where tanh rounds to one.
+        """
+        pre_tanh = self.mean + self.log_std.exp() * noise
+        return torch.tanh(pre_tanh), self._log_prob(pre_tanh, noise)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-probability of given actions ``[…, B, A] → […, B]``, clipped to ±(1 − 1e-4) first."""
+        pre_tanh = torch.atanh(action.clamp(-ACTION_LIMIT, ACTION_LIMIT))
+        return self._log_prob(pre_tanh, (pre_tanh - self.mean) * (-self.log_std).exp())
+
+    def mode(self) -> Tensor:
+        """The deterministic action ``[…, B, A]``: tanh of the mean, which is not the density's own mode."""
+        return torch.tanh(self.mean).clamp(-ACTION_LIMIT, ACTION_LIMIT)
+
+    def detach(self) -> SquashedGaussian:
+        """The same distribution as a constant."""
+        return SquashedGaussian(self.mean.detach(), self.log_std.detach())
+
+    def _log_prob(self, pre_tanh: Tensor, standardized: Tensor) -> Tensor:
+        gaussian = -0.5 * standardized.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        # log(1 − tanh²u) in the form that neither overflows nor cancels
+        return (gaussian - 2.0 * (math.log(2.0) - pre_tanh - F.softplus(-2.0 * pre_tanh))).sum(-1)
+
+
+class SquashedGaussianActor(StochasticActor):
+    """``S → hidden → 2A``, ReLU; the second half is a raw log-std, scaled and shifted by two trained scalars."""
+
+    kind = "squashed_gaussian"
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int] = (256, 256, 256),
+        activation: str = "relu",
+        mean: str = "tanh",
+    ) -> None:
+        super().__init__(observation_dim, action_dim, hidden, activation, mean)
+        self.body = MLP(observation_dim, hidden, 2 * action_dim, activation=activation)
+        head = self.body.linears[-1]
+        assert isinstance(head, nn.Linear)
+        nn.init.xavier_uniform_(head.weight, gain=0.01)
+        nn.init.zeros_(head.bias)
+        self.log_std_scale = nn.Parameter(torch.tensor(1.0))
+        self.log_std_offset = nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, observation: Tensor) -> SquashedGaussian:
+        """The distribution of actions at ``[…, B, S]``."""
+        mean, raw = self.body(observation).chunk(2, -1)
+        log_std = (self.log_std_scale * raw + self.log_std_offset).clamp(LOG_STD_MIN, LOG_STD_MAX)
+        return SquashedGaussian(mean, log_std)
+
+    def distribution(self, observation: Tensor) -> SquashedGaussian:
+        """:meth:`forward`, typed."""
+        return self(observation)  # type: ignore[no-any-return]
+
+    def density(self, observation: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        policy = self.distribution(observation)
+        return policy.log_prob(action), -policy.sample(noise)[1]
+
+    def sampled(self, observation: Tensor, noise: Tensor) -> Tensor:
+        return self.distribution(observation).sample(noise)[0]
+
+    def mode(self, observation: Tensor) -> Tensor:
+        return self.distribution(observation).mode()
+
+    def act(self, observation: FloatArray) -> FloatArray:
+        mean, _ = self._numpy_moments(observation)
+        return np.clip(np.tanh(mean), -ACTION_LIMIT, ACTION_LIMIT)
+
+    def explore(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
+        """Sampled actions at numpy observations ``[S]`` or ``[B, S]``, for stepping environments."""
+        mean, log_std = self._numpy_moments(observation)
+        noise = generator.standard_normal(mean.shape, dtype=np.float32)
+        return np.tanh(mean + np.exp(log_std) * noise)
+
+    def _numpy_moments(self, observation: FloatArray) -> tuple[FloatArray, FloatArray]:
+        mean, raw = np.split(self.body.numpy(observation), 2, axis=-1)
+        log_std: NDArray[np.float32] = np.float32(self.log_std_scale.item()) * raw + np.float32(
+            self.log_std_offset.item()
+        )
+        return mean, np.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)

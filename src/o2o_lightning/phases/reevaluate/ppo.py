@@ -1,0 +1,86 @@
+"""Policy re-evaluation for PPO: a state-value network of the dataset's returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal, cast
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from o2o_lightning.agents.ppo import PPOAgent
+from o2o_lightning.checkpoint.handover import POLICIES, Handover
+from o2o_lightning.nn.gaussian import GaussianActor
+from o2o_lightning.nn.values import ValueNet
+from o2o_lightning.objectives.ppo import value_loss
+from o2o_lightning.phases.base import Loss, Phase
+
+
+class ReevaluatePPO(Phase):
+    """V fitted to the discounted returns of the dataset (algorithm-facts 4.3).
+
+    It approximates the value of the policy that made the data, not of π_off: the auxiliary advantage of the online
+    phase makes up for the difference. An episode's return ends with the episode, also where a time limit or the end
+    of the recording cut it, so values near such a cut are too small.
+
+    Learns: V, from random weights. Frozen: π_off. Hands on: both, and the running scale of rewards.
+
+    Args:
+        init_from: checkpoint of an offline phase, or an imported or cloned policy; it must be a Gaussian one.
+        value_lr: Adam's rate.
+        discount: γ.
+        leak_returns: True lets the return of a time-limited episode run into the next one, as the official code does
+            by a misspelt key (D22).
+        reward_scaling: ``dynamic`` divides rewards by the running deviation of the discounted return.
+        hidden: widths of V.
+    """
+
+    phase: ClassVar[str] = "reevaluate"
+    algorithm: ClassVar[str] = "o2ppo"
+    actor_kind: ClassVar[str | None] = GaussianActor.kind
+    accepts: ClassVar[tuple[str, ...]] = POLICIES
+    evaluates: ClassVar[bool] = False
+    agent: PPOAgent
+
+    def __init__(
+        self,
+        init_from: str,
+        value_lr: float = 1e-4,
+        discount: float = 0.99,
+        leak_returns: bool = False,
+        reward_scaling: Literal["none", "dynamic"] = "none",
+        hidden: Sequence[int] = (256, 256, 256),
+    ) -> None:
+        super().__init__(init_from)
+        self.value_lr, self.discount, self.leak_returns = value_lr, discount, leak_returns
+        self.reward_scaling, self.hidden = reward_scaling, tuple(hidden)
+
+    def build(self, source: Handover | None) -> PPOAgent:
+        assert source is not None
+        actor = cast(GaussianActor, source.build_actor().requires_grad_(False))
+        return PPOAgent(actor, ValueNet(self.data.sizes()[0], self.hidden, "tanh"), self.discount)
+
+    def learners(self) -> dict[str, tuple[nn.Module | nn.Parameter, float]]:
+        return {"value": (self.agent.value, self.value_lr)}
+
+    def on_fit_start(self) -> None:
+        data = self.data
+        assert data.store is not None
+        reward = data.store.leaves["reward"] * data.rewards.scale + data.rewards.shift
+        if self.reward_scaling == "dynamic":
+            reward = self._scaled(reward, data.store.leaves["next", "terminated"])
+        data.store.attach("return_to_go", data.store.returns_to_go(self.discount, self.leak_returns, reward))
+
+    def update(self, batch: TensorDictBase) -> Iterator[Loss]:
+        value = self.agent.value(batch["observation"])
+        loss = value_loss(value, batch["return_to_go"])
+        yield Loss(loss, {"value_loss": loss, "value": value, "return_to_go": batch["return_to_go"]})
+
+    def _scaled(self, reward: Tensor, terminated: Tensor) -> Tensor:
+        # As the official code, a time-out does not restart the running return; halfcheetah never terminates. A fit
+        # that is started or resumed begins its statistics anew, and so ends with the same ones.
+        self.agent.reward_scale = type(self.agent.reward_scale)(self.discount).to(self.device)
+        running = torch.zeros(1, dtype=torch.float64)
+        scaled, _ = self.agent.reward_scale(reward.unsqueeze(0), terminated.unsqueeze(0), running)
+        return scaled.squeeze(0)  # type: ignore[no-any-return]
