@@ -84,8 +84,6 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             self._bar.update(self._task, completed=phase.clock, status=self._status(phase, time.monotonic()))
             self._bar.stop()
             self._bar = None
-
-    def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:
         line = phase.conclusion()
         if line is not None and self._enabled:
             self._console.print(line, highlight=False, soft_wrap=True)
