@@ -65,15 +65,21 @@ CASES = {
     "wrong rank": (f"{FILE} {{flat_actions}}", ["flat_actions.hdf5", "'actions' has shape (480,)", "two axes"]),
     "wrong length": (f"{FILE} {{short_rewards}}", ["'rewards' has 477 rows", "'observations' has 480"]),
     "NaN": (f"{FILE} {{nan}}", ["nan.hdf5", "'observations' has NaN at row 17", "repair"]),
-    "actions outside the space": (f"{FILE} {{beyond}}", ["beyond.hdf5", "bounds of Pendulum-v1, [-2, 2]", "--data.env_id"]),
+    "actions outside the space": (
+        f"{FILE} {{beyond}}",
+        ["beyond.hdf5", "bounds of Pendulum-v1, [-2, 2]", "--data.env_id"],
+    ),
     "unknown prefix": (f"{FILE} s3:bucket", ["dataset s3:bucket", "`d4rl:NAME`", "o2o data list"]),
     "no dataset": ("--phase offline dataset=file", ["no dataset", "--data.dataset"]),
     # the environment
-    "another environment": ("--phase offline --data.env_id Walker2d-v5", ["Walker2d-v5", "17 values", "11", "--data.env_id"]),
+    "another environment": (
+        "--phase offline --data.env_id Walker2d-v5",
+        ["Walker2d-v5", "17 values", "11", "--data.env_id"],
+    ),
     "discrete actions": ("--phase offline --data.env_id CartPole-v1", ["CartPole-v1", "Discrete", "continuous"]),
     "unknown environment": ("--phase offline --data.env_id Hoper-v5", ["Hoper-v5", "Hopper", "--data.env_id"]),
     "an online phase without environment": (
-        f"steps.offline=2 dataset=file --data.dataset {{nameless}}",
+        "steps.offline=2 dataset=file --data.dataset {nameless}",
         ["nameless.hdf5", "does not name its environment", "--data.env_id"],
     ),
     # Hydra
@@ -86,7 +92,10 @@ CASES = {
     "a broken override": ("--phase offline trainer.max_steps=[", ["'['", "o2o fit -h"]),
     "phase as a group": ("phase=align", ["phase=align", "--phase=align"]),
     "a list of phases with a stranger": ("phases=[offline,alignn]", ["alignn", "reevaluate"]),
-    "a search path that is not there": ("--phase offline hydra.searchpath=[file:///no/where]", ["/no/where", "searchpath"]),
+    "a search path that is not there": (
+        "--phase offline hydra.searchpath=[file:///no/where]",
+        ["/no/where", "searchpath"],
+    ),
     # options
     "misspelt model option": ("--phase offline --model.actr_lr 1", ["--model.actr_lr", "TD3BC", "'actor_lr'"]),
     "misspelt nested option": (
@@ -99,7 +108,7 @@ CASES = {
     "misspelt part": ("--phase offline --dta.batch_size 5", ["--dta.batch_size", "'--data.batch_size'"]),
     "an option of another phase": ("--phase offline --data.env_steps 5", ["--data.env_steps", "OfflineData"]),
     "a value of another type": ("--data.env_steps abc", ["--data.env_steps abc", "a whole number"]),
-    "a step count of another type": ("steps.align=abc", ["--trainer.max_steps abc", "a whole number"]),
+    "a step count of another type": ("--phase align steps.align=abc", ["--trainer.max_steps abc", "a whole number"]),
     "a value outside the choices": (
         "--phase online --model.reference.mode bst",
         ["--model.reference.mode bst", "best, interval, frozen"],
@@ -120,9 +129,15 @@ CASES = {
     "phase without a value": ("--phase", ["--phase", "value is missing"]),
     "missing config file": ("--phase offline --config no.yaml", ["--config", "no.yaml", "no such file"]),
     "a config that is not YAML": ("--phase offline --config {list}", ["list.yaml", "not YAML"]),
-    "a config with a strange key": ("--phase offline --config {unknown}", ["unknown.yaml", "'modle.class_path'", "'--model.class_path'"]),
+    "a config with a strange key": (
+        "--phase offline --config {unknown}",
+        ["unknown.yaml", "'modle.class_path'", "'--model.class_path'"],
+    ),
     "printing several phases": ("--print_config", ["--print_config", "--phase"]),
-    "another phase's model": ("--phase offline --model AlignTD3 --model.init_from x", ["AlignTD3", "--phase align"]),
+    "another phase's model": (
+        "--phase offline --model AlignTD3 --model.init_from {reevaluate}",
+        ["AlignTD3", "--phase align"],
+    ),
     # numbers
     "batch size 0": ("--phase offline --data.batch_size 0", ["--data.batch_size 0", "at least 2"]),
     "no updates": ("--phase offline --trainer.max_steps 0", ["--trainer.max_steps 0", "at least 1", "steps.offline=N"]),
@@ -132,14 +147,23 @@ CASES = {
         "--phase online --trainer.max_steps 5 --model.init_from {align}",
         ["--trainer.max_steps 5", "--data.env_steps"],
     ),
-    "no environment steps": ("--phase online --data.env_steps 0 --model.init_from {align}", ["--data.env_steps", "at least 1"]),
+    "no environment steps": (
+        "--phase online --data.env_steps 0 --model.init_from {align}",
+        ["--data.env_steps", "at least 1"],
+    ),
     "no policy delay": ("--phase offline --model.policy_delay 0", ["--model.policy_delay 0", "at least 1"]),
     "no online policy delay": ("--phase online --model.policy_delay 0", ["--model.policy_delay 0", "at least 1"]),
-    "multiplier 0": ("--model.multiplier.start 0", ["--model.multiplier.start 0", "above 0", "--model.constraint false"]),
-    "multiplier never": ("--model.multiplier.every 0", ["--model.multiplier.every 0", "at least 1"]),
-    "reference period 0": ("--model.reference.period 0", ["--model.reference.period 0", "at least 1"]),
+    "multiplier 0": (
+        "--phase online --model.multiplier.start 0",
+        ["--model.multiplier.start 0", "above 0", "--model.constraint false"],
+    ),
+    "multiplier never": ("--phase online --model.multiplier.every 0", ["--model.multiplier.every 0", "at least 1"]),
+    "reference period 0": ("--phase online --model.reference.period 0", ["--model.reference.period 0", "at least 1"]),
     "negative learning rate": ("--phase offline --model.actor_lr -1", ["--model.actor_lr -1", "at least 0"]),
-    "a run without checkpoints": ("--phase offline --trainer.fast_dev_run true", ["--trainer.fast_dev_run", "experiment=quick"]),
+    "a run without checkpoints": (
+        "--phase offline --trainer.fast_dev_run true",
+        ["--trainer.fast_dev_run", "experiment=quick"],
+    ),
     # checkpoints
     "no checkpoint to align": ("--phase align", ["--phase align", "--model.init_from", LAST]),
     "no checkpoint to re-evaluate": ("--phase reevaluate", ["--phase reevaluate", "--model.init_from RUN_DIR/offline"]),
@@ -160,10 +184,13 @@ CASES = {
     ),
     # the run directory
     "a run directory under a file": ("--phase offline --run_dir note.txt/run", ["note.txt", "is a file", "directory"]),
-    "a finished phase": ("--phase offline --run_dir finished", ["finished", "'offline' is already finished", "another"]),
+    "a finished phase": (
+        "--phase offline --run_dir finished",
+        ["finished", "'offline' is already finished", "another"],
+    ),
     "a phase that was started": ("--phase offline --run_dir begun", ["begun", "not finished", "Remove that folder"]),
     "a run directory without a name": ("--phase offline --run_dir", ["--run_dir", "value is missing"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("line", "phrases"), CASES.values(), ids=CASES.keys())
@@ -216,8 +243,6 @@ def test_a_disk_that_refuses_is_one_line_too(
 
 
 @pytest.mark.parametrize("command", ["fti", "--wat", ""])
-def test_an_unknown_command_lists_those_that_exist(
-    command: str, o2o: O2O, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_command_lists_those_that_exist(command: str, o2o: O2O, capsys: pytest.CaptureFixture[str]) -> None:
     assert o2o(command) == 2
     assert capsys.readouterr().err.startswith(f"o2o: unknown command '{command}'. Choose one of fit, test")

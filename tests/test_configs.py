@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from o2o_lightning.cli.compose import PHASES, compose, groups, lightning_config, split
-from o2o_lightning.cli.lightning import PhaseCLI
+from o2o_lightning.cli.compose import compose, groups, lightning_config, split
+from o2o_lightning.cli.lightning import PhaseCLI, accepts
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.phases import TD3BC, AlignTD3, OnlineTD3, ReevaluateTD3
@@ -66,56 +66,66 @@ CLASSES = {"offline": TD3BC, "reevaluate": ReevaluateTD3, "align": AlignTD3, "on
 def built(phase: str, tmp_path: Path, *tokens: str) -> tuple[Any, Any, Any]:
     """Trainer, phase and data, through Hydra and jsonargparse as `o2o fit` makes them; nothing is loaded."""
     config = lightning_config(compose(phase, split(list(tokens))))
-    start = [] if phase == "offline" else ["--model.init_from", "a.ckpt"]
+    start = ["--model.init_from", "a.ckpt"] if accepts(config["model"]["class_path"], "init_from") else []
     data = ["--data.dataset", "a.hdf5"] if "dataset=file" in tokens else []
     made = PhaseCLI(config, [*start, *data]).build(tmp_path, phase)
     return made.trainer, made.model, made.datamodule
 
 
-def test_the_tables_have_every_dataset_and_the_tests_every_method_of_td3() -> None:
+def test_the_table_has_every_dataset() -> None:
     assert set(ROWS) == set(groups()["dataset"])
-    assert {"o2td3", "td3"} <= set(groups()["online"]) and "td3_bc" in groups()["offline"]
 
 
 @pytest.mark.parametrize("dataset", ROWS)
 def test_o2td3_has_the_tables_numbers_on(dataset: str, tmp_path: Path) -> None:
     row = ROWS[dataset]
-    made = {phase: built(phase, tmp_path, f"dataset={dataset}") for phase in PHASES}
+    composed = compose("online", split([f"dataset={dataset}"]))
+    assert composed["steps"]["align"] == row["align"]
+    assert composed["reevaluate"]["init_args"]["layer_norm"] is row["layer_norm"]
+    trainer, online, data = built("online", tmp_path, f"dataset={dataset}")
+    assert type(online) is OnlineTD3 and type(data) is OnlineData and trainer.max_steps == -1
+    assert online.exploration_noise == row["noise"]
+    threshold = online.threshold_settings
+    assert (threshold.start, threshold.end, threshold.env_steps) == (*row["threshold"], 100_000)
+    assert (data.budget, data.warmup_steps, data.utd) == (row["env_steps"], 1000, 1)
+    assert (data.mix, data.capacity) == ("half", 2_000_000)
+    assert (data.rewards.scale, data.rewards.shift) == row["reward"]
+    assert (data.eval_every, data.eval_episodes) == row["evaluation"]
+
+
+@pytest.mark.parametrize("dataset", ["hopper-medium-v2", "hopper-medium-expert-v2", "antmaze-umaze-v2", "file"])
+def test_every_phase_has_the_tables_numbers_on(dataset: str, tmp_path: Path) -> None:
+    row = ROWS[dataset]
+    made = {phase: built(phase, tmp_path, f"dataset={dataset}") for phase in CLASSES}
     steps = {phase: trainer.max_steps for phase, (trainer, _, _) in made.items()}
     assert steps == {"offline": 1_000_000, "reevaluate": 500_000, "align": row["align"], "online": -1}
-    for phase, (trainer, model, data) in made.items():
+    for phase, (_, model, data) in made.items():
         assert type(model) is CLASSES[phase] and model.init_from == (None if phase == "offline" else "a.ckpt")
-        assert isinstance(data, OnlineData) is (phase == "online") and isinstance(data, OfflineData)
+        assert isinstance(data, OfflineData)
         assert (data.rewards.scale, data.rewards.shift) == row["reward"]
         assert data.batch_size == 256 and data.normalize and data.normalize_eps == 1e-3
-        assert (data.eval_every, data.eval_episodes) == row["evaluation"]
         assert data.eval_every_updates == (5000 if phase == "offline" else row["updates_between_evaluations"])
-    assert made["reevaluate"][1].layer_norm is row["layer_norm"]
-    _, online, data = made["online"]
-    assert online.exploration_noise == row["noise"]
-    assert (online.threshold_settings.start, online.threshold_settings.end) == row["threshold"]
-    assert online.threshold_settings.env_steps == 100_000
-    assert (data.budget, data.warmup_steps, data.utd, data.mix, data.capacity) == (
-        row["env_steps"], 1000, 1, "half", 2_000_000
-    )  # fmt: skip
-
-
-def test_what_does_not_vary_has_the_tables_numbers(tmp_path: Path) -> None:
-    offline, reevaluate, align, online = (built(phase, tmp_path)[1] for phase in PHASES)
-    for phase in (offline, reevaluate, online):
-        assert (phase.discount, phase.polyak) == (0.99, 0.005)
-    for phase in (offline, reevaluate, align, online):
-        assert (phase.policy_noise, phase.noise_clip) == (0.2, 0.5)
-    for phase in (reevaluate, align, online):
-        assert phase.critic_lr == 3e-4
-    assert (offline.actor_lr, offline.critic_lr, offline.bc_q_weight, offline.policy_delay) == (3e-4, 3e-4, 2.5, 2)
-    assert offline.hidden == reevaluate.hidden == (256, 256)
+    offline, reevaluate, align, online = (model for _, model, _ in made.values())
+    for model in (offline, reevaluate, online):
+        assert (model.discount, model.polyak) == (0.99, 0.005)
+    for model in (offline, reevaluate, align, online):
+        assert (model.policy_noise, model.noise_clip, model.critic_lr) == (0.2, 0.5, 3e-4)
+    assert (offline.actor_lr, offline.bc_q_weight, offline.policy_delay) == (3e-4, 2.5, 2)
+    assert offline.hidden == reevaluate.hidden == (256, 256) and reevaluate.layer_norm is row["layer_norm"]
     assert (align.actor_lr, align.curvature) == (1e-4, 1.0)
     assert (online.actor_lr, online.policy_delay, online.normalize_q, online.constraint) == (1e-4, 2, True, True)
-    multiplier = online.multiplier
-    assert (multiplier.start, multiplier.lr, multiplier.every) == (1.0, 5e-5, 2)
+    multiplier, reference = online.multiplier, online.reference_settings
+    assert (multiplier.start, multiplier.lr) == (1.0, 5e-5)
     assert (multiplier.satisfied_weight, multiplier.violated_weight) == (0.3, 0.7)
-    assert (online.reference_settings.mode, online.reference_settings.start) == ("best", "best")
+    assert (reference.mode, reference.start) == ("best", "best")
+
+
+@pytest.mark.parametrize("method", groups()["online"])
+def test_every_method_instantiates_each_of_its_phases(method: str, tmp_path: Path) -> None:
+    phases = compose("offline", split([f"online={method}"]))["phases"]
+    for phase in phases:
+        _, model, data = built(phase, tmp_path, f"online={method}")
+        assert model.phase == phase and isinstance(data, OfflineData)
 
 
 @pytest.mark.parametrize(

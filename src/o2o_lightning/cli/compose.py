@@ -113,14 +113,18 @@ def compose(phase: str, command: Command) -> dict[str, Any]:
 
     overrides = [*infer_dataset(command)[0], *command.overrides, f"phase={phase}"]
     GlobalHydra.instance().clear()
+
+    def keys() -> list[str]:
+        return _keys(OmegaConf.to_container(hydra_compose("config", [f"phase={phase}"])))
+
     with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"), warnings.catch_warnings():
-        known = _keys(OmegaConf.to_container(hydra_compose("config", [f"phase={phase}"])))
-        _refuse_new_roots(command.overrides, known)
+        if any(token.startswith("+") for token in overrides):
+            _refuse_new_roots(overrides, keys())
         warnings.filterwarnings("error", message=".*path=.* is not available")
         try:
             resolved = OmegaConf.to_container(hydra_compose("config", overrides), resolve=True)
         except (HydraException, OmegaConfBaseException, UserWarning) as error:
-            raise UserError(hydra_message(error, [*groups(), *known])) from error
+            raise UserError(hydra_message(error, [*groups(), *keys()])) from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
 
@@ -195,8 +199,7 @@ def _keys(config: Any, prefix: str = "") -> list[str]:
 
 def _refuse_new_roots(overrides: list[str], known: list[str]) -> None:
     # Hydra would accept `+offlin=td3_bc` as a new key that nothing reads
-    roots = {*known, *groups(), "hydra"}
     for token in overrides:
-        root = re.split(r"[.=@/]", token.lstrip("+~"), maxsplit=1)[0]
-        if token.startswith("+") and root not in roots:
+        root = re.split(r"[.=@/]", token.lstrip("+"), maxsplit=1)[0]
+        if token.startswith("+") and root not in {*known, *groups()}:
             raise UserError(f"{token}: nothing reads '{root}'. Groups are {', '.join(groups())}; see `o2o fit -h`.")

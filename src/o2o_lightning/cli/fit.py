@@ -42,8 +42,11 @@ def main(argv: list[str]) -> int:
     if printing and printing[-1] != "--print_config":
         raise UserError(f"{printing[-1]}: it takes no value. Write `--print_config`.")
     steps, notes = plan(command)
-    if printing and steps:
-        print(steps[0].cli.written(), end="")
+    if printing:
+        steps = [step for step in steps if step.phase == command.phase]
+        print(*(step.cli.written() for step in steps), sep="", end="")
+    if printing or not steps:
+        say(*notes)
         return 0
     guess = infer_dataset(command)[1]
     run(steps, Path(command.run_dir or _new_run_dir()), [*notes, *([guess] if guess else [])])
