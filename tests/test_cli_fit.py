@@ -157,7 +157,9 @@ def test_an_alignment_makes_exactly_37_updates(chunk: int, everything: Path, o2o
 
 def test_a_written_configuration_repeats_the_phase(everything: Path, o2o: O2O) -> None:
     start = ("--model.init_from", everything / "reevaluate" / "checkpoints" / "last.ckpt")
-    assert o2o("fit", "--phase", "align", "--config", "runs/all/align/config.yaml", *start, "--run_dir", "runs/again") == 0
+    assert (
+        o2o("fit", "--phase", "align", "--config", "runs/all/align/config.yaml", *start, "--run_dir", "runs/again") == 0
+    )
     assert Path("runs/again/align/metrics.csv").read_bytes() == (everything / "align" / "metrics.csv").read_bytes()
 
 
@@ -175,7 +177,8 @@ def test_what_a_run_says_is_short_and_its_own(o2o: O2O, capfd: pytest.CaptureFix
     lines = err.splitlines()
     assert [text for text in lines if not any(re.fullmatch(pattern, text) for pattern in own)] == []
     assert lines[0].startswith("hyper-parameters") and len(lines) == 1 + 1 + 1 + 5 + 4
-    assert o2o(*line[:-1], "runs/tier", "tier=medium", "phases=[offline]") == 0
+    chosen = ("fit", "--phase", "offline", "tier=medium", *SMALL, "--trainer.max_steps", 2, "--run_dir", "runs/tier")
+    assert o2o(*chosen) == 0
     assert "hyper-parameters" not in capfd.readouterr().err
 
 

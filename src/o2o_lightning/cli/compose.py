@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,11 @@ def compose(phase: str, command: Command) -> dict[str, Any]:
     Raises:
         UserError: an unknown group, option or key, with the choices that exist.
     """
+    return copy.deepcopy(_compose(phase, (*infer_dataset(command)[0], *command.overrides)))
+
+
+@cache
+def _compose(phase: str, tokens: tuple[str, ...]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -111,18 +118,17 @@ def compose(phase: str, command: Command) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [*infer_dataset(command)[0], *command.overrides, f"phase={phase}"]
     GlobalHydra.instance().clear()
 
     def keys() -> list[str]:
         return _keys(OmegaConf.to_container(hydra_compose("config", [f"phase={phase}"])))
 
     with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"), warnings.catch_warnings():
-        if any(token.startswith("+") for token in overrides):
-            _refuse_new_roots(overrides, keys())
+        if any(token.startswith("+") for token in tokens):
+            _refuse_new_roots(tokens, keys())
         warnings.filterwarnings("error", message=".*path=.* is not available")
         try:
-            resolved = OmegaConf.to_container(hydra_compose("config", overrides), resolve=True)
+            resolved = OmegaConf.to_container(hydra_compose("config", [*tokens, f"phase={phase}"]), resolve=True)
         except (HydraException, OmegaConfBaseException, UserWarning) as error:
             raise UserError(hydra_message(error, [*groups(), *keys()])) from error
     assert isinstance(resolved, dict)
@@ -197,9 +203,9 @@ def _keys(config: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def _refuse_new_roots(overrides: list[str], known: list[str]) -> None:
+def _refuse_new_roots(tokens: tuple[str, ...], known: list[str]) -> None:
     # Hydra would accept `+offlin=td3_bc` as a new key that nothing reads
-    for token in overrides:
+    for token in tokens:
         root = re.split(r"[.=@/]", token.lstrip("+"), maxsplit=1)[0]
         if token.startswith("+") and root not in {*known, *groups()}:
             raise UserError(f"{token}: nothing reads '{root}'. Groups are {', '.join(groups())}; see `o2o fit -h`.")
