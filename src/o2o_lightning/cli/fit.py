@@ -15,6 +15,8 @@ from rich.console import Console
 from o2o_lightning.cli.compose import Command, compose, lightning_config, split
 from o2o_lightning.errors import UserError
 
+LAST = "checkpoints/last.ckpt"
+
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o fit``."""
@@ -35,25 +37,25 @@ def main(argv: list[str]) -> int:
 def run_phases(command: Command, phases: list[str], run_dir: Path) -> dict[str, Any]:
     """Runs ``phases`` in order, handing each one's last checkpoint on; returns the last summary."""
     console = Console(stderr=True, highlight=False)
-    options, previous = _options_by_phase(command, phases), None
+    options = options_by_phase(command, phases)
     for phase in phases:
-        overrides: dict[str, Any] = {} if previous is None else {"init_from": str(previous)}
-        run_phase(phase, command, options[phase], run_dir, overrides)
-        previous = run_dir / phase / "checkpoints" / "last.ckpt"
+        run_phase(phase, command, phases, options[phase], run_dir)
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            console.print(f"{phase}: done, {previous}")
+            console.print(f"{phase}: done, {run_dir / phase / LAST}")
     return write_run_summary(run_dir, phases)
 
 
-def run_phase(
-    phase: str, command: Command, options: list[str], run_dir: Path, model_overrides: dict[str, Any]
-) -> None:
-    """Builds one phase from its composed configuration and runs it."""
+def run_phase(phase: str, command: Command, phases: list[str], options: list[str], run_dir: Path) -> None:
+    """Builds one phase of ``phases`` from its composed configuration and runs it from its beginning."""
     from o2o_lightning.cli.lightning import build
 
     config = lightning_config(compose(phase, command))
-    config["model"].setdefault("init_args", {}).update(model_overrides)
-    built = build(config, options, run_dir, phase)
+    at = phases.index(phase)
+    if at > 0:
+        # relative to the run, so that a directory that was moved can still be resumed
+        config["model"].setdefault("init_args", {})["init_from"] = f"$RUN_DIR/{phases[at - 1]}/{LAST}"
+    plan = {"phases": phases, "overrides": command.overrides, "options": command.options, "cwd": os.getcwd()}
+    built = build(config, options, run_dir, phase, plan)
     built.trainer.fit(built.model, datamodule=built.datamodule)
 
 
@@ -101,17 +103,17 @@ def check_run_dir(run_dir: Path, phases: list[str]) -> None:
         if folder.exists() and any(folder.iterdir()):
             raise UserError(
                 f"--run_dir {run_dir}: its phase '{phase}' was started and not finished. "
-                "Remove that folder, or pass another --run_dir."
+                f"Go on with `o2o resume {run_dir}`, remove that folder, or pass another --run_dir."
             )
 
 
-def _options_by_phase(command: Command, phases: list[str]) -> dict[str, list[str]]:
+def options_by_phase(command: Command, phases: list[str]) -> dict[str, list[str]]:
     """Gives each dotted option to the phases that know it; one that no phase knows goes to all, to be refused."""
     from o2o_lightning.cli.lightning import accepts
 
     chosen: dict[str, list[str]] = {phase: [] for phase in phases}
     configs = {phase: lightning_config(compose(phase, command)) for phase in phases}
-    for option in _grouped(command.options):
+    for option in grouped(command.options):
         match = re.match(r"--(model|data)\.(?:init_args\.)?(\w+)", option[0])
         takers = phases
         if match and len(phases) > 1:
@@ -124,7 +126,8 @@ def _options_by_phase(command: Command, phases: list[str]) -> dict[str, list[str
     return chosen
 
 
-def _grouped(options: list[str]) -> list[list[str]]:
+def grouped(options: list[str]) -> list[list[str]]:
+    """Options, each with its values."""
     groups: list[list[str]] = []
     for token in options:
         if token.startswith("--") or not groups:
@@ -143,5 +146,3 @@ def _print_config(command: Command, phases: list[str]) -> int:
     options = [token for token in command.options if not token.startswith("--print_config")]
     print(dump(config, options), end="")
     return 0
-
-

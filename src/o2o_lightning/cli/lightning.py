@@ -57,14 +57,16 @@ class PhaseCLI(LightningCLI):
         self.config = cast(Namespace, _substitute(self.config, self.places))
 
 
-def build(config: dict[str, Any], options: list[str], run_dir: Path, phase: str) -> Built:
+def build(
+    config: dict[str, Any], options: list[str], run_dir: Path, phase: str, command: dict[str, Any] | None = None
+) -> Built:
     """Instantiates trainer, phase and data from a composed configuration and the user's dotted options."""
     cli = _run_cli(config, options, {"$RUN_DIR": str(run_dir), "$PHASE": phase})
     if not isinstance(cli.model, Phase) or cli.model.phase != phase:
         name, belongs = type(cli.model).__name__, getattr(cli.model, "phase", "?")
         raise UserError(f"--model: {name} is not of phase '{phase}'. Pass --phase {belongs}.")
     cli.model.config = yaml.safe_load(cli.written)
-    cli.trainer.callbacks.append(RunDirectory(run_dir, cli.written))  # type: ignore[attr-defined]
+    cli.trainer.callbacks.append(RunDirectory(run_dir, cli.written, command))  # type: ignore[attr-defined]
     _reorder(cli.trainer)
     return Built(cli.trainer, cli.model, cast(OfflineData, cli.datamodule))
 

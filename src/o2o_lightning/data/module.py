@@ -118,12 +118,6 @@ class OfflineData(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # the stream puts each batch on the device; a live chunk cannot be moved as a whole
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows.get_state()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows.set_state(state_dict["rows"])
-
     # ---- for phases ----------------------------------------------------------------------------------------------
 
     def sizes(self) -> tuple[int, int]:
@@ -168,6 +162,14 @@ class OfflineData(L.LightningDataModule):
                 parts.setdefault(name, []).append(values.float().cpu())
         for name, pieces in parts.items():
             self.store.attach(name, torch.cat(pieces))
+
+    def local_state(self) -> dict[str, Any]:
+        """What this process needs to go on exactly, beside the checkpoint: tensors and primitives."""
+        return {"rows": self.rows.get_state()}
+
+    def load_local_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`local_state`."""
+        self.rows.set_state(state["rows"])
 
     def evaluate(self, actor: Actor) -> Evaluation:
         """Deterministic episodes on environments that training never touches."""

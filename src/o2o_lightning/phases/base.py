@@ -22,6 +22,7 @@ from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.envs.evaluate import Evaluation
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import Actor
+from o2o_lightning.phases.health import ChunkRecord
 
 
 class Loss(NamedTuple):
@@ -110,6 +111,11 @@ class Phase(L.LightningModule):
         return self.updates
 
     @property
+    def total(self) -> int:
+        """The value of :attr:`clock` at which the phase ends."""
+        return int(self.trainer.max_steps)
+
+    @property
     def evaluation_period(self) -> int:
         """How much of :attr:`clock` passes between evaluations; 0 for only at the end."""
         return self.data.eval_every_updates
@@ -146,18 +152,13 @@ class Phase(L.LightningModule):
         return [EvaluationLoop()]
 
     def training_step(self, chunk: Iterable[TensorDictBase], batch_idx: int) -> None:
-        every = max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
-        for batch in chunk:
-            due = (self.updates + 1) % every == 0
-            metrics: dict[str, Tensor] = {}
-            self._set_rates()
-            for i, loss in enumerate(self.update(batch)):
-                self._descend(loss.value, counted=i == 0)
-                if due:
-                    metrics.update(loss.metrics)
-            self.updates += 1
-            if due:
-                self.log_now({name: float(value.detach().float().mean()) for name, value in metrics.items()})
+        record = ChunkRecord()
+        try:
+            self._train_chunk(chunk, record)
+        except Exception:
+            record.check(self.phase)  # a NaN that reached the environment is the cause, not the environment
+            raise
+        record.check(self.phase)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         critic, value = getattr(self.agent, "critic", None), getattr(self.agent, "value", None)
@@ -181,7 +182,6 @@ class Phase(L.LightningModule):
             "eval_env_steps": self.eval_env_steps,
             "curve": self.curve,
             "config": self.config,
-            "noise": self.noise.get_state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -189,7 +189,14 @@ class Phase(L.LightningModule):
         self.updates, self.env_steps = progress["updates"], progress["env_steps"]
         self.eval_env_steps, self.curve = progress["eval_env_steps"], progress["curve"]
         self.scores, self.returns = checkpoint[KEY]["scores"], checkpoint[KEY]["returns"]
-        self.noise.set_state(progress["noise"])
+
+    def local_state(self) -> dict[str, Any]:
+        """What this process needs to go on exactly, and a checkpoint does not hold: tensors and primitives."""
+        return {"noise": self.noise.get_state()}
+
+    def load_local_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`local_state`, when training starts."""
+        self.noise.set_state(state["noise"])
 
     # ---- for subclasses and callbacks ----------------------------------------------------------------------------
 
@@ -243,6 +250,21 @@ class Phase(L.LightningModule):
                 getattr(callback, hook)(self.trainer, self, *args)
 
     # ---- internals -----------------------------------------------------------------------------------------------
+
+    def _train_chunk(self, chunk: Iterable[TensorDictBase], record: ChunkRecord) -> None:
+        every = max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+        for batch in chunk:
+            due = (self.updates + 1) % every == 0
+            metrics: dict[str, Tensor] = {}
+            self._set_rates()
+            for i, loss in enumerate(self.update(batch)):
+                record.add(self.updates, batch, loss.value, loss.metrics)
+                self._descend(loss.value, counted=i == 0)
+                if due:
+                    metrics.update(loss.metrics)
+            self.updates += 1
+            if due:
+                self.log_now({name: float(value.detach().float().mean()) for name, value in metrics.items()})
 
     def _descend(self, loss: Tensor, counted: bool) -> None:
         optimizer = cast(LightningOptimizer, self.optimizers())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -40,6 +40,10 @@ class ReferencedPhase(Phase):
     @property
     def clock(self) -> int:
         return self.env_steps
+
+    @property
+    def total(self) -> int:
+        return int(cast(Any, self.data).budget)
 
     @property
     def evaluation_period(self) -> int:

@@ -1,0 +1,137 @@
+"""``o2o resume``: goes on with a run that stopped, as if it had not."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from o2o_lightning.cli.compose import Command, split
+from o2o_lightning.cli.fit import LAST, grouped, options_by_phase, run_phase, write_run_summary
+from o2o_lightning.errors import UserError
+
+USAGE = """\
+o2o resume RUN_DIR [options]
+
+Goes on with the phase that was interrupted, from its last checkpoint, and then with the phases that follow.
+The result is that of a run that was never interrupted, bit for bit (same machine, libraries and threads).
+
+options that may change on the way, e.g. `--data.env_steps 200000`:
+  {safe}
+"""
+# What changes how long a run takes and how it is watched; anything else would make it another run.
+LENGTH = ("trainer.max_steps", "data.env_steps")
+SAFE = (
+    *LENGTH,
+    "trainer.logger",
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+    "data.eval_every",
+    "data.eval_every_updates",
+    "data.memory_limit_gb",
+)
+
+
+def main(argv: list[str]) -> int:
+    """Runs ``o2o resume``."""
+    from o2o_lightning.checkpoint.run import lock, read_plan
+
+    if not argv or argv[0].startswith("-"):
+        print(USAGE.format(safe=", ".join(f"--{name}" for name in SAFE)), end="")
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    run_dir, changes = Path(argv[0]).resolve(), _changes(argv[1:])
+    plan = read_plan(run_dir)
+    if not plan:
+        raise UserError(f"{argv[0]}: no run of o2o is in it. Pass the --run_dir of one that had begun.")
+    lock(run_dir)
+    went_on = False
+    for entry in plan:
+        if Path(entry["cwd"]).is_dir():
+            os.chdir(entry["cwd"])  # paths of the command are relative to where it was given
+        went_on |= _resume_command(entry, run_dir, changes)
+    if not went_on and any(name in LENGTH for name, _ in changes):
+        last = plan[-1]["phases"][-1]
+        _continue(last, run_dir, changes)
+        write_run_summary(run_dir, plan[-1]["phases"])
+        went_on = True
+    if not went_on:
+        Console(stderr=True).print(f"{argv[0]}: nothing to go on with, all of it is finished.", highlight=False)
+    return 0
+
+
+def _resume_command(entry: dict[str, Any], run_dir: Path, changes: list[tuple[str, list[str]]]) -> bool:
+    """Runs what is left of one ``o2o fit``; whether anything was."""
+    phases = entry["phases"]
+    left = [phase for phase in phases if not (run_dir / phase / "summary.json").exists()]
+    command = Command(overrides=entry["overrides"], options=entry["options"])
+    if left:
+        options = options_by_phase(command, phases)
+    for phase in left:
+        if (run_dir / phase / LAST).exists():
+            _continue(phase, run_dir, changes)
+        else:
+            # killed before its first checkpoint: nothing of it is worth keeping
+            shutil.rmtree(run_dir / phase, ignore_errors=True)
+            kept = _taken_by(phase, run_dir, [change for change in changes if change[0] not in LENGTH], command)
+            run_phase(phase, command, phases, [*options[phase], *kept], run_dir)
+    if left or not (run_dir / "summary.json").exists():
+        write_run_summary(run_dir, phases)
+    return bool(left)
+
+
+def _continue(phase: str, run_dir: Path, changes: list[tuple[str, list[str]]]) -> None:
+    """Goes on with one phase from its last checkpoint."""
+    from o2o_lightning.checkpoint.handover import read_handover
+    from o2o_lightning.cli.lightning import build
+
+    checkpoint, written = run_dir / phase / LAST, run_dir / phase / "config.yaml"
+    read_handover(checkpoint, (phase,), "o2o resume")
+    try:
+        config = yaml.safe_load(written.read_text())
+        data_class = config["data"]["class_path"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{written}: it cannot be read ({error}). Without it the run cannot go on.") from error
+    Console(stderr=True, highlight=False).print(f"{phase}: going on from {checkpoint}")
+    options = [token for name, tokens in changes if _takes(data_class, name) for token in tokens]
+    built = build(config, options, run_dir, phase)
+    built.trainer.fit(built.model, datamodule=built.datamodule, ckpt_path=str(checkpoint), weights_only=True)
+
+
+def _changes(argv: list[str]) -> list[tuple[str, list[str]]]:
+    """The options of the command line by name; :class:`UserError` for one that would make it another run."""
+    command = split(argv)
+    if command.overrides:
+        raise UserError(f"'{command.overrides[0]}': a resumed run keeps its configuration; {_only()}")
+    changes = []
+    for tokens in grouped(command.options):
+        name = tokens[0].removeprefix("--").partition("=")[0].replace(".init_args.", ".")
+        if not any(name == safe or (safe == "trainer.logger" and name.startswith(safe)) for safe in SAFE):
+            raise UserError(
+                f"--{name}: it would make another run of this one; {_only()} For a new run from this policy use "
+                "`o2o fit --model.init_from CKPT`."
+            )
+        changes.append((name, tokens))
+    return changes
+
+
+def _only() -> str:
+    return f"only {', '.join(f'--{name}' for name in SAFE)} may change."
+
+
+def _taken_by(phase: str, run_dir: Path, changes: list[tuple[str, list[str]]], command: Command) -> list[str]:
+    from o2o_lightning.cli.compose import compose
+
+    data_class = compose(phase, command)["data_class"]
+    return [token for name, tokens in changes if _takes(data_class, name) for token in tokens]
+
+
+def _takes(data_class: str, name: str) -> bool:
+    from o2o_lightning.cli.lightning import accepts
+
+    match = re.match(r"data\.(\w+)$", name)
+    return match is None or accepts(data_class, match.group(1))
