@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,12 @@ def run(argv: list[str], log: Path, prepare: Callable[[], None] = lambda: None, 
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        sys.stdout = sys.stderr = os.fdopen(out, "w", buffering=1)  # pytest has put its own in their place
         from o2o_lightning.checkpoint import run as run_module
         from o2o_lightning.cli.main import main
 
         run_module._held.clear()
+        warnings.resetwarnings()  # pytest's own would turn some into errors
         torch.set_num_threads(1)
         prepare()
         code = main(argv)
@@ -43,6 +46,21 @@ def run(argv: list[str], log: Path, prepare: Callable[[], None] = lambda: None, 
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def import_everything() -> None:
+    """Before forking: each child would import torch, Lightning, Hydra and MuJoCo anew."""
+    import hydra  # noqa: F401
+    import mujoco  # noqa: F401
+
+    import o2o_lightning.cli.fit
+    import o2o_lightning.cli.resume  # noqa: F401
+    from o2o_lightning.cli.compose import compose, split
+    from o2o_lightning.cli.lightning import accepts
+
+    compose("offline", split([]))
+    for module in ("data.module.OfflineData", "data.online.OnlineData", "data.rollout.RolloutData"):
+        accepts(f"o2o_lightning.{module}", "dataset")
 
 
 def waited(pid: int) -> int:
@@ -95,14 +113,16 @@ def differences(expected: Path, found: Path, phases: list[str]) -> list[str]:
             wrong.append(f"{phase}/summary.json")
         for name in ("last.ckpt", "best.ckpt"):
             a, b = expected / phase / "checkpoints" / name, found / phase / "checkpoints" / name
-            wrong += [f"{phase}/{name}: {key}" for key in _unequal(_checkpoint(a), _checkpoint(b))]
+            if a.exists() or b.exists():
+                wrong += [f"{phase}/{name}: {key}" for key in _unequal(_checkpoint(a), _checkpoint(b))]
         sides = [list((root / phase / "checkpoints").glob("last.*.state")) for root in (expected, found)]
         if [len(side) for side in sides] != [1, 1]:
             wrong.append(f"{phase}: {len(sides[1])} side states")
         else:
             a, b = (torch.load(side[0] / "rank-0.pt", weights_only=True) for side in sides)
             wrong += [f"{phase}/side state: {key}" for key in _unequal(a, b) if key != "token"]
-    if _summary(expected) != _summary(found):
+    plans = [json.loads((root / "plan.json").read_text()) for root in (expected, found)]
+    if plans[0] == plans[1] and _summary(expected) != _summary(found):
         wrong.append("summary.json")
     leftovers = [str(path.relative_to(found)) for path in found.rglob(".*") if path.name != ".lock"]
     return wrong + leftovers

@@ -14,6 +14,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from o2o_lightning.errors import Failure
 
+TEMPORARY = ".tmp"
+
 
 def write_atomically(path: str | Path, content: bytes) -> None:
     """Writes beside ``path``, syncs, then renames: a full disk or a kill leaves the previous file whole."""
@@ -36,6 +38,12 @@ def cannot_write(path: str | Path, error: OSError) -> Failure:
         f"{path}: it cannot be written ({error.strerror or error}); what was there before is intact. "
         "Free space or permissions, then go on with `o2o resume RUN_DIR`."
     )
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what a kill left half-written; nobody else may be writing."""
+    for path in folder.rglob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -71,7 +79,7 @@ def _replace(path: Path, write: Callable[[Any], Any]) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
         with os.fdopen(descriptor, "wb") as file:
             watched = _Watched(file)
             try:

@@ -40,13 +40,11 @@ def read(checkpoint: str | Path, token: str, rank: int) -> dict[str, Any]:
 
 
 def remove_others(checkpoint: str | Path, token: str) -> None:
-    """Removes side states that no checkpoint names any more, and what a kill left half-written."""
+    """Removes side states that no checkpoint names any more."""
     checkpoint = Path(checkpoint)
     for folder in checkpoint.parent.glob(f"{checkpoint.stem}.*.state"):
         if folder != _folder(checkpoint, token):
             shutil.rmtree(folder, ignore_errors=True)
-    for temporary in checkpoint.parent.glob(".*.ckpt.*"):
-        temporary.unlink(missing_ok=True)
 
 
 def random_state() -> dict[str, Any]:

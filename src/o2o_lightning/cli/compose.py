@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,13 @@ def compose(phase: str, command: Command) -> dict[str, Any]:
     Raises:
         UserError: an unknown group, option or key, with the choices that exist.
     """
+    overrides = (*_infer_dataset(command), *command.overrides, f"phase={phase}")
+    return copy.deepcopy(_composed(overrides))
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    # a fit asks for the same composition several times, and Hydra takes a fifth of a second for each
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -97,11 +106,10 @@ def compose(phase: str, command: Command) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [*_infer_dataset(command), *command.overrides, f"phase={phase}"]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
-            composed = hydra_compose("config", overrides)
+            composed = hydra_compose("config", list(overrides))
             resolved = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"configuration: {_first_lines(error)}") from error

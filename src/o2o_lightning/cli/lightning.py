@@ -53,7 +53,7 @@ class PhaseCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
-        self.written = self.parser.dump(self.config, skip_none=False)
+        self.written = self.parser.dump(self.config, skip_unset=False)
         self.config = cast(Namespace, _substitute(self.config, self.places))
 
 
@@ -74,7 +74,7 @@ def build(
 def dump(config: dict[str, Any], options: list[str]) -> str:
     """The whole typed configuration as YAML, as ``--config`` takes it back."""
     parser = _Parser().parser
-    return str(parser.dump(_parse(parser, config, options), skip_none=False))
+    return str(parser.dump(_parse(parser, config, options), skip_unset=False))
 
 
 def accepts(class_path: str, name: str) -> bool:

@@ -39,6 +39,7 @@ SAFE = (
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o resume``."""
+    from o2o_lightning.checkpoint.io import remove_temporaries
     from o2o_lightning.checkpoint.run import lock, read_plan
 
     if not argv or argv[0].startswith("-"):
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> int:
     if not plan:
         raise UserError(f"{argv[0]}: no run of o2o is in it. Pass the --run_dir of one that had begun.")
     lock(run_dir)
+    remove_temporaries(run_dir)
     went_on = False
     for entry in plan:
         if Path(entry["cwd"]).is_dir():

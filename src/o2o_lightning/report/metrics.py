@@ -27,43 +27,40 @@ class MetricsFile(CSVLogger):
 
     def __init__(self, save_dir: str, name: str = "") -> None:
         super().__init__(save_dir=save_dir, name=name, version="", flush_logs_every_n_steps=1)
-        self._kept: int | None = None
 
     @property
     def experiment(self) -> Any:
         if self._experiment is None:
-            self._experiment = _Rows(Path(self.log_dir), self._kept or 0)
+            self._experiment = _Rows(Path(self.log_dir))
         return self._experiment
 
     @property
     def rows(self) -> int:
         """How many rows the file has."""
-        return self.experiment.count if self._experiment is not None else self._kept or 0
+        return int(self.experiment.count)
 
     def keep(self, rows: int) -> None:
         """The run goes on from where the file had so many rows: later ones, and half a line, are dropped."""
-        self._kept = rows
+        self.experiment.count = rows
 
 
 class _Rows(ExperimentWriter):
     """Appends rows; a new column rewrites the file beside itself."""
 
-    def __init__(self, folder: Path, kept: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self.log_dir = str(folder)
         self.hparams: dict[str, Any] = {}
         self.path = folder / NAME
         self.metrics: list[dict[str, float]] = []
-        self.metrics_keys, found = _read(self.path, kept)
-        self.count = len(found)
-        if found:
-            self._rewrite(found)
-        else:
-            self.path.unlink(missing_ok=True)
+        self.metrics_keys: list[str] = []
+        self.count = 0
+        self._begun = False
 
     def save(self) -> None:
         pending, self.metrics = self.metrics, []
         if not pending:
             return
+        self._begin()
         new = set().union(*pending) - set(self.metrics_keys)
         self.count += len(pending)
         if new:
@@ -86,6 +83,18 @@ class _Rows(ExperimentWriter):
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+    def _begin(self) -> None:
+        # at the first row, not earlier: Lightning makes this object before it reads the checkpoint to go on from
+        if self._begun:
+            return
+        self._begun = True
+        self.metrics_keys, found = _read(self.path, self.count)
+        self.count = len(found)
+        if found:
+            self._rewrite(found)
+        else:
+            self.path.unlink(missing_ok=True)
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         write_atomically(self.path, self._text(rows, header=True).encode())
