@@ -38,6 +38,7 @@ MOST = {"update": 120, "env_step": 130, "write": 600, "replace": 14, "evaluate":
 
 
 def main() -> int:
+    """Runs the repetitions; the exit code is 1 on a mismatch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

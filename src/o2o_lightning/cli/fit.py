@@ -41,7 +41,7 @@ def run_phases(command: Command, phases: list[str], run_dir: Path) -> dict[str, 
     for phase in phases:
         run_phase(phase, command, phases, options[phase], run_dir)
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            console.print(f"{phase}: done, {run_dir / phase / LAST}")
+            console.print(f"{phase}: done, {run_dir / phase / LAST}", soft_wrap=True)
     return write_run_summary(run_dir, phases)
 
 

@@ -62,7 +62,8 @@ def main(argv: list[str]) -> int:
         write_run_summary(run_dir, plan[-1]["phases"])
         went_on = True
     if not went_on:
-        Console(stderr=True).print(f"{argv[0]}: nothing to go on with, all of it is finished.", highlight=False)
+        console = Console(stderr=True, highlight=False)
+        console.print(f"{argv[0]}: nothing to go on with, all of it is finished.", soft_wrap=True)
     return 0
 
 
@@ -98,7 +99,7 @@ def _continue(phase: str, run_dir: Path, changes: list[tuple[str, list[str]]]) -
         data_class = config["data"]["class_path"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{written}: it cannot be read ({error}). Without it the run cannot go on.") from error
-    Console(stderr=True, highlight=False).print(f"{phase}: going on from {checkpoint}")
+    Console(stderr=True, highlight=False).print(f"{phase}: going on from {checkpoint}", soft_wrap=True)
     options = [token for name, tokens in changes if _takes(data_class, name) for token in tokens]
     built = build(config, options, run_dir, phase)
     built.trainer.fit(built.model, datamodule=built.datamodule, ckpt_path=str(checkpoint), weights_only=True)

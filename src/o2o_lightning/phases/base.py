@@ -20,8 +20,8 @@ from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions, r
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.envs.evaluate import Evaluation
-from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import Actor
+from o2o_lightning.phases.handed import carry_moments, check_policy, clip_gradients
 from o2o_lightning.phases.health import ChunkRecord
 
 
@@ -128,7 +128,7 @@ class Phase(L.LightningModule):
             self.source = read_handover(self.init_from, self.accepts, f"--phase {self.phase}")
             self.normalizer = self.source.build_normalizer()
             self.scores, self.returns = dict(self.source.scores), dict(self.source.returns)
-            self._check_policy(self.source)
+            check_policy(self.source, self.actor_kind, self.algorithm, self.data.sizes())
         else:
             self.normalizer = data.fit_normalizer()
         data.normalizer = self.normalizer
@@ -145,7 +145,7 @@ class Phase(L.LightningModule):
             groups.append({"params": named, "lr": rate, "name": name})
         optimizer = torch.optim.Adam(groups, eps=self.adam_eps, fused=True)
         if self.carries_moments and self.source is not None and self.source.phase in ("reevaluate", "align"):
-            self._carry_moments(optimizer, self.source)
+            carry_moments(optimizer, self.source)
         return optimizer
 
     def configure_callbacks(self) -> list[Callback]:
@@ -270,7 +270,7 @@ class Phase(L.LightningModule):
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
-        self._clip_gradients(optimizer.optimizer)
+        clip_gradients(optimizer.optimizer, self.gradient_limits(), self.trainer.precision_plugin)
         if counted:
             optimizer.step()
         else:
@@ -281,34 +281,3 @@ class Phase(L.LightningModule):
         rates = self.rates()
         for group in cast(LightningOptimizer, self.optimizers()).param_groups if rates else ():
             group["lr"] = rates.get(group["name"], group["lr"])
-
-    def _clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        limits = self.gradient_limits()
-        if not limits:
-            return
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        scale = 1.0 if scaler is None else scaler.get_scale()  # fused Adam itself undoes the scale of 16-mixed
-        for group in optimizer.param_groups:
-            if group["name"] in limits:
-                nn.utils.clip_grad_norm_(group["params"], limits[group["name"]] * scale)
-
-    def _check_policy(self, source: Handover) -> None:
-        actor, spec = source.actor, self.data.sizes()
-        if self.actor_kind not in (None, actor["kind"]):
-            raise UserError(
-                f"checkpoint {source.path}: its policy is {actor['kind']}, {self.algorithm} fine-tunes a "
-                f"{self.actor_kind} one. Pass a checkpoint of such a policy, or another `online=`."
-            )
-        sizes = (actor["observation_dim"], actor["action_dim"])
-        if spec != sizes:
-            raise UserError(
-                f"checkpoint {source.path}: its policy takes {sizes[0]} observation values and gives {sizes[1]} action "
-                f"values, the data has {spec[0]} and {spec[1]}. Pass the dataset and environment it was trained for."
-            )
-
-    def _carry_moments(self, optimizer: torch.optim.Optimizer, source: Handover) -> None:
-        for group in optimizer.param_groups:
-            for name, parameter in zip(group["param_names"], group["params"], strict=True):
-                moments = source.adam.get(name.removeprefix("agent."))
-                if moments is not None and moments["exp_avg"].shape == parameter.shape:
-                    optimizer.state[parameter] = {key: value.clone() for key, value in moments.items()}

@@ -45,7 +45,7 @@ class ChunkRecord:
         wrong += [name for name, value in metrics.items() if not _finite(value)]
         names = ", ".join(wrong) or "its loss"
         raise NonFinite(
-            f"phase {phase}, update {update + 1}: {names} not finite. Nothing of it was saved: checkpoints are from "
+            f"phase {phase}, update {update + 1}: {names}: not finite. Nothing of it was saved: checkpoints are from "
             f"before it, the batch is in {phase}/failed_batch.pt. Start a new run with smaller learning rates, or "
             "check the data.",
             {"update": update + 1, "wrong": wrong, "loss": float(self._losses[first]), "metrics": metrics}
