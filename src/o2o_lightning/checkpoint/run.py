@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
+from o2o_lightning.checkpoint.handover import PHASES
 from o2o_lightning.checkpoint.io import write_json
 from o2o_lightning.errors import UserError
 
@@ -62,7 +63,8 @@ def read_plan(run_dir: Path) -> list[dict[str, Any]]:
         return []
     try:
         plan = json.loads(path.read_text())
-        valid = isinstance(plan, list) and all({"phases", "overrides", "options", "cwd"} <= set(item) for item in plan)
+        keys = {"phases", "overrides", "options", "cwd"}
+        valid = all(keys <= set(item) and item["phases"] and {*item["phases"]} <= {*PHASES} for item in plan)
     except (ValueError, TypeError):
         valid = False
     if not valid:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -74,4 +75,6 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 def _folder(checkpoint: str | Path, token: str) -> Path:
     checkpoint = Path(checkpoint)
+    if not re.fullmatch(r"[0-9a-f]+", token):  # it comes from a file, and becomes a path
+        raise UserError(f"checkpoint {checkpoint}: it names the side state '{token}', which o2o did not write.")
     return checkpoint.parent / f"{checkpoint.stem}.{token}.state"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -57,9 +58,11 @@ def main(argv: list[str]) -> int:
             os.chdir(entry["cwd"])  # paths of the command are relative to where it was given
         went_on |= _resume_command(entry, run_dir, changes)
     if not went_on and any(name in LENGTH for name, _ in changes):
-        last = plan[-1]["phases"][-1]
-        _continue(last, run_dir, changes)
-        write_run_summary(run_dir, plan[-1]["phases"])
+        _continue(plan[-1]["phases"][-1], run_dir, changes)
+        summary = run_dir / "summary.json"
+        phases = list(json.loads(summary.read_text())["phases"])
+        summary.unlink()  # a run of one phase leaves an older run's summary alone
+        write_run_summary(run_dir, phases)
         went_on = True
     if not went_on:
         console = Console(stderr=True, highlight=False)

@@ -18,7 +18,7 @@ from o2o_lightning.data.scores import reference_scores
 from o2o_lightning.data.store import TransitionStore
 from o2o_lightning.data.stream import OfflineStream, RewardMap, prepare
 from o2o_lightning.envs.evaluate import Evaluation, Evaluator
-from o2o_lightning.envs.make import EnvSpec, env_spec
+from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import Actor
 
@@ -194,7 +194,7 @@ class OfflineData(L.LightningDataModule):
         from o2o_lightning.data.spec import load_raw
 
         raw = load_raw(dataset)
-        self.env_id = self.env_id or raw.env_id
+        self.env_id = self.env_id or foreign_id(raw.env_id, f"dataset {dataset}")
         if self.env_id is not None:
             self.env = env_spec(self.env_id, raw.observations.shape[1], self.layout)
         self._scratch = tempfile.TemporaryDirectory(prefix="o2o-")  # of a memory map; gone with this object

@@ -72,7 +72,7 @@ class Evaluator:
             raise
         except Exception as error:
             raise Failure(
-                f"environment {self.env_id}: an evaluation raised {type(error).__name__}: {error}. Check the simulator; "
+                f"environment {self.env_id}: an evaluation raised {type(error).__name__}: {error}. Check it; "
                 "`o2o resume RUN_DIR` goes on with a run from its last checkpoint."
             ) from error
         if not np.isfinite(result.returns).all():
