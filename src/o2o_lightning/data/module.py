@@ -14,9 +14,10 @@ from torch import Tensor
 
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.data.raw import blocks
+from o2o_lightning.data.rewards import RewardMap, return_range_scale
 from o2o_lightning.data.scores import reference_scores
 from o2o_lightning.data.store import TransitionStore
-from o2o_lightning.data.stream import OfflineStream, RewardMap, prepare
+from o2o_lightning.data.stream import OfflineStream, prepare
 from o2o_lightning.envs.evaluate import Evaluation, Evaluator
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
 from o2o_lightning.errors import UserError
@@ -36,6 +37,7 @@ class OfflineData(L.LightningDataModule):
         normalize: standardise observations with the dataset's mean and deviation (§2.4).
         normalize_eps: added to the deviation.
         reward_scale, reward_shift: affine map of rewards for learning (§2.5); scores use raw rewards.
+        reward_range: scale rewards by 1000 / (highest − lowest return) of the dataset instead, as CORL does on MuJoCo.
         eval_every_updates: gradient updates between evaluations of an offline phase; 0 only at its end.
         eval_every: environment steps between evaluations of the online phase.
         eval_episodes: episodes an evaluation.
@@ -54,6 +56,7 @@ class OfflineData(L.LightningDataModule):
         normalize_eps: float = 1e-3,
         reward_scale: float = 1.0,
         reward_shift: float = 0.0,
+        reward_range: bool = False,
         eval_every_updates: int = 5000,
         eval_every: int = 1000,
         eval_episodes: int = 10,
@@ -69,7 +72,7 @@ class OfflineData(L.LightningDataModule):
         self.dataset, self.env_id = dataset, env_id
         self.batch_size, self.chunk = batch_size, chunk
         self.normalize, self.normalize_eps = normalize, normalize_eps
-        self.rewards = RewardMap(reward_scale, reward_shift)
+        self.rewards, self.reward_range = RewardMap(reward_scale, reward_shift), reward_range
         self.eval_every_updates, self.eval_every = eval_every_updates, eval_every
         self.eval_episodes, self.eval_seed = eval_episodes, eval_seed
         self.layout = tuple(observation_layout)
@@ -199,3 +202,5 @@ class OfflineData(L.LightningDataModule):
             self.env = env_spec(self.env_id, raw.observations.shape[1], self.layout)
         self._scratch = tempfile.TemporaryDirectory(prefix="o2o-")  # of a memory map; gone with this object
         self.store = build_store(raw, self.env, memory_limit=self.memory_limit, scratch_dir=self._scratch.name)
+        if self.reward_range:
+            self.rewards = RewardMap(return_range_scale(self.store))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, cast
 
@@ -27,45 +27,27 @@ class OnlineData(OfflineData):
     The environment makes one step, then the phase makes ``utd`` gradient updates, and so on until ``env_steps``.
 
     Args:
-        dataset: as in :class:`OfflineData`; may be absent with ``mix=none``.
         env_steps: budget of environment steps; the phase ends after exactly as many.
         utd: gradient updates an environment step (update-to-data ratio).
         warmup_steps: environment steps, by the policy to be fine-tuned, before the first update.
-        mix: ``half``, ``all``, ``part`` or ``none`` (algorithm-facts 6.7).
+        mix: ``half``, ``all``, ``part`` or ``none`` (algorithm-facts 6.7); ``none`` needs no dataset.
         capacity: transitions that the online buffer holds.
-        env_id, batch_size, chunk, normalize, normalize_eps, reward_scale, reward_shift, eval_every_updates,
-            eval_every, eval_episodes, eval_seed, memory_limit_gb, observation_layout: as in :class:`OfflineData`.
+        kwargs: as in :class:`OfflineData`.
     """
 
     def __init__(
         self,
-        dataset: str | None = None,
-        env_id: str | None = None,
         env_steps: int = 100_000,
         utd: int = 1,
         warmup_steps: int = 1000,
         mix: Mix = "half",
         capacity: int = 2_000_000,
-        batch_size: int = 256,
-        chunk: int = 16,
-        normalize: bool = True,
-        normalize_eps: float = 1e-3,
-        reward_scale: float = 1.0,
-        reward_shift: float = 0.0,
-        eval_every_updates: int = 5000,
-        eval_every: int = 1000,
-        eval_episodes: int = 10,
-        eval_seed: int = 1000,
-        memory_limit_gb: float = 4.0,
-        observation_layout: Sequence[str] = (),
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            dataset, env_id, batch_size, chunk, normalize, normalize_eps, reward_scale, reward_shift,
-            eval_every_updates, eval_every, eval_episodes, eval_seed, memory_limit_gb, observation_layout,
-        )  # fmt: skip
+        super().__init__(**kwargs)
         if env_steps < 1 or utd < 1 or warmup_steps < 0 or capacity < 1:
             raise UserError("--data.env_steps, utd and capacity must be at least 1, warmup_steps at least 0.")
-        if dataset is None and mix != "none":
+        if self.dataset is None and mix != "none":
             raise UserError(f"no dataset: --data.mix {mix} draws from one. Pass --data.dataset, or --data.mix none.")
         self.budget, self.utd, self.warmup_steps, self.mix, self.capacity = env_steps, utd, warmup_steps, mix, capacity
         self.generator = np.random.default_rng()

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDictBase
 
 from o2o_lightning.data.normalize import Normalizer
+from o2o_lightning.data.rewards import RewardMap
 from o2o_lightning.data.store import TransitionStore
-
-
-@dataclass(frozen=True)
-class RewardMap:
-    """Affine map of rewards, ``scale·r + shift``, for learning only: scores always use raw rewards (§2.5)."""
-
-    scale: float = 1.0
-    shift: float = 0.0
 
 
 def prepare(batch: TensorDictBase, normalizer: Normalizer, rewards: RewardMap, device: torch.device) -> TensorDictBase:

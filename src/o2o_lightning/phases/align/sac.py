@@ -14,10 +14,11 @@ from o2o_lightning.checkpoint.handover import Handover, load_weights
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
 from o2o_lightning.objectives.alignment import alignment_loss, alignment_target_sac, calibrated_value_sac
 from o2o_lightning.objectives.sac import soft_policy_loss
-from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.align.base import AlignPhase
+from o2o_lightning.phases.base import Loss
 
 
-class AlignSAC(Phase):
+class AlignSAC(AlignPhase):
     """Value alignment for SAC, Eqs. 10–13 (algorithm-facts 5.1).
 
     Learns: actor and critics. Frozen for the whole phase: the target critics, π_off and the temperature.
@@ -30,9 +31,7 @@ class AlignSAC(Phase):
         log_prob_floor: lower bound of log π_off at explored actions; None for none, as the official code (D13).
     """
 
-    phase: ClassVar[str] = "align"
     algorithm: ClassVar[str] = "o2sac"
-    accepts: ClassVar[tuple[str, ...]] = ("reevaluate", "offline")
     actor_kind: ClassVar[str | None] = SquashedGaussianActor.kind
     agent: SACAgent
 

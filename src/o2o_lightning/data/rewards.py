@@ -1,0 +1,36 @@
+"""Reward transforms for learning; scores always use raw rewards (algorithm-facts 2.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from o2o_lightning.data.store import TransitionStore
+
+PSEUDO_EPISODE = 1000
+
+
+@dataclass(frozen=True)
+class RewardMap:
+    """Affine map of rewards, ``scale·r + shift``: AntMaze's 10r − 5 and r − 1, and scaling by the return range."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+
+def return_range_scale(store: TransitionStore) -> float:
+    """1000 / (highest − lowest return), CORL's scaling of MuJoCo rewards; 1 where all returns are equal.
+
+    Returns are over pseudo-episodes of usable transitions, cut at a termination or after 1000 of them. Dropped time-out
+    rows make true episodes 999 long, so cuts drift relative to them (pitfall 13); kept as it is for parity.
+    """
+    rewards, terminated = store.leaves["reward"], store.leaves["next", "terminated"]
+    if store.td_rows is not None:
+        rewards, terminated = rewards[store.td_rows], terminated[store.td_rows]
+    returns, running, length = [], 0.0, 0
+    for reward, ended in zip(rewards.double().tolist(), terminated.tolist(), strict=True):
+        running, length = running + reward, length + 1
+        if ended or length == PSEUDO_EPISODE:
+            returns.append(running)
+            running, length = 0.0, 0
+    spread = max(returns, default=0.0) - min(returns, default=0.0)
+    return 1000.0 / spread if spread > 0 else 1.0
