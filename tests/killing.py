@@ -54,6 +54,7 @@ def import_everything() -> None:
     import mujoco  # noqa: F401
 
     import o2o_lightning.cli.fit
+    import o2o_lightning.cli.plan
     import o2o_lightning.cli.resume  # noqa: F401
     from o2o_lightning.cli.compose import compose, split
     from o2o_lightning.cli.lightning import accepts

@@ -294,6 +294,16 @@ def test_a_policy_of_another_family_is_refused_in_one_line(tmp_path: Path):
         Run(ReevaluateSAC(td3.checkpoint), offline_data(), tmp_path, 2)
 
 
+@pytest.mark.parametrize("make", [
+    lambda: CQL(temperature=0.0), lambda: CQL(samples=0), lambda: CQL(softmax_temperature=0.0),
+    lambda: ReevaluateSAC("x", critics=0), lambda: ReevaluateSAC("x", temperature=-1.0),
+    lambda: AlignSAC("x", temperature=0.0), lambda: OnlineSAC(temperature=float("nan")),
+])  # fmt: skip
+def test_a_value_without_meaning_is_refused_by_name(make: Callable[[], Any]):
+    with pytest.raises(UserError, match=r"--model\.\w+ .* must be at least"):
+        make()
+
+
 def test_exploration_draws_from_the_policy(chain: dict[str, Run]):
     agent = chain["align"].phase.agent
     observation = np.zeros((20_000, agent.actor.spec.observation_dim), np.float32)

@@ -27,3 +27,9 @@ class Interrupted(UserError):
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+def at_least(option: str, value: float, least: float) -> None:
+    """Refuses a value below ``least``, naming the option that it came by."""
+    if not value >= least:
+        raise UserError(f"{option} {value:g}: it must be at least {least:g}.")

@@ -66,7 +66,8 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         phase.display["now"] = result.value
         if self._enabled and self._bar is None:
             clock = f"{phase.clock:,}/{self._total(trainer, phase):,} {phase.clock_name.replace('_', ' ')}"
-            self._console.print(f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}", highlight=False)
+            line = f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}"
+            self._console.print(line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
 
     def on_train_end(self, trainer: L.Trainer, phase: Any) -> None:
         if self._bar is not None:

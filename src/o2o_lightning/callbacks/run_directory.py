@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Callback
 
 from o2o_lightning.checkpoint.handover import library_versions
 from o2o_lightning.checkpoint.io import save_atomically, write_atomically, write_json
-from o2o_lightning.checkpoint.run import add_to_plan, lock
-from o2o_lightning.errors import Failure, UserError
+from o2o_lightning.checkpoint.run import Busy, add_to_plan, lock
+from o2o_lightning.errors import Failure
 from o2o_lightning.phases.health import NonFinite
 
 
@@ -46,7 +46,7 @@ class RunDirectory(Callback):
             lock(self.run_dir)
             config = self.run_dir / phase.phase / "config.yaml"
             if trainer.ckpt_path is None and config.exists():
-                raise UserError(
+                raise Busy(
                     f"--run_dir {self.run_dir}: another process has started phase '{phase.phase}' in it. "
                     "Pass another --run_dir."
                 )

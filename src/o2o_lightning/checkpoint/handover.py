@@ -123,10 +123,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"checkpoint {path}: it holds more than tensors and plain values, so it was not loaded. "
+            f"checkpoint {path}: it holds something other than tensors and plain values, so it was not loaded. "
             "Pass a checkpoint that o2o wrote, or import a policy with `o2o policy import`."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes fail anywhere in the unpickler: IndexError, struct.error, …
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path}: it cannot be read ({reason}). It may be cut off; pass another.") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):

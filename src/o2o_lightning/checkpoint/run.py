@@ -8,12 +8,16 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-from o2o_lightning.checkpoint.handover import PHASES
 from o2o_lightning.checkpoint.io import write_json
 from o2o_lightning.errors import UserError
 
 LOCK, PLAN = ".lock", "plan.json"
+PHASES = ("offline", "reevaluate", "align", "online")
 _held: dict[Path, IO[str]] = {}
+
+
+class Busy(UserError):
+    """Another process is writing to the directory: nothing in it is ours."""
 
 
 def lock(run_dir: str | Path) -> None:
@@ -33,7 +37,7 @@ def lock(run_dir: str | Path) -> None:
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()
-        raise UserError(
+        raise Busy(
             f"--run_dir {run_dir}: {holder} is writing to it. Wait for its end, or pass another --run_dir."
         ) from error
     file.truncate(0)
@@ -53,7 +57,13 @@ def add_to_plan(run_dir: Path, command: dict[str, Any]) -> None:
     """Keeps what ``o2o fit`` was asked for, so that a resumed run knows which phases follow."""
     plan = read_plan(run_dir)
     if command not in plan:
-        write_json(run_dir / PLAN, [*plan, command])
+        write_plan(run_dir, [*plan, command])
+
+
+def write_plan(run_dir: Path, plan: list[dict[str, Any]]) -> None:
+    """Replaces the plan, where there is one or something to plan."""
+    if plan or (run_dir / PLAN).exists():
+        write_json(run_dir / PLAN, plan)
 
 
 def read_plan(run_dir: Path) -> list[dict[str, Any]]:
@@ -63,7 +73,7 @@ def read_plan(run_dir: Path) -> list[dict[str, Any]]:
         return []
     try:
         plan = json.loads(path.read_text())
-        keys = {"phases", "overrides", "options", "cwd"}
+        keys = {"phase", "phases", "overrides", "options", "cwd"}
         valid = all(keys <= set(item) and item["phases"] and {*item["phases"]} <= {*PHASES} for item in plan)
     except (ValueError, TypeError):
         valid = False

@@ -55,7 +55,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"o2o: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        print("o2o: interrupted.", file=sys.stderr)
         return 130
+    except SystemExit as exit:  # argparse and jsonargparse end a process that may be a test's
+        return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
 
 
 if __name__ == "__main__":

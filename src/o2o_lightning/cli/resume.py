@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -10,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from o2o_lightning.cli.compose import Command, split
-from o2o_lightning.cli.fit import LAST, grouped, options_by_phase, run_phase, write_run_summary
+from o2o_lightning.cli.fit import LAST, say, write_run_summary
 from o2o_lightning.errors import UserError
 
 USAGE = """\
@@ -59,34 +57,31 @@ def main(argv: list[str]) -> int:
         went_on |= _resume_command(entry, run_dir, changes)
     if not went_on and any(name in LENGTH for name, _ in changes):
         _continue(plan[-1]["phases"][-1], run_dir, changes)
-        summary = run_dir / "summary.json"
-        phases = list(json.loads(summary.read_text())["phases"])
-        summary.unlink()  # a run of one phase leaves an older run's summary alone
-        write_run_summary(run_dir, phases)
+        write_run_summary(run_dir)
         went_on = True
     if not went_on:
-        console = Console(stderr=True, highlight=False)
-        console.print(f"{argv[0]}: nothing to go on with, all of it is finished.", soft_wrap=True)
+        say(f"{argv[0]}: nothing to go on with, all of it is finished.")
     return 0
 
 
 def _resume_command(entry: dict[str, Any], run_dir: Path, changes: list[tuple[str, list[str]]]) -> bool:
     """Runs what is left of one ``o2o fit``; whether anything was."""
-    phases = entry["phases"]
-    left = [phase for phase in phases if not (run_dir / phase / "summary.json").exists()]
-    command = Command(overrides=entry["overrides"], options=entry["options"])
-    if left:
-        options = options_by_phase(command, phases)
+    from o2o_lightning.cli.plan import plan as plan_of
+
+    left = [phase for phase in entry["phases"] if not (run_dir / phase / "summary.json").exists()]
+    kept = [token for name, tokens in changes if name not in LENGTH for token in tokens]
+    command = Command(entry["phase"], None, entry["overrides"], [*entry["options"], *kept])
     for phase in left:
         if (run_dir / phase / LAST).exists():
             _continue(phase, run_dir, changes)
         else:
             # killed before its first checkpoint: nothing of it is worth keeping
             shutil.rmtree(run_dir / phase, ignore_errors=True)
-            kept = _taken_by(phase, run_dir, [change for change in changes if change[0] not in LENGTH], command)
-            run_phase(phase, command, phases, [*options[phase], *kept], run_dir)
-    if left or not (run_dir / "summary.json").exists():
-        write_run_summary(run_dir, phases)
+            step = next(step for step in plan_of(command)[0] if step.phase == phase)
+            step.cli.build(run_dir, phase, entry).fit()
+        write_run_summary(run_dir)
+    if not left:
+        write_run_summary(run_dir)  # the kill may have come just before
     return bool(left)
 
 
@@ -102,14 +97,15 @@ def _continue(phase: str, run_dir: Path, changes: list[tuple[str, list[str]]]) -
         data_class = config["data"]["class_path"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{written}: it cannot be read ({error}). Without it the run cannot go on.") from error
-    Console(stderr=True, highlight=False).print(f"{phase}: going on from {checkpoint}", soft_wrap=True)
+    say(f"{phase}: going on from {checkpoint}")
     options = [token for name, tokens in changes if _takes(data_class, name) for token in tokens]
-    built = build(config, options, run_dir, phase)
-    built.trainer.fit(built.model, datamodule=built.datamodule, ckpt_path=str(checkpoint), weights_only=True)
+    build(config, options, run_dir, phase).fit(checkpoint)
 
 
 def _changes(argv: list[str]) -> list[tuple[str, list[str]]]:
     """The options of the command line by name; :class:`UserError` for one that would make it another run."""
+    from o2o_lightning.cli.plan import grouped
+
     command = split(argv)
     if command.overrides:
         raise UserError(f"'{command.overrides[0]}': a resumed run keeps its configuration; {_only()}")
@@ -127,13 +123,6 @@ def _changes(argv: list[str]) -> list[tuple[str, list[str]]]:
 
 def _only() -> str:
     return f"only {', '.join(f'--{name}' for name in SAFE)} may change."
-
-
-def _taken_by(phase: str, run_dir: Path, changes: list[tuple[str, list[str]]], command: Command) -> list[str]:
-    from o2o_lightning.cli.compose import compose
-
-    data_class = compose(phase, command)["data_class"]
-    return [token for name, tokens in changes if _takes(data_class, name) for token in tokens]
 
 
 def _takes(data_class: str, name: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -158,7 +160,8 @@ def _register_robotics(env_id: str) -> None:
     if env_id in gym.registry or ":" in env_id:
         return
     try:
-        import gymnasium_robotics
+        with contextlib.redirect_stderr(io.StringIO()):  # it prints news about itself
+            import gymnasium_robotics
     except ImportError:
         return
     with warnings.catch_warnings():

@@ -20,6 +20,7 @@ from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions, r
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.errors import at_least
 from o2o_lightning.nn.actor import Actor
 from o2o_lightning.phases.handed import carry_moments, check_policy, clip_gradients
 from o2o_lightning.phases.health import ChunkRecord
@@ -140,6 +141,7 @@ class Phase(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = []
         for name, (part, rate) in self.learners().items():
+            at_least(f"--model.{name}_lr", rate, 0)
             prefix = next(key for key, module in [*self.named_modules(), *self.named_parameters()] if module is part)
             named = [(prefix, part)] if isinstance(part, nn.Parameter) else list(part.named_parameters(prefix))
             groups.append({"params": named, "lr": rate, "name": name})

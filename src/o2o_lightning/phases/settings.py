@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from o2o_lightning.errors import UserError, at_least
+
 
 @dataclass
 class Multiplier:
@@ -22,6 +24,14 @@ class Multiplier:
     every: int = 2
     satisfied_weight: float = 0.3
     violated_weight: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not self.start > 0:
+            raise UserError(
+                f"--model.multiplier.start {self.start:g}: λ must be above 0. For λ ≡ 0 pass --model.constraint false."
+            )
+        at_least("--model.multiplier.lr", self.lr, 0)
+        at_least("--model.multiplier.every", self.every, 1)
 
 
 @dataclass
@@ -55,6 +65,10 @@ class Reference:
     start: Literal["best", "aligned", "offline"] = "best"
     period: int = 1000
     threshold_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least("--model.reference.period", self.period, 1)
+        at_least("--model.reference.threshold_scale", self.threshold_scale, 0)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from o2o_lightning.agents.sac import SACAgent
 from o2o_lightning.checkpoint.handover import Handover, load_weights
+from o2o_lightning.errors import at_least
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 from o2o_lightning.objectives.bellman import critic_loss, td_target
@@ -67,6 +68,8 @@ class OnlineSAC(OnlinePhase):
         critics: int = 2,
     ) -> None:
         super().__init__(init_from, constraint, multiplier, threshold, reference)
+        at_least("--model.temperature", temperature, 1e-6)
+        at_least("--model.critics", critics, 1)
         self.temperature, self.temperature_lr = temperature, temperature_lr
         self.actor_lr, self.critic_lr, self.discount, self.polyak = actor_lr, critic_lr, discount, polyak
         self.log_prob_floor, self.actor_grad_clip = log_prob_floor, actor_grad_clip

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from o2o_lightning.agents.td3 import TD3Agent
 from o2o_lightning.checkpoint.handover import Handover, load_weights
+from o2o_lightning.errors import at_least
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.objectives.bellman import critic_loss, td_target
@@ -69,6 +70,7 @@ class OnlineTD3(OnlinePhase):
         layer_norm: bool = False,
     ) -> None:
         super().__init__(init_from, constraint, multiplier, threshold, reference)
+        at_least("--model.policy_delay", policy_delay, 1)
         self.actor_lr, self.critic_lr = actor_lr, critic_lr
         self.discount, self.polyak = discount, polyak
         self.policy_noise, self.noise_clip, self.policy_delay = policy_noise, noise_clip, policy_delay
