@@ -69,7 +69,7 @@ def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, A
     for phase in built:
         with _tidy(phase, run_dir):
             phase.fit()
-        if _is_first_process():
+        if is_first_process():
             write_run_summary(run_dir)
         say(f"{phase.model.phase}: done, {run_dir / phase.model.phase / LAST}")
 
@@ -89,7 +89,7 @@ def _tidy(built: Built, run_dir: Path) -> Iterator[None]:
     except Busy:
         raise
     except BaseException:
-        if built.model.updates == built.model.env_steps == 0 and _is_first_process() and _alone(run_dir):
+        if built.model.updates == built.model.env_steps == 0 and is_first_process() and _alone(run_dir):
             write_plan(run_dir, before)
             unlock(run_dir)
             for path in [*(folder.iterdir() if folder.exists() else ()), *new]:
@@ -114,7 +114,7 @@ def _remove(path: Path, inside: Path) -> None:
 def say(*lines: str) -> None:
     """Lines for the user, on stderr and from one process only."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    for line in lines if _is_first_process() else ():
+    for line in lines if is_first_process() else ():
         console.print(line)
 
 
@@ -159,5 +159,6 @@ def _new_run_dir() -> str:
     return os.environ["O2O_RUN_DIR"]
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
+    """Whether this process writes: with several devices each of them runs the whole command."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0

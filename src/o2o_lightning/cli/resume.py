@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from o2o_lightning.cli.compose import Command, split
-from o2o_lightning.cli.fit import LAST, say, write_run_summary
+from o2o_lightning.cli.fit import LAST, is_first_process, say, write_run_summary
 from o2o_lightning.errors import UserError
 
 USAGE = """\
@@ -48,8 +48,9 @@ def main(argv: list[str]) -> int:
     plan = read_plan(run_dir)
     if not plan:
         raise UserError(f"{argv[0]}: no run of o2o is in it. Pass the --run_dir of one that had begun.")
-    lock(run_dir)
-    remove_temporaries(run_dir)
+    if is_first_process():
+        lock(run_dir)
+        remove_temporaries(run_dir)
     went_on = False
     for entry in plan:
         if Path(entry["cwd"]).is_dir():
@@ -57,7 +58,8 @@ def main(argv: list[str]) -> int:
         went_on |= _resume_command(entry, run_dir, changes)
     if not went_on and any(name in LENGTH for name, _ in changes):
         _continue(plan[-1]["phases"][-1], run_dir, changes)
-        write_run_summary(run_dir)
+        if is_first_process():
+            write_run_summary(run_dir)
         went_on = True
     if not went_on:
         say(f"{argv[0]}: nothing to go on with, all of it is finished.")
@@ -76,11 +78,13 @@ def _resume_command(entry: dict[str, Any], run_dir: Path, changes: list[tuple[st
             _continue(phase, run_dir, changes)
         else:
             # killed before its first checkpoint: nothing of it is worth keeping
-            shutil.rmtree(run_dir / phase, ignore_errors=True)
+            if is_first_process():
+                shutil.rmtree(run_dir / phase, ignore_errors=True)
             step = next(step for step in plan_of(command)[0] if step.phase == phase)
             step.cli.build(run_dir, phase, entry).fit()
-        write_run_summary(run_dir)
-    if not left:
+        if is_first_process():
+            write_run_summary(run_dir)
+    if not left and is_first_process():
         write_run_summary(run_dir)  # the kill may have come just before
     return bool(left)
 
