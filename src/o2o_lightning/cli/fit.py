@@ -9,16 +9,19 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from o2o_lightning.checkpoint.run import LOCK, PLAN, Busy, lock, read_plan, unlock, write_plan
 from o2o_lightning.cli.compose import PHASES, infer_dataset, split
 from o2o_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from o2o_lightning.cli.lightning import Built
     from o2o_lightning.cli.plan import Step
+
+LAST = "checkpoints/last.ckpt"
 
 
 def main(argv: list[str]) -> int:
@@ -49,24 +52,26 @@ def main(argv: list[str]) -> int:
         say(*notes)
         return 0
     guess = infer_dataset(command)[1]
-    run(steps, Path(command.run_dir or _new_run_dir()), [*notes, *([guess] if guess else [])])
+    record = {"phase": command.phase, "phases": [step.phase for step in steps], "overrides": command.overrides}
+    record |= {"options": command.options, "cwd": os.getcwd()}
+    run(steps, Path(command.run_dir or _new_run_dir()), [*notes, *([guess] if guess else [])], record)
     return 0
 
 
-def run(steps: list[Step], run_dir: Path, notes: list[str]) -> None:
+def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, Any]) -> None:
     """Runs the planned phases in order; all are built, and so checked, before the first one starts."""
     from o2o_lightning.cli.plan import check
 
     check_run_dir(run_dir, [step.phase for step in steps])
-    built = [step.cli.build(run_dir, step.phase) for step in steps]
+    built = [step.cli.build(run_dir, step.phase, command) for step in steps]
     check(built)
     say(*notes)
     for phase in built:
         with _tidy(phase, run_dir):
             phase.fit()
-        if _is_first_process():
+        if is_first_process():
             write_run_summary(run_dir)
-        say(f"{phase.model.phase}: done, {run_dir / phase.model.phase}/checkpoints/last.ckpt")
+        say(f"{phase.model.phase}: done, {run_dir / phase.model.phase / LAST}")
 
 
 @contextlib.contextmanager
@@ -75,16 +80,31 @@ def _tidy(built: Built, run_dir: Path) -> Iterator[None]:
 
     The phase's folder was empty or absent before, :func:`check_run_dir` has seen to it.
     """
-    folder, manifest = (run_dir / built.model.phase).absolute(), (run_dir / "manifest.json").absolute()
-    new = [path for path in (manifest, folder, *folder.parents) if not path.exists()]
+    folder = (run_dir / built.model.phase).absolute()
+    files = [folder.with_name(name) for name in ("manifest.json", PLAN, LOCK)]
+    new = [path for path in (*files, folder, *folder.parents) if not path.exists()]
+    before = read_plan(run_dir)
     try:
         yield
+    except Busy:
+        raise
     except BaseException:
-        if built.model.updates == built.model.env_steps == 0 and _is_first_process():
+        if built.model.updates == built.model.env_steps == 0 and is_first_process() and _alone(run_dir):
+            write_plan(run_dir, before)
+            unlock(run_dir)
             for path in [*(folder.iterdir() if folder.exists() else ()), *new]:
                 with contextlib.suppress(OSError):
                     path.unlink() if path.is_file() else _remove(path, inside=folder)
         raise
+
+
+def _alone(run_dir: Path) -> bool:
+    # two runs may have found the directory empty; what the other one has begun is not ours to remove
+    try:
+        lock(run_dir)
+    except (Busy, OSError):
+        return False
+    return True
 
 
 def _remove(path: Path, inside: Path) -> None:
@@ -94,7 +114,7 @@ def _remove(path: Path, inside: Path) -> None:
 def say(*lines: str) -> None:
     """Lines for the user, on stderr and from one process only."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    for line in lines if _is_first_process() else ():
+    for line in lines if is_first_process() else ():
         console.print(line)
 
 
@@ -128,7 +148,7 @@ def check_run_dir(run_dir: Path, phases: list[str]) -> None:
         if folder.is_file() or (folder.exists() and any(folder.iterdir())):
             raise UserError(
                 f"--run_dir {run_dir}: its phase '{phase}' was started and not finished. "
-                "Remove that folder, or pass another --run_dir."
+                f"Go on with `o2o resume {run_dir}`, remove that folder, or pass another --run_dir."
             )
 
 
@@ -139,5 +159,6 @@ def _new_run_dir() -> str:
     return os.environ["O2O_RUN_DIR"]
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
+    """Whether this process writes: with several devices each of them runs the whole command."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0

@@ -41,12 +41,19 @@ class Built:
     datamodule: OfflineData
     seed: int | bool = False
 
-    def fit(self) -> None:
-        """Runs the phase; Ctrl-C ends it as :class:`KeyboardInterrupt`, a Trainer option it can't have as bad input."""
+    def fit(self, checkpoint: str | Path | None = None) -> None:
+        """Runs the phase, or goes on with it from ``checkpoint``.
+
+        Ctrl-C before training ends it as :class:`KeyboardInterrupt`, a Trainer option it can't have as bad input.
+        """
         if self.seed is not False:
             L.seed_everything(self.seed, workers=True, verbose=False)
         try:
-            self.trainer.fit(self.model, datamodule=self.datamodule)
+            if checkpoint is None:
+                self.trainer.fit(self.model, datamodule=self.datamodule)
+            else:
+                path = str(checkpoint)
+                self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
         except MisconfigurationException as error:
             raise UserError(f"--trainer: {error}") from error
         except SystemExit:
@@ -89,8 +96,8 @@ class PhaseCLI(LightningCLI):
         """The whole typed configuration as YAML, as ``--config`` takes it back."""
         return str(self.parser.dump(self.config, skip_unset=False))
 
-    def build(self, run_dir: Path, phase: str) -> Built:
-        """Seeds, and instantiates trainer, phase and data."""
+    def build(self, run_dir: Path, phase: str, command: dict[str, Any] | None = None) -> Built:
+        """Seeds, and instantiates trainer, phase and data; ``command`` is what the run's plan remembers."""
         written = self.written()
         self.config = cast(Namespace, _substitute(self.config, {"$RUN_DIR": str(run_dir), "$PHASE": phase}))
         if (strategy := self.config["trainer.strategy"]) in ("ddp", "ddp_fork", "ddp_spawn"):
@@ -107,7 +114,7 @@ class PhaseCLI(LightningCLI):
             belongs = getattr(model, "phase", "?")
             raise UserError(f"--model: {type(model).__name__} is not of phase '{phase}'. Pass --phase {belongs}.")
         model.config = yaml.safe_load(written)
-        self.trainer.callbacks.append(RunDirectory(run_dir, written))  # type: ignore[attr-defined]
+        self.trainer.callbacks.append(RunDirectory(run_dir, written, command))  # type: ignore[attr-defined]
         _reorder(self.trainer)
         return Built(self.trainer, model, cast(OfflineData, self.datamodule), self.config["seed_everything"])
 

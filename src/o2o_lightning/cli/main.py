@@ -15,6 +15,7 @@ o2o: fine-tune any offline policy online, without the collapse
   o2o test     --ckpt_path CKPT     the paper's evaluation, with the normalised score
   o2o validate --ckpt_path CKPT     one quick evaluation
   o2o predict  --ckpt_path CKPT     the policy's actions on a dataset, to a file
+  o2o resume   RUN_DIR              goes on after a crash, exactly where it stopped
   o2o data     info | check | list | cut
   o2o demo                          the whole pipeline on the embedded Hopper data, next to naive fine-tuning
 
@@ -22,6 +23,7 @@ o2o: fine-tune any offline policy online, without the collapse
 """
 COMMANDS = {
     "fit": "fit",
+    "resume": "resume",
     "test": "evaluate",
     "validate": "evaluate",
     "predict": "evaluate",
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("O2O_TRACEBACK"):
             raise
         print(f"o2o: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except OSError as error:  # a full or read-only disk, a lost mount
         if os.environ.get("O2O_TRACEBACK") or not error.filename:
             raise

@@ -112,7 +112,7 @@ def _start_from(previous: str | None, model: dict[str, Any]) -> None:
 def _options_by_phase(command: Command, configs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     """Gives each dotted option to the phases that know it; one that none knows is refused."""
     chosen: dict[str, list[str]] = {phase: [] for phase in configs}
-    for option in _grouped(command.options):
+    for option in grouped(command.options):
         for phase in _takers(command, option[0], configs):
             chosen[phase] += option
     return chosen
@@ -146,7 +146,8 @@ def _takers(command: Command, option: str, configs: dict[str, dict[str, Any]]) -
     return phases[:1]
 
 
-def _grouped(options: list[str]) -> list[list[str]]:
+def grouped(options: list[str]) -> list[list[str]]:
+    """Options, each with its values."""
     groups: list[list[str]] = []
     for token in options:
         if token.startswith("--") or not groups:

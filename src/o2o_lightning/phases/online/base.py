@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -46,6 +46,10 @@ class ReferencedPhase(Phase):
     @property
     def method(self) -> str:
         return self.algorithm if self.follows else self.algorithm.removeprefix("o2")
+
+    @property
+    def total(self) -> int:
+        return int(cast(Any, self.data).budget)
 
     @property
     def evaluation_period(self) -> int:
