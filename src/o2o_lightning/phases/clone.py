@@ -22,6 +22,8 @@ from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 from o2o_lightning.nn.targets import frozen_copy, hard_update
 from o2o_lightning.objectives.cloning import cloning_loss, entropy_temperature_loss, imitation_loss
 from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.policies.black_box import black_box
+from o2o_lightning.policies.read import recognise
 from o2o_lightning.policies.teacher import ActorTeacher, Teacher
 
 Family = Literal["deterministic", "squashed_gaussian", "gaussian"]
@@ -42,6 +44,8 @@ class ClonePolicy(Phase):
 
     Args:
         init_from: checkpoint whose policy is the teacher.
+        teacher: instead, a black box: ``module:function`` or a file, its actions in the environment's own units.
+        teacher_format: ``callable``, ``onnx``, ``torchscript`` or ``torch_export``; ``auto`` tells the first two.
         family: family of the student.
         hidden: its widths; the family's own by default.
         lr: Adam's rate.
@@ -63,8 +67,10 @@ class ClonePolicy(Phase):
 
     def __init__(
         self,
-        init_from: str,
-        family: Family,
+        init_from: str | None = None,
+        family: Family = "squashed_gaussian",
+        teacher: str | None = None,
+        teacher_format: str = "auto",
         hidden: Sequence[int] | None = None,
         lr: float = 3e-4,
         temperature: float = 0.1,
@@ -75,6 +81,9 @@ class ClonePolicy(Phase):
         progress: float = 0.01,
     ) -> None:
         super().__init__(init_from)
+        if (init_from is None) == (teacher is None):
+            raise UserError("--phase clone: pass --model.init_from CKPT, or --model.teacher module:function or FILE.")
+        self.teacher_spec, self.teacher_format = teacher, teacher_format
         self.family, self.hidden, self.lr, self.labels = family, hidden, lr, labels
         self.temperature_lr, self.check_every, self.patience, self.progress = (
             temperature_lr, max(check_every, 1), patience, progress,
@@ -99,12 +108,15 @@ class ClonePolicy(Phase):
         return 0
 
     def build(self, source: Handover | None) -> CloneAgent:
-        assert source is not None
-        self.teacher: Teacher = ActorTeacher(
-            source.build_actor(), self.normalizer, f"the {source.actor['kind']} policy of phase '{source.phase}'"
-        )
         actor = fresh_actor(self.family, *self.data.sizes(), self.hidden)
         self.best = frozen_copy(actor)
+        self.teacher: Teacher
+        if source is None:
+            assert self.teacher_spec is not None
+            format = recognise(self.teacher_spec)[0] if self.teacher_format == "auto" else self.teacher_format
+            self.teacher = black_box(self.teacher_spec, format, self.data.sizes(), self.data.env)
+            return CloneAgent(actor, None, None, None)
+        self.teacher = ActorTeacher(source.build_actor(), self.normalizer)
         critic, target = (source.build_critic(name) if source.has(name) else None for name in CRITICS)
         return CloneAgent(actor, critic, target, source.build_value())
 

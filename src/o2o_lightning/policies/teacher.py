@@ -17,10 +17,6 @@ class Teacher(Protocol):
     """A policy on raw observations; actions are in ``[-1, 1]``."""
 
     @property
-    def name(self) -> str:
-        """For messages."""
-
-    @property
     def kind(self) -> str | None:
         """Its family, None for a black box."""
 
@@ -34,8 +30,8 @@ class Teacher(Protocol):
 class ActorTeacher:
     """A policy of ours with the normaliser that it learned with."""
 
-    def __init__(self, actor: Actor, normalizer: Normalizer, name: str) -> None:
-        self.actor, self.normalizer, self.name = actor.requires_grad_(False), normalizer, name
+    def __init__(self, actor: Actor, normalizer: Normalizer) -> None:
+        self.actor, self.normalizer = actor.requires_grad_(False), normalizer
         self.kind: str | None = actor.kind
 
     def act(self, observation: FloatArray) -> FloatArray:
@@ -53,8 +49,8 @@ class CallableTeacher:
 
     kind: str | None = None
 
-    def __init__(self, function: Callable[[FloatArray], FloatArray], name: str) -> None:
-        self.function, self.name = function, name
+    def __init__(self, function: Callable[[FloatArray], FloatArray]) -> None:
+        self.function = function
 
     def act(self, observation: FloatArray) -> FloatArray:
         return np.asarray(self.function(observation), np.float32)
