@@ -55,7 +55,8 @@ def import_everything() -> None:
 
     import o2o_lightning.cli.fit
     import o2o_lightning.cli.plan
-    import o2o_lightning.cli.resume  # noqa: F401
+    import o2o_lightning.cli.resume
+    import o2o_lightning.cli.run  # noqa: F401
     from o2o_lightning.cli.compose import compose, split
     from o2o_lightning.cli.lightning import accepts
 

@@ -188,7 +188,7 @@ CASES = {
         "--phase offline --run_dir finished",
         ["finished", "'offline' is already finished", "another"],
     ),
-    "a phase that was started": ("--phase offline --run_dir begun", ["begun", "not finished", "Remove that folder"]),
+    "a phase that was started": ("--phase offline --run_dir begun", ["begun", "not finished", "remove that folder"]),
     "a run directory without a name": ("--phase offline --run_dir", ["--run_dir", "value is missing"]),
 }
 
@@ -245,4 +245,4 @@ def test_a_disk_that_refuses_is_one_line_too(
 @pytest.mark.parametrize("command", ["fti", "--wat", ""])
 def test_an_unknown_command_lists_those_that_exist(command: str, o2o: O2O, capsys: pytest.CaptureFixture[str]) -> None:
     assert o2o(command) == 2
-    assert capsys.readouterr().err.startswith(f"o2o: unknown command '{command}'. Choose one of fit, test")
+    assert capsys.readouterr().err.startswith(f"o2o: unknown command '{command}'. Choose one of fit, ")

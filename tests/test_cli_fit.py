@@ -68,10 +68,12 @@ def arguments(phase_folder: Path) -> dict[str, Any]:
 
 def test_a_run_leaves_everything_in_its_directory(everything: Path) -> None:
     files = {str(path.relative_to(everything)) for path in everything.rglob("*") if path.is_file()}
+    files = {re.sub(r"last\.\w+\.state", "last.state", name) for name in files}
     phase_files = {"config.yaml", "metrics.csv", "summary.json", "checkpoints/last.ckpt"}
+    phase_files |= {"checkpoints/last.state/rank-0.pt"}
     expected = {f"{phase}/{name}" for phase in PHASES for name in phase_files}
     evaluated = {f"{phase}/checkpoints/best.ckpt" for phase in PHASES if phase != "reevaluate"}
-    assert files == expected | evaluated | {"config.yaml", "manifest.json", "summary.json"}
+    assert files == expected | evaluated | {"config.yaml", "manifest.json", "summary.json", "plan.json", ".lock"}
 
 
 def test_counts_are_exact_whatever_the_chunk(everything: Path) -> None:
@@ -199,6 +201,15 @@ def test_learning_from_scratch_needs_an_environment_only(o2o: O2O) -> None:
     assert (found["phase"], found["dataset"], found["env_steps"], list(found["phases"])) == (
         "online", None, 33, ["online"]
     )  # fmt: skip
+
+
+def test_a_policy_of_another_family_is_cloned_on_the_way(o2o: O2O, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ("fit", "--phase", "all", "offline=cql", *COUNTS, "steps.clone=20", *DATA, "--data.env_steps", 12)
+    assert o2o(*line, "--data.warmup_steps", 6, "--run_dir", "runs/cloned") == 0
+    assert (
+        "clone: the offline policy is a squashed Gaussian, O2TD3 needs a deterministic one" in capsys.readouterr().err
+    )
+    assert list(summary(Path("runs/cloned"))["phases"]) == ["offline", "clone", "reevaluate", "align", "online"]
 
 
 def test_a_goal_environments_dictionary_observations_are_flattened(o2o: O2O, home: Path) -> None:

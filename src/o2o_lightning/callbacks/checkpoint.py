@@ -161,7 +161,7 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
 
 def _check_same(path: str, phase: Any, saved: dict[str, Any]) -> None:
     facts = (
-        ("algorithm", saved["algorithm"], phase.algorithm),
+        ("algorithm", saved["algorithm"], phase.method),
         ("environment", saved["env_id"], phase.data.env_id),
         ("dataset", saved["manifest"].get("sha256"), phase.data.manifest().get("sha256")),
     )

@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
+from o2o_lightning.checkpoint.handover import PHASES
 from o2o_lightning.checkpoint.io import write_json
 from o2o_lightning.errors import UserError
 
 LOCK, PLAN = ".lock", "plan.json"
-PHASES = ("offline", "reevaluate", "align", "online")
 _held: dict[Path, IO[str]] = {}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from o2o_lightning.cli.compose import Command, split
-from o2o_lightning.cli.fit import LAST, is_first_process, say, write_run_summary
+from o2o_lightning.cli.run import LAST, is_first_process, say, write_run_summary
 from o2o_lightning.errors import UserError
 
 USAGE = """\

@@ -1,0 +1,117 @@
+"""Running the phases that were planned, and the run directory that they leave."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from o2o_lightning.checkpoint.io import write_json
+from o2o_lightning.checkpoint.run import LOCK, PLAN, Busy, lock, read_plan, unlock, write_plan
+from o2o_lightning.cli.compose import PHASES
+from o2o_lightning.cli.lightning import Built
+from o2o_lightning.cli.plan import Step, check
+from o2o_lightning.errors import UserError
+
+LAST = "checkpoints/last.ckpt"
+
+
+def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, Any]) -> None:
+    """Runs the planned phases in order; all are built, and so checked, before the first one starts."""
+    check_run_dir(run_dir, [step.phase for step in steps])
+    built = [step.cli.build(run_dir, step.phase, command) for step in steps]
+    check(built)
+    say(*notes)
+    for phase in built:
+        with _tidy(phase, run_dir):
+            phase.fit()
+        if is_first_process():
+            write_run_summary(run_dir)
+        say(f"{phase.model.phase}: done, {run_dir / phase.model.phase / LAST}")
+
+
+@contextlib.contextmanager
+def _tidy(built: Built, run_dir: Path) -> Iterator[None]:
+    """Takes back what loggers and callbacks made, when the phase ends before its first step: bad input leaves nothing.
+
+    The phase's folder was empty or absent before, :func:`check_run_dir` has seen to it.
+    """
+    folder = (run_dir / built.model.phase).absolute()
+    files = [folder.with_name(name) for name in ("manifest.json", PLAN, LOCK)]
+    new = [path for path in (*files, folder, *folder.parents) if not path.exists()]
+    before = read_plan(run_dir)
+    try:
+        yield
+    except Busy:
+        raise
+    except BaseException:
+        if built.model.updates == built.model.env_steps == 0 and is_first_process() and _alone(run_dir):
+            write_plan(run_dir, before)
+            unlock(run_dir)
+            for path in [*(folder.iterdir() if folder.exists() else ()), *new]:
+                with contextlib.suppress(OSError):
+                    path.unlink() if path.is_file() else _remove(path, inside=folder)
+        raise
+
+
+def _alone(run_dir: Path) -> bool:
+    # two runs may have found the directory empty; what the other one has begun is not ours to remove
+    try:
+        lock(run_dir)
+    except (Busy, OSError):
+        return False
+    return True
+
+
+def _remove(path: Path, inside: Path) -> None:
+    shutil.rmtree(path) if inside in path.parents else path.rmdir()
+
+
+def say(*lines: str) -> None:
+    """Lines for the user, on stderr and from one process only."""
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    for line in lines if is_first_process() else ():
+        console.print(line)
+
+
+def write_run_summary(run_dir: Path) -> None:
+    """``RUN_DIR/summary.json``: the last finished phase's facts, with every finished phase's under ``phases``."""
+    found = {phase: run_dir / phase / "summary.json" for phase in PHASES}
+    summaries = {phase: json.loads(path.read_text()) for phase, path in found.items() if path.exists()}
+    last = list(summaries)[-1]
+    seconds = round(sum(summary["seconds"] for summary in summaries.values()), 3)
+    write_json(run_dir / "summary.json", {**summaries[last], "seconds": seconds, "phases": summaries})
+    shutil.copyfile(run_dir / last / "config.yaml", run_dir / "config.yaml")
+
+
+def check_run_dir(run_dir: Path, phases: list[str]) -> None:
+    """Refuses a directory that cannot be written, or whose phases have run: results are never written over."""
+    nearest = run_dir.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        what = "cannot be written" if nearest.is_dir() else "is a file, not a directory"
+        raise UserError(f"--run_dir {run_dir}: {nearest} {what}. Pass a directory that you may write to.")
+    for phase in phases:
+        folder = run_dir / phase
+        if (folder / "summary.json").exists():
+            raise UserError(
+                f"--run_dir {run_dir}: its phase '{phase}' is already finished, and results are never written over. "
+                "Pass another --run_dir."
+            )
+        if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+            raise UserError(
+                f"--run_dir {run_dir}: its phase '{phase}' was started and not finished. "
+                f"Go on with `o2o resume {run_dir}`, remove that folder, or pass another --run_dir."
+            )
+
+
+def is_first_process() -> bool:
+    """Whether this process writes: with several devices each of them runs the whole command."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
