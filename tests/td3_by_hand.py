@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,5 +118,6 @@ def losses(phase: Phase, batch: TensorDict) -> Iterator[tuple[Loss, Gradients]]:
 
 def online(seed: int, multiplier: float = 1.7, **options: Any) -> OnlineTD3:
     phase = ready(OnlineTD3(multiplier=Multiplier(start=multiplier), **options), seed)
+    phase.log_multiplier.data.fill_(math.log(multiplier))  # it was made in float32, and rounded
     assert isinstance(phase, OnlineTD3)
     return phase

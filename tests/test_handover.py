@@ -231,7 +231,8 @@ def test_a_policy_without_a_critic_says_to_re_evaluate_first(chain: dict[str, Ru
         checkpoint["o2o"]["critic"] = None
 
     handover = read_handover(rewritten(chain["offline"], tmp_path / "policy.ckpt", drop))
-    with pytest.raises(UserError, match=r"without an action-value critic\. Run `--phase reevaluate` on it first"):
+    message = r"a policy without an action-value critic\. Run `--phase reevaluate` on it first"
+    with pytest.raises(UserError, match=message):
         handover.build_critic()
 
 

@@ -15,7 +15,7 @@ from conftest import HIDDEN, Fit, Run
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.phases import TD3BC, OnlineTD3
-from o2o_lightning.phases.settings import Threshold
+from o2o_lightning.phases.settings import Multiplier, Threshold
 
 CHUNKS = (1, 5, 16, 64)
 
@@ -197,3 +197,27 @@ def test_the_command_line_makes_exactly_as_many_updates(o2o: Callable[..., int],
     assert (summary["steps"], summary["env_steps"], summary["eval_env_steps"]) == (37, 0, 200)
     checkpoint = torch.load(tmp_path / "run" / "offline" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 37
+
+
+@pytest.mark.parametrize(
+    ("utd", "every", "moves"),
+    [(1, None, [6, 8]), (3, None, [5, 6, 7, 8, 9]), (1, 1, [5, 6, 7, 8, 9]), (3, 2, [6, 8])],
+    ids=["with each policy update", "once a step", "every step", "every second step"],
+)
+def test_the_multiplier_moves_at_most_once_an_environment_step(
+    fit: Fit, chain: dict[str, Run], pendulum: str, utd: int, every: int | None, moves: list[int]
+) -> None:
+    seen: list[tuple[int, float]] = []
+
+    class Watching(OnlineTD3):
+        def _descend(self, loss: torch.Tensor, counted: bool) -> None:
+            before = float(self.log_multiplier)
+            super()._descend(loss, counted)
+            if float(self.log_multiplier) != before:
+                seen.append((self.env_steps, float(self.log_multiplier)))
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options, multiplier=Multiplier(every=every))
+
+    online(fit, chain, pendulum, Watching, env_steps=9, warmup_steps=4, utd=utd)
+    assert [step for step, _ in seen] == moves

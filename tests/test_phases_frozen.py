@@ -181,12 +181,12 @@ def test_fine_tuning_leaves_the_offline_policy_and_moves_all_that_learns(
         assert not same(part(end, net), part(run.start, net)), net
 
 
-def test_the_reference_in_interval_mode_moves_at_each_period_to_the_policy_that_acts(
+def test_the_reference_in_interval_mode_moves_after_the_last_updates_of_each_period(
     chain: dict[str, Run], fit: Fit, pendulum: str
 ) -> None:
     _, recorder = online(fit, chain, pendulum, [9.0] * 7, Reference(mode="interval", period=3), 10)
-    assert recorder.changes() == [3, 6, 9]
-    for step in (3, 6, 9):  # before the updates that follow the step
+    assert recorder.changes() == [4, 7, 10]
+    for step in (4, 7, 10):  # seen when the next step has been made: the policy as steps 3, 6, 9 left it
         assert same(recorder.reference[step], recorder.policy[step - 1])
 
 

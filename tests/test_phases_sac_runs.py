@@ -209,7 +209,7 @@ class ReferenceMoves(Callback):
     ("reference", "moves"),
     [
         (Reference(mode="frozen"), {0}),
-        (Reference(mode="interval", period=5), {0, 5, 10, 15, 20}),
+        (Reference(mode="interval", period=5), {0, 6, 11, 16, 21}),
         (Reference(mode="best"), {0, 12, 24}),
     ],
     ids=["frozen", "interval", "best"],

@@ -71,7 +71,7 @@ def summarize(phase: Any, seconds: float) -> dict[str, Any]:
     manifest = phase.data.manifest()
     return {
         "phase": phase.phase,
-        "algorithm": phase.algorithm,
+        "algorithm": phase.method,
         "env_id": phase.data.env_id,
         "dataset": manifest.get("source"),
         "dataset_sha256": manifest.get("sha256"),
@@ -82,6 +82,7 @@ def summarize(phase: Any, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "versions": library_versions(),
         "score": score_block(phase),
+        **phase.facts(),
     }
 
 

@@ -24,7 +24,8 @@ Net = TypeVar("Net", bound=nn.Module)
 
 KEY = "o2o"
 FORMAT = 1
-PHASES = ("offline", "reevaluate", "align", "online")
+POLICIES = ("offline", "import", "clone")  # phases that hand on a policy to start from
+PHASES = (*POLICIES, "reevaluate", "align", "online")
 
 
 @dataclass
@@ -58,8 +59,11 @@ class Handover:
         return {k: v for k, v in vars(self).items() if k not in ("path", "state", "adam")}
 
     def build_actor(self, prefix: str = "actor") -> Actor:
-        """The policy stored under ``prefix``; ``offline_actor`` falls back to the actor of an offline phase."""
-        if prefix == "offline_actor" and (self.phase == "offline" or not self.has(prefix)):
+        """The policy stored under ``prefix``, the actor itself where there is none of that name.
+
+        The result of an offline phase, a clone or an import is what later phases call π_off.
+        """
+        if (prefix == "offline_actor" and self.phase in POLICIES) or not self.has(prefix):
             prefix = "actor"
         with _well_formed(self.path):
             actor = build_actor(ActorSpec.from_dict(self.actor))
@@ -88,6 +92,20 @@ class Handover:
         """The observation normaliser that the policy was trained with."""
         with _well_formed(self.path):
             return Normalizer.from_state(self.normalizer)
+
+    def check_policy(self, kind: str | None, sizes: tuple[int, int], algorithm: str) -> None:
+        """Refuses a policy of another family than ``kind`` (None for any), or of other sizes than the data's."""
+        if kind not in (None, self.actor["kind"]):
+            raise UserError(
+                f"checkpoint {self.path}: its policy is {self.actor['kind']}, {algorithm} fine-tunes a {kind} one. "
+                f"Clone it first: `o2o fit --phase clone --model.init_from {self.path} --model.family {kind}`."
+            )
+        own = (self.actor["observation_dim"], self.actor["action_dim"])
+        if own != sizes:
+            raise UserError(
+                f"checkpoint {self.path}: its policy takes {own[0]} observation values and gives {own[1]} action "
+                f"values, the data has {sizes[0]} and {sizes[1]}. Pass the dataset and environment it was trained for."
+            )
 
     def has(self, prefix: str) -> bool:
         """Whether a network is stored under ``prefix``."""

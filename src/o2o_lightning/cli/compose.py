@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,15 +14,15 @@ from typing import Any
 from o2o_lightning.cli.messages import hydra_message
 from o2o_lightning.errors import UserError
 
-PHASES = ("offline", "reevaluate", "align", "online")
+PHASES = ("offline", "clone", "reevaluate", "align", "online")
 MISSING = "???"
-# Keys of `data` that one kind of online DataModule takes and another does not.
-ONE_KIND = ("mix", "warmup_steps", "utd", "env_steps", "capacity", "rollout", "epochs", "num_envs")
+ONLINE_DATA = ("o2o_lightning.data.online.OnlineData", "o2o_lightning.data.rollout.RolloutData")
 # What a file's name says of the domain, for the tables of hyper-parameters.
 DOMAINS: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in ("halfcheetah", "hopper", "walker2d", "antmaze", "maze2d")},
     "adroit": ("pen-", "hammer-", "door-", "relocate-"),
 }
+_FLAGS = ("--print_config", "-h", "--help")
 _HYDRA_TOKEN = re.compile(r"^(~|\+{0,2})[A-Za-z_][\w./@]*(=.*)?$", re.DOTALL)
 
 
@@ -72,11 +72,13 @@ def split(argv: list[str]) -> Command:
             setattr(command, name[2:], value)
         elif token.startswith("-"):
             command.options.append("--config" + token[2:] if name == "-c" else token)
-            # an option's value follows it; `--flag` alone or `--option=value` has none
-            alone = "=" in token or token == "--print_config" or i + 1 == len(argv) or argv[i + 1].startswith("--")
-            if not alone:
-                i += 1
-                command.options.append(argv[i])
+            if "=" not in token and token not in _FLAGS:
+                follows = i + 1 < len(argv) and not argv[i + 1].startswith("--")
+                if follows:
+                    i += 1
+                    command.options.append(argv[i])
+                elif not token.endswith(".help"):
+                    raise UserError(f"{token}: a value is missing. Write `{token} VALUE`.")
         elif _HYDRA_TOKEN.match(token) and ("=" in token or token.startswith("~")):
             if token.startswith("phase="):
                 raise UserError(f"{token}: the phase is an option. Write `--{token}`.")
@@ -104,13 +106,11 @@ def compose(phase: str, command: Command) -> dict[str, Any]:
     Raises:
         UserError: an unknown group, option or key, with the choices that exist.
     """
-    overrides = (*infer_dataset(command)[0], *command.overrides, f"phase={phase}")
-    return copy.deepcopy(_composed(phase, tuple(command.overrides), overrides))
+    return copy.deepcopy(_compose(phase, (*infer_dataset(command)[0], *command.overrides)))
 
 
 @cache
-def _composed(phase: str, given: tuple[str, ...], overrides: tuple[str, ...]) -> dict[str, Any]:
-    # a fit asks for the same composition several times, and Hydra takes a fifth of a second for each
+def _compose(phase: str, tokens: tuple[str, ...]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -119,14 +119,18 @@ def _composed(phase: str, given: tuple[str, ...], overrides: tuple[str, ...]) ->
     from omegaconf.errors import OmegaConfBaseException
 
     GlobalHydra.instance().clear()
+
+    def keys() -> list[str]:
+        return _keys(OmegaConf.to_container(hydra_compose("config", [f"phase={phase}"])))
+
     with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"), warnings.catch_warnings():
-        known = _keys(OmegaConf.to_container(hydra_compose("config", [f"phase={phase}"])))
-        _refuse_new_roots(given, known)
+        if any(token.startswith("+") for token in tokens):
+            _refuse_new_roots(tokens, keys())
         warnings.filterwarnings("error", message=".*path=.* is not available")
         try:
-            resolved = OmegaConf.to_container(hydra_compose("config", list(overrides)), resolve=True)
+            resolved = OmegaConf.to_container(hydra_compose("config", [*tokens, f"phase={phase}"]), resolve=True)
         except (HydraException, OmegaConfBaseException, UserWarning) as error:
-            raise UserError(hydra_message(error, [*groups(), *known])) from error
+            raise UserError(hydra_message(error, [*groups(), *keys()])) from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
 
@@ -170,16 +174,16 @@ def _guess(what: str, command: Command, other: str) -> str | None:
 def lightning_config(composed: dict[str, Any]) -> dict[str, Any]:
     """What LightningCLI reads: seed, trainer, model and data, each class by path.
 
-    One composition serves all phases: a data option that this phase's class lacks is dropped when the online phase's
-    class has it, or another online DataModule, and is left to be refused otherwise.
+    One composition serves all phases: a data option that this phase's class lacks is dropped when an online phase's
+    class has it, and is left to be refused otherwise.
     """
     from o2o_lightning.cli.lightning import accepts
 
-    path, online = composed["data_class"], composed["online_data"]
+    path = composed["data_class"]
     data = {
         key: value
         for key, value in composed["data"].items()
-        if value != MISSING and (accepts(path, key) or not (accepts(online, key) or key in ONE_KIND))
+        if value != MISSING and (accepts(path, key) or not any(accepts(online, key) for online in ONLINE_DATA))
     }
     return {
         "seed_everything": composed["seed_everything"],
@@ -199,10 +203,9 @@ def _keys(config: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def _refuse_new_roots(overrides: Sequence[str], known: list[str]) -> None:
+def _refuse_new_roots(tokens: tuple[str, ...], known: list[str]) -> None:
     # Hydra would accept `+offlin=td3_bc` as a new key that nothing reads
-    roots = {*known, *groups(), "hydra"}
-    for token in overrides:
-        root = re.split(r"[.=@/]", token.lstrip("+~"), maxsplit=1)[0]
-        if token.startswith("+") and root not in roots:
+    for token in tokens:
+        root = re.split(r"[.=@/]", token.lstrip("+"), maxsplit=1)[0]
+        if token.startswith("+") and root not in {*known, *groups()}:
             raise UserError(f"{token}: nothing reads '{root}'. Groups are {', '.join(groups())}; see `o2o fit -h`.")

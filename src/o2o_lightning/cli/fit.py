@@ -41,14 +41,14 @@ def main(argv: list[str]) -> int:
     printing = [token for token in command.options if token.startswith("--print_config")]
     command.options = [token for token in command.options if token not in printing]
     if printing and command.phase == "all":
-        raise UserError("--print_config prints one phase. Add --phase offline, reevaluate, align or online.")
+        raise UserError(f"--print_config prints one phase. Add --phase {', '.join(PHASES)}.")
     if printing and printing[-1] != "--print_config":
         raise UserError(f"{printing[-1]}: it takes no value. Write `--print_config`.")
     steps, notes = plan(command)
-    if printing and steps:
-        print(steps[0].cli.written(), end="")
-        return 0
-    if not steps:
+    if printing:
+        steps = [step for step in steps if step.phase == command.phase]
+        print(*(step.cli.written() for step in steps), sep="", end="")
+    if printing or not steps:
         say(*notes)
         return 0
     guess = infer_dataset(command)[1]

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import logging
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from o2o_lightning.data.module import OfflineData
 from o2o_lightning.errors import UserError
 from o2o_lightning.phases.base import Phase
 
+# Lightning calls what jsonargparse has deprecated
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 BAD_INPUT = (ArgumentError, MisconfigurationException, ModuleNotFoundError, TypeError, ValueError)
 
 

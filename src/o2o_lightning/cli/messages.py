@@ -67,7 +67,7 @@ def parser_message(
         if owner:
             guess = _guess_or_list(option, arguments(owner[-1]))
             return f"{where}.{option}: {owner[-1].rpartition('.')[2]} has no such option{guess}"
-        guess = did_you_mean(f"--{option}", options)
+        guess = did_you_mean(f"--{option}", [*options, *_other_part(option)])
         place = f"--config {' '.join(files)}: '{option}'" if name[2] else f"--{option}"
         return f"{place}: no such option{guess} `--print_config` lists them."
     if required := re.search(r"the following arguments are required: (.+)", text):
@@ -92,6 +92,13 @@ def instantiation_message(error: Exception) -> str:
             return f"configuration: {cause}. Install what is missing, or choose another class."
         cause = cause.__cause__ or cause.__context__
     return f"configuration: {str(error).rstrip('.!')}. Check the --trainer options."
+
+
+def _other_part(option: str) -> list[str]:
+    """``--data.x`` for ``dta.x``; the parser does not know what comes after ``--data.``."""
+    part, _, rest = option.partition(".")
+    close = difflib.get_close_matches(part, ("model", "data", "trainer"), 1)
+    return [f"--{close[0]}.{rest}"] if close and close[0] != part else []
 
 
 def _type_message(text: str, where: str) -> str:

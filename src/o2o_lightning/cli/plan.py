@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from o2o_lightning.cli.cloning import with_cloning
 from o2o_lightning.cli.compose import MISSING, PHASES, Command, compose, lightning_config
 from o2o_lightning.cli.lightning import Built, PhaseCLI, accepts, argument_names, required
 from o2o_lightning.cli.messages import did_you_mean
@@ -27,8 +28,9 @@ class Step:
 
 def plan(command: Command) -> tuple[list[Step], list[str]]:
     """The phases to run, each from the one before, and notes on those that the method leaves out."""
-    configs, notes = {}, []
-    for phase in _phases(command):
+    phases, cloning = with_cloning(command, _phases(command))
+    configs, notes = {}, [] if cloning is None else [cloning]
+    for phase in phases:
         composed = compose(phase, command)
         if "class_path" in composed["model"]:
             configs[phase] = lightning_config(composed)
@@ -121,7 +123,8 @@ def _takers(command: Command, option: str, configs: dict[str, dict[str, Any]]) -
     if len(phases) == 1:
         return phases
     if option.partition("=")[0] == "--trainer.max_steps":
-        return [phase for phase in phases if phase != "online"]
+        # the online phase counts environment steps, and nobody types the cloning phase: steps.clone=N
+        return [phase for phase in phases if phase not in ("online", "clone")]
     match = _PART.match(option)
     if match is None or match[2] in _SPECIAL:
         return phases

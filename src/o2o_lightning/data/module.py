@@ -21,7 +21,7 @@ from o2o_lightning.data.stream import OfflineStream, prepare
 from o2o_lightning.envs.evaluate import Evaluation, Evaluator
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
 from o2o_lightning.errors import UserError
-from o2o_lightning.nn.actor import Actor
+from o2o_lightning.nn.actor import FloatArray
 
 PRECOMPUTE_BLOCK = 8192
 
@@ -174,16 +174,14 @@ class OfflineData(L.LightningDataModule):
         """The inverse of :meth:`local_state`."""
         self.rows.set_state(state["rows"])
 
-    def evaluate(self, actor: Actor) -> Evaluation:
-        """Deterministic episodes on environments that training never touches."""
+    def evaluate(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
+        """Episodes of ``act``, raw observations to actions, on environments that training never touches."""
         if self._evaluator is None:
             assert self.env_id is not None
             reference = reference_scores(self.dataset or "") or reference_scores(self.env_id)
             width, episodes = self.sizes()[0], self.eval_episodes
             self._evaluator = Evaluator(self.env_id, width, episodes, self.eval_seed, reference, self.layout)
-        normalizer = self.normalizer
-        assert normalizer is not None
-        return self._evaluator.run(lambda observation: actor.act(normalizer.numpy(observation)))
+        return self._evaluator.run(act)
 
     # ---- internals -----------------------------------------------------------------------------------------------
 

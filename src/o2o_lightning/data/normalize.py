@@ -18,22 +18,27 @@ from o2o_lightning.data.raw import blocks
 class Normalizer:
     r"""Maps an observation to :math:`(s - \mu) / (\sigma + \epsilon)`, the same offline and online.
 
+    An imported policy may have learned with clipped values: then the clip is part of it.
+
     Args:
         mean: ``[S]`` float32.
         std: ``[S]`` float32, population standard deviation.
         eps: added to the standard deviation, so that a constant column stays finite.
+        clip: largest magnitude of a normalised value; None for any.
     """
 
     mean: Tensor
     std: Tensor
     eps: float = 1e-3
+    clip: float | None = None
     _arrays: tuple[NDArray[np.float32], NDArray[np.float32]] | None = field(
         default=None, init=False, repr=False, compare=False
     )
 
     def __call__(self, observation: Tensor) -> Tensor:
         """Normalises ``[..., S]``."""
-        return (observation - self.mean) / (self.std + self.eps)
+        normalized = (observation - self.mean) / (self.std + self.eps)
+        return normalized if self.clip is None else normalized.clamp(-self.clip, self.clip)
 
     def numpy(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         """Normalises ``[..., S]`` without torch, for acting in an environment."""
@@ -42,13 +47,13 @@ class Normalizer:
             self._arrays = (self.mean.cpu().numpy(), (self.std + self.eps).cpu().numpy())
         mean, scale = self._arrays
         normalized: NDArray[np.float32] = (observation - mean) / scale
-        return normalized
+        return normalized if self.clip is None else np.clip(normalized, -self.clip, self.clip)
 
     def to(self, device: torch.device | str) -> Normalizer:
         """The same constants on another device; itself where they are there already."""
         if self.mean.device == torch.device(device):
             return self
-        return Normalizer(self.mean.to(device), self.std.to(device), self.eps)
+        return Normalizer(self.mean.to(device), self.std.to(device), self.eps, self.clip)
 
     @classmethod
     def identity(cls, size: int) -> Normalizer:
@@ -68,10 +73,10 @@ class Normalizer:
         return cls(mean.float(), variance.sqrt().float(), eps)
 
     def state(self) -> dict[str, Any]:
-        """Tensors and one float, for a checkpoint."""
-        return {"mean": self.mean.clone(), "std": self.std.clone(), "eps": self.eps}
+        """Tensors and numbers, for a checkpoint."""
+        return {"mean": self.mean.clone(), "std": self.std.clone(), "eps": self.eps, "clip": self.clip}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Normalizer:
         """Inverse of :meth:`state`."""
-        return cls(state["mean"].clone(), state["std"].clone(), float(state["eps"]))
+        return cls(state["mean"].clone(), state["std"].clone(), float(state["eps"]), state.get("clip"))

@@ -16,12 +16,22 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ActorSpec:
-    """What is needed to rebuild an actor before its weights are loaded; primitives only."""
+    """What is needed to rebuild an actor before its weights are loaded; primitives only.
+
+    Attributes:
+        kind: name of the family.
+        observation_dim, action_dim: S and A.
+        hidden: widths of the hidden layers.
+        activation: between them; imported policies may have another than ours.
+        mean: of a Gaussian: ``tanh``, or ``linear`` as in Stable-Baselines3's PPO.
+    """
 
     kind: str
     observation_dim: int
     action_dim: int
     hidden: tuple[int, ...]
+    activation: str = "relu"
+    mean: str = "tanh"
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "hidden": list(self.hidden)}
@@ -36,9 +46,11 @@ class Actor(nn.Module):
 
     kind: ClassVar[str]
 
-    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
+    def __init__(
+        self, observation_dim: int, action_dim: int, hidden: Sequence[int], activation: str = "relu", mean: str = "tanh"
+    ) -> None:
         super().__init__()
-        self.spec = ActorSpec(self.kind, observation_dim, action_dim, tuple(hidden))
+        self.spec = ActorSpec(self.kind, observation_dim, action_dim, tuple(hidden), activation, mean)
 
     def mode(self, observation: Tensor) -> Tensor:
         """The deterministic action ``[B, A]``: what is evaluated, and the anchor of the alignment."""
@@ -50,3 +62,19 @@ class Actor(nn.Module):
             device = next(self.parameters()).device
             action: FloatArray = self.mode(torch.from_numpy(observation).to(device)).float().cpu().numpy()
         return action
+
+
+class StochasticActor(Actor):
+    """An actor that is a density, and so can be fitted to actions by their likelihood."""
+
+    def density(self, observation: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-density ``[B]`` of given actions ``[B, A]``, and the entropy ``[B]``, by one pass of the network.
+
+        The entropy is the closed form where the family has one, else an estimate from one sample made of ``noise``
+        ``[B, A]``, standard normal; its gradient is exact either way.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def sampled(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """Actions ``[B, A]`` as they are executed, made of standard normal ``noise`` ``[B, A]``."""
+        raise NotImplementedError(type(self).__name__)

@@ -17,9 +17,16 @@ class DeterministicActor(Actor):
 
     kind = "deterministic"
 
-    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256)) -> None:
-        super().__init__(observation_dim, action_dim, hidden)
-        self.body = MLP(observation_dim, hidden, action_dim)
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        mean: str = "tanh",
+    ) -> None:
+        super().__init__(observation_dim, action_dim, hidden, activation, mean)
+        self.body = MLP(observation_dim, hidden, action_dim, activation=activation)
         orthogonal_(self.body)
 
     def forward(self, observation: Tensor) -> Tensor:

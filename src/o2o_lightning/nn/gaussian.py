@@ -9,33 +9,44 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from o2o_lightning.nn.actor import Actor, FloatArray
+from o2o_lightning.nn.actor import FloatArray, StochasticActor
 from o2o_lightning.nn.mlp import MLP, orthogonal_
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
-class GaussianActor(Actor):
+class GaussianActor(StochasticActor):
     """``S → hidden → A``, ReLU, tanh on the mean; one log σ for all states (algorithm-facts 1.2).
 
     The distribution itself is not squashed: an executed action is a sample clipped to ±1, and its log-probability is
     the un-truncated Normal's at that clipped action.
+
+    With ``mean="linear"`` the mean has no tanh, and the deterministic action is the clipped mean: policies of other
+    libraries are like that.
 
     ``log_std_bounds``: where log σ is clamped; a phase may narrow them (IQL −20…2, O2PPO −10…2).
     """
 
     kind = "gaussian"
 
-    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256)) -> None:
-        super().__init__(observation_dim, action_dim, hidden)
-        self.body = MLP(observation_dim, hidden, action_dim)
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        mean: str = "tanh",
+    ) -> None:
+        super().__init__(observation_dim, action_dim, hidden, activation, mean)
+        self.body = MLP(observation_dim, hidden, action_dim, activation=activation)
         orthogonal_(self.body)
         self.raw_log_std = nn.Parameter(torch.zeros(action_dim))
         self.log_std_bounds = (-20.0, 2.0)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, S] → `` mean ``[B, A]`` and log σ ``[A]``."""
-        return torch.tanh(self.body(observation)), self.log_std()
+        mean = self.body(observation)
+        return torch.tanh(mean) if self.spec.mean == "tanh" else mean, self.log_std()
 
     def log_std(self) -> Tensor:
         """The clamped log σ ``[A]``; no gradient where the clamp holds it."""
@@ -46,18 +57,31 @@ class GaussianActor(Actor):
         mean, log_std = self(observation)
         return normal_log_prob(mean, log_std, action)
 
+    def density(self, observation: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self(observation)
+        log_prob = normal_log_prob(mean, log_std, action)
+        return log_prob, normal_entropy(log_std).expand_as(log_prob)
+
+    def sampled(self, observation: Tensor, noise: Tensor) -> Tensor:
+        mean, log_std = self(observation)
+        return (mean + log_std.exp() * noise).clamp(-1.0, 1.0)  # type: ignore[no-any-return]
+
     def mode(self, observation: Tensor) -> Tensor:
-        return torch.tanh(self.body(observation))
+        return self(observation)[0].clamp(-1.0, 1.0)  # type: ignore[no-any-return]
 
     def act(self, observation: FloatArray) -> FloatArray:
-        return np.tanh(self.body.numpy(observation))
+        return np.clip(self._numpy_mean(observation), -1.0, 1.0)
 
     def sample(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
         """A sampled action, clipped to ±1, for stepping environments: ``[S] → [A]`` or ``[B, S] → [B, A]``."""
-        mean = self.act(observation)
+        mean = self._numpy_mean(observation)
         std = np.exp(np.clip(self.raw_log_std.detach().cpu().numpy(), *self.log_std_bounds))
         noise = generator.standard_normal(mean.shape, dtype=np.float32)
         return np.asarray(np.clip(mean + std * noise, -1.0, 1.0), np.float32)
+
+    def _numpy_mean(self, observation: FloatArray) -> FloatArray:
+        mean = self.body.numpy(observation)
+        return np.tanh(mean) if self.spec.mean == "tanh" else mean
 
     @torch.no_grad()
     def cap_std(self, largest: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -12,9 +12,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "elu": F.elu,
+    "gelu": F.gelu,
+    "leaky_relu": F.leaky_relu,
+    "silu": F.silu,
+}
+
 
 class MLP(nn.Module):
-    """``in_dim → hidden… → out_dim`` with ReLU (or tanh), and LayerNorm *before* the activation if asked (D11).
+    """``in_dim → hidden… → out_dim`` with ReLU (or another), and LayerNorm *before* the activation if asked (D11).
 
     Written over ``F.linear`` so that one set of weights serves three uses: a differentiable pass, a pass whose
     weights are constants (``frozen``, no weight gradient is computed), and a numpy pass for acting.
@@ -37,7 +46,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """``[…, in_dim] → […, out_dim]``."""
-        act = torch.tanh if self.activation == "tanh" else F.relu
+        act = ACTIVATIONS[self.activation]
         last = len(self.linears) - 1
         for i, linear in enumerate(self._linears()):
             weight, bias = linear.weight, linear.bias
@@ -53,7 +62,7 @@ class MLP(nn.Module):
 
     def numpy(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """The same pass on the CPU without a graph; five times faster than torch on one observation."""
-        if self.norms is not None:
+        if self.norms is not None or self.activation not in ("relu", "tanh"):
             with torch.no_grad():
                 return np.asarray(self(torch.from_numpy(x)).numpy(), np.float32)
         last = len(self.linears) - 1

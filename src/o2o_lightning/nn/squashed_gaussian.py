@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from o2o_lightning.nn.actor import Actor, FloatArray
+from o2o_lightning.nn.actor import FloatArray, StochasticActor
 from o2o_lightning.nn.mlp import MLP
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
@@ -55,14 +55,21 @@ class SquashedGaussian(NamedTuple):
         return (gaussian - 2.0 * (math.log(2.0) - pre_tanh - F.softplus(-2.0 * pre_tanh))).sum(-1)
 
 
-class SquashedGaussianActor(Actor):
+class SquashedGaussianActor(StochasticActor):
     """``S → hidden → 2A``, ReLU; the second half is a raw log-std, scaled and shifted by two trained scalars."""
 
     kind = "squashed_gaussian"
 
-    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256, 256)) -> None:
-        super().__init__(observation_dim, action_dim, hidden)
-        self.body = MLP(observation_dim, hidden, 2 * action_dim)
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int] = (256, 256, 256),
+        activation: str = "relu",
+        mean: str = "tanh",
+    ) -> None:
+        super().__init__(observation_dim, action_dim, hidden, activation, mean)
+        self.body = MLP(observation_dim, hidden, 2 * action_dim, activation=activation)
         head = self.body.linears[-1]
         assert isinstance(head, nn.Linear)
         nn.init.xavier_uniform_(head.weight, gain=0.01)
@@ -79,6 +86,13 @@ class SquashedGaussianActor(Actor):
     def distribution(self, observation: Tensor) -> SquashedGaussian:
         """:meth:`forward`, typed."""
         return self(observation)  # type: ignore[no-any-return]
+
+    def density(self, observation: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        policy = self.distribution(observation)
+        return policy.log_prob(action), -policy.sample(noise)[1]
+
+    def sampled(self, observation: Tensor, noise: Tensor) -> Tensor:
+        return self.distribution(observation).sample(noise)[0]
 
     def mode(self, observation: Tensor) -> Tensor:
         return self.distribution(observation).mode()

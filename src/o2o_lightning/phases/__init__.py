@@ -2,6 +2,7 @@
 
 from o2o_lightning.phases.align.sac import AlignSAC
 from o2o_lightning.phases.align.td3 import AlignTD3
+from o2o_lightning.phases.clone import ClonePolicy
 from o2o_lightning.phases.offline.cql import CQL
 from o2o_lightning.phases.offline.iql import IQL
 from o2o_lightning.phases.offline.td3_bc import TD3BC
@@ -18,6 +19,7 @@ __all__ = [
     "TD3BC",
     "AlignSAC",
     "AlignTD3",
+    "ClonePolicy",
     "OnlinePPO",
     "OnlineSAC",
     "OnlineTD3",

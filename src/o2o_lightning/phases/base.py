@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import lightning as L
@@ -21,8 +21,8 @@ from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.envs.evaluate import Evaluation
 from o2o_lightning.errors import at_least
-from o2o_lightning.nn.actor import Actor
-from o2o_lightning.phases.handed import carry_moments, check_policy, clip_gradients
+from o2o_lightning.nn.actor import Actor, FloatArray
+from o2o_lightning.phases.handed import carry_moments, clip_gradients
 from o2o_lightning.phases.health import ChunkRecord
 
 
@@ -49,7 +49,7 @@ class Phase(L.LightningModule):
     evaluates_at_start: ClassVar[bool] = False
     adam_eps: ClassVar[float] = 1e-8
     carries_moments: ClassVar[bool] = True
-    actor_kind: ClassVar[str | None] = None  # family of policy that the phase works on; None for any
+    actor_kind: ClassVar[str | None] = None  # family of policy that the phase works on or makes; None for any
 
     agent: Agent
     normalizer: Normalizer
@@ -70,6 +70,11 @@ class Phase(L.LightningModule):
         self._noise: torch.Generator | None = None
 
     # ---- what a phase says ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def policy_family(cls, arguments: Mapping[str, Any]) -> str | None:
+        """:attr:`actor_kind`, where it does not depend on the constructor's ``arguments``."""
+        return cls.actor_kind
 
     def build(self, source: Handover | None) -> Agent:
         """The agent: networks taken from ``source`` and networks made anew."""
@@ -112,6 +117,11 @@ class Phase(L.LightningModule):
         return self.updates
 
     @property
+    def method(self) -> str:
+        """What ran, as results and checkpoints name it."""
+        return self.algorithm
+
+    @property
     def total(self) -> int:
         """The value of :attr:`clock` at which the phase ends."""
         return int(self.trainer.max_steps)
@@ -129,7 +139,7 @@ class Phase(L.LightningModule):
             self.source = read_handover(self.init_from, self.accepts, f"--phase {self.phase}")
             self.normalizer = self.source.build_normalizer()
             self.scores, self.returns = dict(self.source.scores), dict(self.source.returns)
-            check_policy(self.source, self.actor_kind, self.algorithm, self.data.sizes())
+            self.source.check_policy(self.actor_kind, data.sizes(), self.algorithm)
         else:
             self.normalizer = data.fit_normalizer()
         data.normalizer = self.normalizer
@@ -166,7 +176,7 @@ class Phase(L.LightningModule):
         critic, value = getattr(self.agent, "critic", None), getattr(self.agent, "value", None)
         checkpoint[KEY] = Handover(
             phase=self.phase,
-            algorithm=self.algorithm,
+            algorithm=self.method,
             actor=self.policy().spec.to_dict(),
             critic=critic.spec.to_dict() if critic is not None else None,
             value=value.spec.to_dict() if value is not None else None,
@@ -214,6 +224,14 @@ class Phase(L.LightningModule):
         """Standard normal noise of ``tensor``'s shape from the phase's own stream."""
         return torch.randn(tensor.shape, generator=self.noise, device=tensor.device)
 
+    def facts(self) -> dict[str, Any]:
+        """What ``summary.json`` says of this phase beyond what it says of all."""
+        return {}
+
+    def conclusion(self) -> str | None:
+        """One line for the user when the phase has ended."""
+        return None
+
     def status(self) -> list[str]:
         """What the progress line shows besides clock, scores and speed."""
         return []
@@ -231,7 +249,12 @@ class Phase(L.LightningModule):
 
     def evaluate(self, actor: Actor | None = None) -> Evaluation:
         """Evaluates ``actor`` (default: the policy) off the training environment; its steps are counted as a cost."""
-        result = self.data.evaluate(actor or self.policy())
+        normalizer, policy = self.normalizer, actor or self.policy()
+        return self.evaluate_function(lambda observation: policy.act(normalizer.numpy(observation)))
+
+    def evaluate_function(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
+        """As :meth:`evaluate`, of anything that maps raw observations ``[B, S]`` to actions ``[B, A]``."""
+        result = self.data.evaluate(act)
         self.eval_env_steps += result.env_steps
         return result
 

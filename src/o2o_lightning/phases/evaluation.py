@@ -13,7 +13,6 @@ from o2o_lightning.envs.evaluate import Evaluation
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import Actor
 from o2o_lightning.phases.base import Phase
-from o2o_lightning.phases.handed import check_policy
 
 
 class EvaluatePolicy(Phase):
@@ -38,7 +37,7 @@ class EvaluatePolicy(Phase):
         assert self.init_from is not None
         self.source = read_handover(self.init_from, self.accepts, f"o2o {stage}")
         self.normalizer = self.data.normalizer = self.source.build_normalizer()
-        check_policy(self.source, self.actor_kind, self.algorithm, self.data.sizes())
+        self.source.check_policy(None, self.data.sizes(), self.algorithm)
         if self.which == "reference" and not self.source.has("reference"):
             raise UserError(
                 f"checkpoint {self.source.path}: it holds no reference policy; only the online phase keeps one. "

@@ -1,4 +1,4 @@
-"""What a phase does with what it was handed: the policy's fit, the optimizer's moments, the limits of gradients."""
+"""What a phase does with an optimizer that it was handed: carried moments, limits of gradients."""
 
 from __future__ import annotations
 
@@ -8,23 +8,6 @@ import torch
 from torch import nn
 
 from o2o_lightning.checkpoint.handover import Handover
-from o2o_lightning.errors import UserError
-
-
-def check_policy(source: Handover, kind: str | None, algorithm: str, sizes: tuple[int, int]) -> None:
-    """Refuses a checkpoint whose policy is of another family than ``kind`` or of other ``sizes`` than the data."""
-    actor = source.actor
-    if kind not in (None, actor["kind"]):
-        raise UserError(
-            f"checkpoint {source.path}: its policy is {actor['kind']}, {algorithm} fine-tunes a {kind} one. "
-            "Pass a checkpoint of such a policy, or another `online=`."
-        )
-    found = (actor["observation_dim"], actor["action_dim"])
-    if sizes != found:
-        raise UserError(
-            f"checkpoint {source.path}: its policy takes {found[0]} observation values and gives {found[1]} action "
-            f"values, the data has {sizes[0]} and {sizes[1]}. Pass the dataset and environment it was trained for."
-        )
 
 
 def carry_moments(optimizer: torch.optim.Optimizer, source: Handover) -> None:

@@ -15,13 +15,14 @@ class Multiplier:
     Attributes:
         start: λ at the beginning.
         lr: Adam's rate for ℓ; 5e-5 moves λ by at most a factor e^±2.5 in 100k updates at every second one.
-        every: gradient updates for one multiplier update; environment steps for one with O2SAC.
+        every: environment steps between two multiplier updates; by default it moves with the first policy update of an
+            environment step, which is every step for O2SAC and every second for O2TD3 (D33, T25).
         satisfied_weight, violated_weight: ω of Eq. 49 where the constraint holds, and where it does not.
     """
 
     start: float = 1.0
     lr: float = 5e-5
-    every: int = 2
+    every: int | None = None
     satisfied_weight: float = 0.3
     violated_weight: float = 0.7
 
@@ -31,7 +32,8 @@ class Multiplier:
                 f"--model.multiplier.start {self.start:g}: λ must be above 0. For λ ≡ 0 pass --model.constraint false."
             )
         at_least("--model.multiplier.lr", self.lr, 0)
-        at_least("--model.multiplier.every", self.every, 1)
+        if self.every is not None:
+            at_least("--model.multiplier.every", self.every, 1)
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from o2o_lightning.agents.base import ActorCritic
+from o2o_lightning.checkpoint.handover import POLICIES
 from o2o_lightning.envs.evaluate import Evaluation
 from o2o_lightning.objectives.diagnostics import Alignment, anchor_agreement
 from o2o_lightning.phases.base import Phase
@@ -18,7 +19,7 @@ class AlignPhase(Phase):
     """Base of the alignment phases; each evaluation also measures how well critic and π_off agree."""
 
     phase: ClassVar[str] = "align"
-    accepts: ClassVar[tuple[str, ...]] = ("reevaluate", "offline")
+    accepts: ClassVar[tuple[str, ...]] = ("reevaluate", *POLICIES)
     agent: ActorCritic
 
     def run_evaluation(self) -> Evaluation:

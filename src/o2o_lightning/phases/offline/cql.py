@@ -50,6 +50,7 @@ class CQL(Phase):
 
     phase: ClassVar[str] = "offline"
     algorithm: ClassVar[str] = "cql"
+    actor_kind: ClassVar[str | None] = SquashedGaussianActor.kind
     agent: SACAgent
 
     def __init__(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -59,6 +59,10 @@ class IQL(Phase):
         self.actor_lr, self.critic_lr, self.value_lr = actor_lr, critic_lr, value_lr
         self.anneal_updates, self.discount, self.polyak = anneal_updates, discount, polyak
         self.deterministic, self.hidden = deterministic, tuple(hidden)
+
+    @classmethod
+    def policy_family(cls, arguments: Mapping[str, Any]) -> str | None:
+        return DeterministicActor.kind if arguments.get("deterministic") else GaussianActor.kind
 
     def build(self, source: Handover | None) -> IQLAgent:
         sizes = self.data.sizes()

@@ -35,6 +35,7 @@ class TD3BC(Phase):
 
     phase: ClassVar[str] = "offline"
     algorithm: ClassVar[str] = "td3_bc"
+    actor_kind: ClassVar[str | None] = DeterministicActor.kind
     agent: TD3Agent
 
     def __init__(

@@ -12,7 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from o2o_lightning.agents.ppo import PPOAgent
-from o2o_lightning.checkpoint.handover import Handover
+from o2o_lightning.checkpoint.handover import POLICIES, Handover
 from o2o_lightning.data.rollout import RolloutData
 from o2o_lightning.nn.gaussian import GaussianActor, normal_entropy
 from o2o_lightning.nn.values import ValueNet
@@ -58,7 +58,7 @@ class OnlinePPO(ReferencedPhase):
 
     algorithm: ClassVar[str] = "o2ppo"
     actor_kind: ClassVar[str | None] = GaussianActor.kind
-    accepts: ClassVar[tuple[str, ...]] = ("reevaluate", "offline")
+    accepts: ClassVar[tuple[str, ...]] = ("reevaluate", *POLICIES)
     adam_eps: ClassVar[float] = 1e-5
     carries_moments: ClassVar[bool] = False  # V gets a new optimizer (D47), and the actor has learned offline at most
     agent: PPOAgent

@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from o2o_lightning.agents.ppo import PPOAgent
-from o2o_lightning.checkpoint.handover import Handover
+from o2o_lightning.checkpoint.handover import POLICIES, Handover
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.values import ValueNet
 from o2o_lightning.objectives.ppo import value_loss
@@ -39,7 +39,7 @@ class ReevaluatePPO(Phase):
     phase: ClassVar[str] = "reevaluate"
     algorithm: ClassVar[str] = "o2ppo"
     actor_kind: ClassVar[str | None] = GaussianActor.kind
-    accepts: ClassVar[tuple[str, ...]] = ("offline",)
+    accepts: ClassVar[tuple[str, ...]] = POLICIES
     evaluates: ClassVar[bool] = False
     agent: PPOAgent
 

@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from o2o_lightning.agents.sac import SACAgent
-from o2o_lightning.checkpoint.handover import Handover
+from o2o_lightning.checkpoint.handover import POLICIES, Handover
 from o2o_lightning.errors import at_least
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
@@ -36,7 +36,7 @@ class ReevaluateSAC(Phase):
 
     phase: ClassVar[str] = "reevaluate"
     algorithm: ClassVar[str] = "o2sac"
-    accepts: ClassVar[tuple[str, ...]] = ("offline",)
+    accepts: ClassVar[tuple[str, ...]] = POLICIES
     actor_kind: ClassVar[str | None] = SquashedGaussianActor.kind
     evaluates: ClassVar[bool] = False
     agent: SACAgent

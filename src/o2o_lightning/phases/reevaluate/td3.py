@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from o2o_lightning.agents.td3 import TD3Agent
-from o2o_lightning.checkpoint.handover import Handover
+from o2o_lightning.checkpoint.handover import POLICIES, Handover
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.objectives.bellman import critic_loss, td_target
@@ -35,7 +35,7 @@ class ReevaluateTD3(Phase):
     phase: ClassVar[str] = "reevaluate"
     algorithm: ClassVar[str] = "o2td3"
     actor_kind: ClassVar[str | None] = DeterministicActor.kind
-    accepts: ClassVar[tuple[str, ...]] = ("offline",)
+    accepts: ClassVar[tuple[str, ...]] = POLICIES
     evaluates: ClassVar[bool] = False
     agent: TD3Agent
 

@@ -1,0 +1,212 @@
+"""``o2o policy``: bring a policy of another library, turn it into another family, take one away, look at one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from o2o_lightning.cli.policy_import import facts_of, import_policy, read, say
+from o2o_lightning.errors import UserError
+
+FAMILIES = ("deterministic", "gaussian", "squashed_gaussian")
+
+
+def main(argv: list[str]) -> int:
+    """Runs ``o2o policy ARGV`` and returns the exit code."""
+    arguments, rest = _parser().parse_known_args(argv)
+    if rest and arguments.run not in (_clone, _import):
+        raise UserError(f"o2o policy: '{rest[0]}' is no option of it. See `o2o policy -h`.")
+    arguments.rest = rest
+    code: int = arguments.run(arguments)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    from o2o_lightning.policies.read import FORMATS
+
+    parser = argparse.ArgumentParser(prog="o2o policy", description=__doc__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    source = argparse.ArgumentParser(add_help=False)
+    source.add_argument("file", metavar="FILE", help="a policy file, or module:function")
+    source.add_argument("--format", default="auto", choices=FORMATS, help="default: by what the file holds")
+    source.add_argument("--normalizer", help="observation statistics: JSON, NPZ or VecNormalize's pickle; none")
+    source.add_argument("--activation", help="of the hidden layers, where the file does not tell")
+    source.add_argument("--family", choices=FAMILIES, help="of a plain state dict, or of the clone of a black box")
+    source.add_argument("--mean", choices=("tanh", "linear"), help="of a Gaussian, where the file does not tell")
+    source.add_argument("--time_feature", type=float, help="value for a remaining-time input that the dataset lacks")
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--dataset", "--data.dataset", dest="dataset", help="states to compare in, and actions' bounds")
+    place.add_argument("--env_id", "--data.env_id", dest="env_id", help="environment to evaluate in")
+    place.add_argument("--run_dir", help="where results go")
+
+    bring = commands.add_parser("import", parents=[source, place], help="a policy of another library as a checkpoint")
+    bring.add_argument("--out", help="checkpoint to write (default: RUN_DIR/import/checkpoints/last.ckpt)")
+    bring.add_argument("--states", type=int, default=1000, help="states of the comparison (default: 1000)")
+    bring.add_argument("--episodes", "--data.eval_episodes", dest="episodes", type=int, default=10, help="default: 10")
+    bring.add_argument("--seed", "--data.eval_seed", dest="seed", type=int, default=1000, help="of their start states")
+    bring.set_defaults(run=_import)
+
+    clone = commands.add_parser(
+        "clone", parents=[source, place], help="distil any policy on a dataset's states; takes options of `o2o fit`"
+    )
+    clone.set_defaults(run=_clone)
+
+    export = commands.add_parser("export", help="a checkpoint's policy as one file: raw observations to native actions")
+    export.add_argument("file", metavar="CKPT", help="a checkpoint of any phase")
+    export.add_argument("--format", default="torch", choices=("torch", "onnx"), help="default: torch (torch.export)")
+    export.add_argument("--out", help="file to write; must not exist (default: policy.pt2 or policy.onnx beside CKPT)")
+    export.add_argument("--policy", default="actor", choices=("actor", "reference", "offline"), help="default: actor")
+    export.add_argument("--env_id", "--data.env_id", dest="env_id", help="whose action bounds (default: CKPT's own)")
+    export.set_defaults(run=_export)
+
+    inspect = commands.add_parser("inspect", parents=[source], help="what a policy file or checkpoint holds")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from o2o_lightning.policies.black_box import FORMATS
+
+    format, reason = _format(arguments)
+    if format not in FORMATS:
+        return import_policy(arguments, format, reason)
+    say(f"{arguments.file}: {format} ({reason}). It is a black box: cloning it")
+    return _run_clone(arguments, format)
+
+
+def _format(arguments: argparse.Namespace) -> tuple[str, str]:
+    from o2o_lightning.policies.read import recognise
+
+    return recognise(arguments.file) if arguments.format == "auto" else (arguments.format, "as asked")
+
+
+# ---- clone -------------------------------------------------------------------------------------------------------
+
+
+def _clone(arguments: argparse.Namespace) -> int:
+    from o2o_lightning.policies.black_box import FORMATS
+
+    if _is_checkpoint(arguments.file):
+        return _run_clone(arguments, None)
+    format, _ = _format(arguments)
+    if format not in FORMATS:
+        raise UserError(
+            f"policy {arguments.file}: it is a {format} file. Import it first, then clone the checkpoint: "
+            f"`o2o policy import {arguments.file}`."
+        )
+    return _run_clone(arguments, format)
+
+
+def _run_clone(arguments: argparse.Namespace, format: str | None) -> int:
+    from o2o_lightning.cli import fit
+
+    options = ["--phase", "clone"]
+    if format is None:
+        options += ["--model.init_from", arguments.file]
+    else:
+        options += ["--model.teacher", arguments.file, "--model.teacher_format", format]
+    given = {"--model.family": arguments.family, "--data.dataset": arguments.dataset, "--data.env_id": arguments.env_id,
+             "--run_dir": arguments.run_dir}  # fmt: skip
+    if arguments.family is None:
+        raise UserError("o2o policy clone: no family. Pass --family squashed_gaussian, gaussian or deterministic.")
+    options += [token for name, value in given.items() if value is not None for token in (name, value)]
+    return fit.main([*options, *arguments.rest])
+
+
+def _is_checkpoint(file: str) -> bool:
+    from o2o_lightning.checkpoint.handover import read_checkpoint
+
+    try:
+        read_checkpoint(file)
+    except UserError:
+        return False
+    return True
+
+
+# ---- export and inspect --------------------------------------------------------------------------------------------
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from o2o_lightning.checkpoint.handover import read_handover
+    from o2o_lightning.envs.make import env_spec
+    from o2o_lightning.policies.export import Deployed, export
+
+    source = read_handover(arguments.file)
+    suffix = "pt2" if arguments.format == "torch" else "onnx"
+    target = Path(arguments.out or Path(arguments.file).parent / f"policy.{suffix}")
+    if target.exists():
+        raise UserError(f"{target}: it exists, and nothing is written over. Pass another --out.")
+    if arguments.policy == "reference" and not source.has("reference"):
+        raise UserError(f"checkpoint {arguments.file}: it holds no reference policy. Pass --policy actor.")
+    actor = source.build_actor("offline_actor" if arguments.policy == "offline" else arguments.policy)
+    sizes = (actor.spec.observation_dim, actor.spec.action_dim)
+    env_id = arguments.env_id or source.env_id
+    low, high = -np.ones(sizes[1], np.float32), np.ones(sizes[1], np.float32)
+    if env_id is not None:
+        env = env_spec(env_id, sizes[0], source.layout)
+        if env.action_dim != sizes[1]:
+            raise UserError(
+                f"environment {env_id}: it takes {env.action_dim} action values, the policy gives {sizes[1]}. Pass the "
+                "--env_id that belongs to the checkpoint."
+            )
+        low, high = env.action_low, env.action_high
+    apart = export(Deployed(actor, source.build_normalizer(), low, high), target, arguments.format)
+    units = f"the units of {env_id}" if env_id is not None else "[-1, 1]"
+    say(f"{target}: float32 observations [batch, {sizes[0]}] to actions [batch, {sizes[1]}] in {units}")
+    say(f"checked on 256 states: at most {apart:.1g} of half the action range from the checkpoint")
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from o2o_lightning.policies.black_box import FORMATS
+
+    if _is_checkpoint(arguments.file):
+        facts = _checkpoint_facts(arguments.file)
+    else:
+        format, reason = _format(arguments)
+        if format in FORMATS:
+            facts = {"file": arguments.file, "format": format, "recognised_by": reason, "notes": ["a black box"]}
+        else:
+            facts = facts_of(read(arguments, format), format, reason)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False, title=escape(arguments.file))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for key, value in facts.items():
+        text = "; ".join(map(str, value)) if isinstance(value, list) else value
+        table.add_row(key.replace("_", " "), escape("–" if text in (None, "") else str(text)))
+    Console().print(table)
+    return 0
+
+
+def _checkpoint_facts(file: str) -> dict[str, Any]:
+    from o2o_lightning.checkpoint.handover import read_handover
+    from o2o_lightning.policies.read import describe
+
+    source = read_handover(file)
+    nets = ("actor", "offline_actor", "target_actor", "reference", "critic", "target_critic", "value")
+    return {
+        "file": file,
+        "format": "o2o checkpoint",
+        "phase": source.phase,
+        "algorithm": source.algorithm,
+        **source.actor,
+        "normalizer": describe(source.build_normalizer()),
+        "env_id": source.env_id,
+        "dataset": source.manifest.get("source"),
+        "networks": [name for name in nets if source.has(name)],
+        "scores": source.scores,
+        "returns": source.returns,
+        "versions": source.versions,
+    }

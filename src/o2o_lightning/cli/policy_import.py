@@ -1,0 +1,203 @@
+"""``o2o policy import``: a policy of another library as a checkpoint, with the proof that it is the same policy."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from o2o_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from o2o_lightning.data.raw import RawDataset
+    from o2o_lightning.envs.make import EnvSpec
+    from o2o_lightning.policies.source import ImportedPolicy
+
+
+def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> int:
+    """Imports a policy whose format is no black box; reports parity and score."""
+    from o2o_lightning.checkpoint.io import write_json
+    from o2o_lightning.envs.make import env_spec
+    from o2o_lightning.policies.handover import write_handover
+
+    if arguments.rest:
+        raise UserError(f"o2o policy import: '{arguments.rest[0]}' is no option of it. See `o2o policy import -h`.")
+    policy = read(arguments, format)
+    target = _target(arguments)
+    env_id = arguments.env_id or policy.env_id
+    raw = _raw(arguments, format)
+    env_id = env_id or (raw.env_id if raw is not None else None)
+    env = env_spec(env_id, policy.observation_dim) if env_id is not None else None
+    _check_sizes(policy, env, raw)
+    if policy.family == "gaussian" and policy.mean_kind == "linear" and policy.bounds is None and env is not None:
+        _take_bounds(policy, env)
+    report = _compare(arguments, policy, env, raw)
+    score = report.get("score")
+    scores, returns = ({}, {}) if score is None else ({"offline": score["score"]}, {"offline": score["return_mean"]})
+    manifest = {} if raw is None else {"source": raw.source, "sha256": raw.sha256}
+    write_handover(target, policy, env_id, scores, returns, manifest)
+    facts = {
+        "phase": "import",
+        **facts_of(policy, format, reason),
+        "env_id": env_id,
+        "checkpoint": str(target),
+        **report,
+    }
+    write_json(target.with_suffix(".json") if arguments.out else target.parent.parent / "summary.json", facts)
+    _print_import(policy, facts, reason)
+    return 0
+
+
+def read(arguments: argparse.Namespace, format: str) -> ImportedPolicy:
+    """The policy that the command line names."""
+    from o2o_lightning.policies.read import read_policy
+
+    return read_policy(
+        arguments.file,
+        format,
+        arguments.normalizer,
+        arguments.family,
+        arguments.mean,
+        arguments.activation,
+        arguments.time_feature,
+    )
+
+
+def _target(arguments: argparse.Namespace) -> Path:
+    if arguments.out is None and arguments.run_dir is None:
+        raise UserError("o2o policy import: no place for the result. Pass --run_dir DIR or --out FILE.ckpt.")
+    target = Path(arguments.out or Path(arguments.run_dir) / "import" / "checkpoints" / "last.ckpt")
+    if target.exists():
+        raise UserError(f"{target}: it exists, and nothing is written over. Pass another --run_dir or --out.")
+    return target
+
+
+def _raw(arguments: argparse.Namespace, format: str) -> RawDataset | None:
+    from o2o_lightning.data.spec import load_raw
+
+    spec = arguments.dataset or (arguments.file if format == "d4rl" else None)
+    return None if spec is None else load_raw(spec)
+
+
+def _check_sizes(policy: ImportedPolicy, env: EnvSpec | None, raw: RawDataset | None) -> None:
+    own = (policy.observation_dim, policy.action_dim)
+    others = [] if env is None else [(f"environment {env.env_id}", (env.observation_dim, env.action_dim))]
+    if raw is not None:
+        others.append((f"dataset {raw.source}", (raw.observations.shape[1], raw.actions.shape[1])))
+    for name, sizes in others:
+        if sizes != own:
+            raise UserError(
+                f"policy {policy.file}: it takes {own[0]} observation values and gives {own[1]} actions, {name} has "
+                f"{sizes[0]} and {sizes[1]}. Pass the --dataset and --env_id it was trained for."
+            )
+
+
+def _take_bounds(policy: ImportedPolicy, env: EnvSpec) -> None:
+    import numpy as np
+
+    low, high = env.action_low.astype(np.float64), env.action_high.astype(np.float64)
+    if np.any(low != -1.0) or np.any(high != 1.0):
+        policy.bounds = (low, high)
+        policy.notes = [note for note in policy.notes if "action bounds" not in note]
+        policy.notes.append(f"its actions are taken to be in the units of {env.env_id}")
+
+
+def _compare(
+    arguments: argparse.Namespace, policy: ImportedPolicy, env: EnvSpec | None, raw: RawDataset | None
+) -> dict[str, Any]:
+    from o2o_lightning.policies.parity import compare
+
+    actor, normalizer = policy.build_actor(), policy.build_normalizer()
+
+    def act(observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        return actor.act(normalizer.numpy(observation))
+
+    states, where = _states(arguments, policy, env, raw)
+    parity = compare(act(states), policy.actions(states))
+    verdict = parity.verdict() if policy.altered is None else f"with {policy.altered}: {parity.verdict()}"
+    report: dict[str, Any] = {"states_from": where, "parity": parity.to_dict(), "verdict": verdict}
+    if env is not None and arguments.episodes > 0:
+        from o2o_lightning.data.scores import reference_scores
+        from o2o_lightning.envs.evaluate import Evaluator
+
+        reference = reference_scores(raw.source if raw is not None else "") or reference_scores(env.env_id)
+        found = Evaluator(env.env_id, policy.observation_dim, arguments.episodes, arguments.seed, reference).run(act)
+        report["score"] = {
+            "return_mean": found.return_mean,
+            "score": found.score,
+            "episodes": len(found.returns),
+            "returns": found.returns,
+        }
+    return report
+
+
+def _states(
+    arguments: argparse.Namespace, policy: ImportedPolicy, env: EnvSpec | None, raw: RawDataset | None
+) -> tuple[NDArray[np.float32], str]:
+    import numpy as np
+
+    count = max(arguments.states, 1)
+    if raw is not None:
+        rows = np.unique(np.linspace(0, len(raw) - 1, min(count, len(raw))).astype(int))
+        return np.asarray(raw.observations[slice(None)], np.float32)[rows], raw.source
+    generator = np.random.default_rng(0)
+    if env is None:
+        normal = policy.build_normalizer()
+        noise = generator.standard_normal((count, policy.observation_dim), dtype=np.float32)
+        return noise * (normal.std.numpy() + normal.eps) + normal.mean.numpy(), "random observations"
+    from o2o_lightning.envs.make import make_env
+
+    simulator = make_env(env.env_id, policy.observation_dim)
+    found: list[NDArray[np.float32]] = []
+    observation, _ = simulator.reset(seed=arguments.seed)
+    while len(found) < count:
+        found.append(observation)
+        action = policy.actions(observation[None])[0] + 0.1 * generator.standard_normal(policy.action_dim)
+        observation, _, terminated, truncated, _ = simulator.step(action.astype(np.float32))
+        if terminated or truncated:
+            observation, _ = simulator.reset()
+    simulator.close()
+    return np.stack(found), f"{env.env_id}, acted on by the policy"
+
+
+def facts_of(policy: ImportedPolicy, format: str, reason: str) -> dict[str, Any]:
+    """What was found in the file, as JSON primitives."""
+    from o2o_lightning.policies.read import describe
+
+    return {
+        "file": policy.file,
+        "format": format,
+        "recognised_by": reason,
+        "algorithm": policy.algorithm,
+        **policy.spec.to_dict(),
+        "normalizer": describe(policy.normalizer),
+        "action_bounds": None if policy.bounds is None else [bound.tolist() for bound in policy.bounds],
+        "env_id": policy.env_id,
+        "notes": policy.notes,
+    }
+
+
+def _print_import(policy: ImportedPolicy, facts: dict[str, Any], reason: str) -> None:
+    widths = "-".join(map(str, facts["hidden"])) or "no hidden layer"
+    say(
+        f"{policy.file}: {policy.format} ({reason}): {policy.algorithm}, {policy.family}, {facts['observation_dim']} "
+        f"observation values, {widths} {policy.activation}, {facts['action_dim']} actions; normalisation: "
+        f"{facts['normalizer']}"
+    )
+    for note in policy.notes:
+        say(f"note: {note}")
+    say(f"parity on {facts['parity']['states']:,} states ({facts['states_from']}): {facts['verdict']}")
+    if (score := facts.get("score")) is not None:
+        shown = "" if score["score"] is None else f", score {score['score']:.1f}"
+        say(f"evaluated in {facts['env_id']}: return {score['return_mean']:.1f}{shown} ({score['episodes']} episodes)")
+    say(f"written: {facts['checkpoint']}; go on with `o2o fit --phase reevaluate --model.init_from` that file")
+
+
+def say(line: str) -> None:
+    """One line for the user, however long."""
+    from rich.console import Console
+
+    Console(highlight=False, markup=False, soft_wrap=True).print(line)

@@ -1,0 +1,246 @@
+"""Cloning: a policy of any family becomes one of the family that the online algorithm needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from o2o_lightning.agents.clone import CloneAgent
+from o2o_lightning.checkpoint.handover import PHASES, Handover
+from o2o_lightning.data.cloning import CloneData
+from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.errors import UserError
+from o2o_lightning.nn.actor import StochasticActor
+from o2o_lightning.nn.actors import fresh_actor
+from o2o_lightning.nn.gaussian import GaussianActor
+from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
+from o2o_lightning.nn.targets import frozen_copy, hard_update
+from o2o_lightning.objectives.cloning import cloning_loss, entropy_temperature_loss, imitation_loss
+from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.policies.black_box import black_box
+from o2o_lightning.policies.read import recognise
+from o2o_lightning.policies.teacher import ActorTeacher, Teacher
+
+Family = Literal["deterministic", "squashed_gaussian", "gaussian"]
+CRITICS = ("critic", "target_critic")
+HELD_OUT_STATES = 8192
+ENTROPY_SLACK = 0.1  # nats a dimension; an entropy this close to its target has met it
+
+
+class ClonePolicy(Phase):
+    """Imitates a policy on a dataset's states: Eq. 52 into a Gaussian family, mean square into a deterministic one.
+
+    Learns: the student. Frozen: the teacher, and its critics, which are only handed on.
+    Hands on: the student, which is π_off of the later phases.
+
+    The student is judged every ``check_every`` updates on the states of held-out episodes: a deterministic one by the
+    root mean square distance to the teacher's actions, a Gaussian one by its log-likelihood once its entropy has met
+    the target. The best one is kept, and the phase ends early when ``patience`` checks have brought no progress.
+
+    Args:
+        init_from: checkpoint whose policy is the teacher.
+        teacher: instead, a black box: ``module:function`` or a file, its actions in the environment's own units.
+        teacher_format: ``callable``, ``onnx``, ``torchscript`` or ``torch_export``; ``auto`` tells the first two.
+        family: family of the student.
+        hidden: its widths; the family's own by default.
+        lr: Adam's rate.
+        temperature: λ_H of Eq. 52 at the beginning.
+        temperature_lr: Adam's rate for its logarithm.
+        labels: actions to imitate of a stochastic teacher: ``sample`` as it acts, its ``mode``, or ``auto``: samples,
+            but for a squashed student of a clipped Gaussian, where samples at ±1 lie at infinity before tanh. A
+            deterministic student imitates the mode.
+        check_every: updates between checks; patience: checks without progress until the end.
+        progress: least gain of a check that is progress: in log-likelihood a dimension, or the distance's logarithm.
+    """
+
+    phase: ClassVar[str] = "clone"
+    algorithm: ClassVar[str] = "clone"
+    accepts: ClassVar[tuple[str, ...]] = PHASES
+    agent: CloneAgent
+    best_misfit: Tensor
+    checks_without_progress: Tensor
+
+    def __init__(
+        self,
+        init_from: str | None = None,
+        family: Family = "squashed_gaussian",
+        teacher: str | None = None,
+        teacher_format: str = "auto",
+        hidden: Sequence[int] | None = None,
+        lr: float = 3e-4,
+        temperature: float = 0.1,
+        temperature_lr: float = 1e-3,
+        labels: Literal["auto", "sample", "mode"] = "auto",
+        check_every: int = 1000,
+        patience: int = 5,
+        progress: float = 0.01,
+    ) -> None:
+        super().__init__(init_from)
+        if (init_from is None) == (teacher is None):
+            raise UserError("--phase clone: pass --model.init_from CKPT, or --model.teacher module:function or FILE.")
+        self.teacher_spec, self.teacher_format = teacher, teacher_format
+        self.family, self.hidden, self.lr, self.labels = family, hidden, lr, labels
+        self.temperature_lr, self.check_every, self.patience, self.progress = (
+            temperature_lr, max(check_every, 1), patience, progress,
+        )  # fmt: skip
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        self.register_buffer("best_misfit", torch.tensor(math.inf))
+        self.register_buffer("checks_without_progress", torch.tensor(0))
+        self.fidelity: dict[str, Any] = {}
+        self.held_out: tuple[Tensor, Tensor, Tensor] | None = None
+        self.checked_at = 0
+
+    @property
+    def states(self) -> CloneData:
+        """The DataModule, which holds episodes out."""
+        data = self.data
+        if not isinstance(data, CloneData):
+            raise UserError("--phase clone: it needs --data o2o_lightning.data.cloning.CloneData.")
+        return data
+
+    @property
+    def evaluation_period(self) -> int:
+        return 0
+
+    def build(self, source: Handover | None) -> CloneAgent:
+        actor = fresh_actor(self.family, *self.data.sizes(), self.hidden)
+        self.best = frozen_copy(actor)
+        self.teacher: Teacher
+        if source is None:
+            assert self.teacher_spec is not None
+            format = recognise(self.teacher_spec)[0] if self.teacher_format == "auto" else self.teacher_format
+            self.teacher = black_box(self.teacher_spec, format, self.data.sizes(), self.data.env)
+            return CloneAgent(actor, None, None, None)
+        self.teacher = ActorTeacher(source.build_actor(), self.normalizer)
+        critic, target = (source.build_critic(name) if source.has(name) else None for name in CRITICS)
+        return CloneAgent(actor, critic, target, source.build_value())
+
+    def learners(self) -> dict[str, tuple[nn.Module | nn.Parameter, float]]:
+        student: dict[str, tuple[nn.Module | nn.Parameter, float]] = {"actor": (self.agent.actor, self.lr)}
+        if isinstance(self.agent.actor, StochasticActor):
+            student["temperature"] = (self.log_temperature, self.temperature_lr)
+        return student
+
+    def on_fit_start(self) -> None:
+        data = self.states
+        assert data.store is not None
+        raw = data.store.leaves["observation"]
+        labels = [torch.from_numpy(self.teacher.act(raw[block].numpy())) for block in data.blocks()]
+        data.store.attach("teacher_action", torch.cat(labels))
+        rows = data.held_out_rows
+        if len(rows) > HELD_OUT_STATES:
+            rows = rows[:: len(rows) // HELD_OUT_STATES][:HELD_OUT_STATES]
+        observation, mode = self.normalizer(raw[rows]), data.store.leaves["teacher_action"][rows]
+        noise = torch.randn(mode.shape, generator=torch.Generator().manual_seed(0))
+        held_out = (observation, mode, self._label(observation, mode, noise))
+        self.held_out = cast(tuple[Tensor, Tensor, Tensor], tuple(part.to(self.device) for part in held_out))
+
+    def update(self, batch: TensorDictBase) -> Iterator[Loss]:
+        actor, observation = self.agent.actor, batch["observation"]
+        if not isinstance(actor, StochasticActor):
+            loss = imitation_loss(actor.mode(observation), batch["teacher_action"])
+            yield Loss(loss, {"imitation_loss": loss})
+            return
+        action = self._label(observation, batch["teacher_action"], self.normal_like(batch["teacher_action"]))
+        log_prob, entropy = actor.density(observation, action, self.normal_like(action))
+        temperature = self.log_temperature.exp()
+        loss = cloning_loss(log_prob, entropy, temperature.detach())
+        temperature_loss = entropy_temperature_loss(self.log_temperature, entropy, self.target_entropy)
+        # neither loss reaches the other's parameters: one backward
+        yield Loss(
+            loss + temperature_loss,
+            {"clone_loss": loss, "log_prob": log_prob, "entropy": entropy, "temperature": temperature},
+        )
+
+    def training_step(self, chunk: Iterable[TensorDictBase], batch_idx: int) -> None:
+        super().training_step(chunk, batch_idx)
+        over = self.updates >= self.trainer.max_steps
+        if over or self.updates // self.check_every > self.checked_at // self.check_every:
+            self.checked_at = self.updates
+            self._check()
+            if over or int(self.checks_without_progress) >= self.patience:
+                self.trainer.should_stop = True
+                if math.isfinite(float(self.best_misfit)):
+                    hard_update(self.agent.actor, self.best)
+                hard_update(self.agent.offline_actor, self.agent.actor)
+
+    def run_evaluation(self) -> Evaluation:
+        """The student's score and, from the same start states, its teacher's."""
+        result = super().run_evaluation()
+        before = self.evaluate_function(self.teacher.act)
+        self.scores |= {"offline": result.score, "teacher": before.score}
+        self.returns |= {"offline": result.return_mean, "teacher": before.return_mean}
+        return result
+
+    def facts(self) -> dict[str, Any]:
+        return {"fidelity": self._fidelity()}
+
+    def conclusion(self) -> str | None:
+        found = self._fidelity()
+        parts = [f"action RMSE {found['action_rmse']:.4f}"]
+        if "log_likelihood" in found:
+            parts.append(f"log-likelihood {found['log_likelihood']:.2f}, entropy {found['entropy']:.2f}")
+        line = f"clone: {', '.join(parts)} on {found['states']:,} held-out states"
+        if "student" not in found:
+            return line
+        what = "return" if self.scores.get("offline") is None else "score"
+        return f"{line}; {what} {found['teacher']:.1f} before, {found['student']:.1f} after"
+
+    # ---- internals -----------------------------------------------------------------------------------------------
+
+    @property
+    def target_entropy(self) -> float:
+        """H̄ = −A."""
+        return -float(self.agent.actor.spec.action_dim)
+
+    def _label(self, observation: Tensor, mode: Tensor, noise: Tensor) -> Tensor:
+        clipped = self.teacher.kind == GaussianActor.kind and self.family == SquashedGaussianActor.kind
+        if self.labels == "mode" or (self.labels == "auto" and clipped):
+            return mode
+        sampled = self.teacher.sampled(observation, noise)
+        return mode if sampled is None else sampled
+
+    def _check(self) -> None:
+        found = self._judge()
+        self.log_now({f"held_out_{name}": value for name, value in found.items()})
+        if found.get("entropy", math.inf) < self.target_entropy * (1.0 + ENTROPY_SLACK):
+            return
+        if "log_likelihood" in found:
+            misfit = -found["log_likelihood"] / self.agent.actor.spec.action_dim
+        else:
+            misfit = math.log(max(found["action_rmse"], 1e-12))
+        gain = float(self.best_misfit) - misfit
+        if gain > 0:
+            self.best_misfit.fill_(misfit)
+            hard_update(self.best, self.agent.actor)
+        self.checks_without_progress.fill_(0 if gain > self.progress else int(self.checks_without_progress) + 1)
+
+    @torch.no_grad()
+    def _judge(self) -> dict[str, float]:
+        assert self.held_out is not None
+        observation, mode, label = self.held_out
+        actor = self.agent.actor
+        found = {"action_rmse": float((actor.mode(observation) - mode).square().mean().sqrt())}
+        if isinstance(actor, StochasticActor):
+            noise = torch.randn(mode.shape, generator=torch.Generator().manual_seed(1)).to(self.device)
+            log_prob, entropy = actor.density(observation, label, noise)
+            found |= {"log_likelihood": float(log_prob.mean()), "entropy": float(entropy.mean())}
+        return found
+
+    def _fidelity(self) -> dict[str, Any]:
+        if not self.fidelity:
+            assert self.held_out is not None
+            self.fidelity = {
+                "teacher_family": self.teacher.kind,
+                "family": self.family,
+                "states": len(self.held_out[0]),
+                **self._judge(),
+            }
+        scored = self.scores if self.scores.get("offline") is not None else self.returns
+        names = {"teacher": "teacher", "student": "offline"}
+        return {**self.fidelity, **{name: scored[key] for name, key in names.items() if key in scored}}

@@ -1,0 +1,119 @@
+"""The policy that D4RL stores inside a dataset file: the group ``metadata/policy``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from o2o_lightning.data.hdf5 import open_hdf5
+from o2o_lightning.data.normalize import Normalizer
+from o2o_lightning.errors import UserError
+from o2o_lightning.policies.source import MAX_BYTES, Array, ImportedPolicy, Linear
+
+GROUP = "metadata/policy"
+
+
+def read_d4rl(path: Path, time_feature: float | None = None) -> ImportedPolicy:
+    """The policy of a dataset file.
+
+    Args:
+        path: a D4RL-style HDF5 file.
+        time_feature: value at which an input that the dataset's observations lack, the remaining time, is held.
+
+    Raises:
+        UserError: no such group, or a layout that is not D4RL's.
+    """
+    with open_hdf5(path, str(path)) as file:
+        if GROUP not in file or not isinstance(file[GROUP], h5py.Group):
+            raise UserError(f"policy {path}: the file has no '{GROUP}', so it holds no policy. Pass another file.")
+        group = file[GROUP]
+        width = int(file["observations"].shape[1]) if "observations" in file else None
+        meta = {name: _text(file, f"metadata/{name}") for name in ("env_id", "algorithm", "source")}
+        policy = _perceptron(group, path, (meta["algorithm"] or "unknown").lower())
+        policy.env_id = meta["env_id"]
+        policy.normalizer = _normalizer(group, path)
+    if width is not None and policy.observation_dim == width + 1:
+        policy = _without_time(policy, width, time_feature, "TimeFeature" in (meta["source"] or ""), path)
+    return policy
+
+
+def _perceptron(group: h5py.Group, path: Path, algorithm: str) -> ImportedPolicy:
+    count = sum(bool(re.fullmatch(r"fc\d+", name)) for name in group)
+    hidden = [_linear(group, f"fc{i}", path) for i in range(count)]
+    mean, kind = _linear(group, "last_fc", path), _text(group, "output_distribution")
+    nonlinearity = _text(group, "nonlinearity") or "relu"
+    common: dict[str, Any] = {"activation": nonlinearity}
+    if kind == "tanh_gaussian":
+        log_std: Linear | Array = _linear(group, "last_fc_log_std", path)
+        return ImportedPolicy(str(path), GROUP, algorithm, "squashed_gaussian", hidden, mean, log_std, **common)
+    if kind == "gaussian":
+        log_std = _array(group, "log_std" if "log_std" in group else "last_fc_log_std/bias", path)
+        policy = ImportedPolicy(str(path), GROUP, algorithm, "gaussian", hidden, mean, log_std, **common)
+        policy.mean_kind = "linear"
+        return policy
+    raise UserError(f"policy {path}: its output_distribution is '{kind}'; tanh_gaussian and gaussian are known.")
+
+
+def _normalizer(group: h5py.Group, path: Path) -> Normalizer | None:
+    if "obs_mean" not in group or "obs_std" not in group:
+        return None
+    mean, std = (torch.from_numpy(_array(group, name, path)).float() for name in ("obs_mean", "obs_std"))
+    clip = float(group["obs_clip"][()]) if "obs_clip" in group else None
+    return Normalizer(mean, std, 0.0, clip)
+
+
+def _without_time(policy: ImportedPolicy, width: int, held_at: float | None, named: bool, path: Path) -> ImportedPolicy:
+    """Holds the last input at one value, which then belongs to the first layer's bias."""
+    if held_at is None and not named:
+        raise UserError(
+            f"policy {path}: it takes {width + 1} observation values, the file's have {width}. If the last "
+            "is the remaining time (1 at an episode's start), pass --time_feature 0.7 to hold it there."
+        )
+    first = policy.hidden[0] if policy.hidden else policy.mean
+    normalizer = policy.normalizer
+    if normalizer is None:
+        value = 1.0 if held_at is None else held_at
+    elif held_at is None:
+        value = 0.0  # the statistics' own mean
+    else:
+        value = float((held_at - normalizer.mean[-1]) / (normalizer.std[-1] + normalizer.eps))
+        value = value if normalizer.clip is None else min(max(value, -normalizer.clip), normalizer.clip)
+    shortened = first[0][:, :width], first[1] + first[0][:, width] * value
+    if policy.hidden:
+        policy.hidden[0] = shortened
+    else:
+        policy.mean = shortened
+    shown = f"{held_at:g}" if held_at is not None else ("its mean" if normalizer is not None else "1")
+    policy.altered = f"its remaining-time input held at {shown}"
+    policy.notes.append(
+        f"its last input, the remaining time, is not among the dataset's observations: held at {shown}, so that "
+        "actions differ from the recorded ones (--time_feature for another value)"
+    )
+    if normalizer is not None:
+        policy.normalizer = Normalizer(normalizer.mean[:width], normalizer.std[:width], normalizer.eps, normalizer.clip)
+    return policy
+
+
+def _linear(group: h5py.Group, name: str, path: Path) -> Linear:
+    return _array(group, f"{name}/weight", path), _array(group, f"{name}/bias", path)
+
+
+def _array(group: h5py.Group, name: str, path: Path) -> Array:
+    if name not in group or not isinstance(group[name], h5py.Dataset):
+        raise UserError(f"policy {path}: '{GROUP}/{name}' is missing. The group is incomplete; pass another file.")
+    dataset = group[name]
+    if dataset.dtype.kind not in "fiu" or dataset.size * 8 > MAX_BYTES:
+        raise UserError(f"policy {path}: '{GROUP}/{name}' is {dataset.dtype} {dataset.shape}, no layer of a policy.")
+    return np.asarray(dataset[()], np.float64)
+
+
+def _text(group: h5py.Group, name: str) -> str | None:
+    if name not in group or not isinstance(group[name], h5py.Dataset):
+        return None
+    value = group[name][()]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,41 @@
+"""An imported policy as a checkpoint that every phase accepts where it accepts an offline one."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions
+from o2o_lightning.checkpoint.io import write_atomically
+from o2o_lightning.policies.source import ImportedPolicy
+
+
+def write_handover(
+    path: str | Path,
+    policy: ImportedPolicy,
+    env_id: str | None,
+    scores: dict[str, float | None],
+    returns: dict[str, float],
+    manifest: dict[str, Any],
+) -> None:
+    """Writes ``policy`` as a checkpoint of phase ``import``, tensors and primitives only."""
+    actor = policy.build_actor()
+    payload = Handover(
+        phase="import",
+        algorithm=policy.algorithm,
+        actor=actor.spec.to_dict(),
+        critic=None,
+        normalizer=policy.build_normalizer().state(),
+        env_id=env_id,
+        manifest=manifest,
+        scores=scores,
+        returns=returns,
+        versions=library_versions(),
+    ).pack()
+    buffer = io.BytesIO()
+    state = {f"agent.actor.{name}": value for name, value in actor.state_dict().items()}
+    torch.save({KEY: payload, "state_dict": state}, buffer)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,256 @@
+"""ONNX files without ONNX: writes a perceptron as a graph, and runs graphs of perceptrons with NumPy.
+
+Only the protocol-buffer fields that such graphs need (onnx.proto3, IR version 8, operator set 13).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from o2o_lightning.nn.actor import FloatArray
+
+FLOAT, INT64 = 1, 7
+_DTYPES = {1: np.float32, 6: np.int32, 7: np.int64, 11: np.float64}
+
+
+@dataclass
+class Node:
+    """One operator of a graph."""
+
+    op: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Graph:
+    """Operators in order, constants by name, and the names and widths of what goes in and comes out."""
+
+    nodes: list[Node]
+    constants: dict[str, NDArray[Any]]
+    inputs: list[str]
+    outputs: list[str]
+    widths: tuple[int, int] = (0, 0)
+
+
+class UnknownOperatorError(Exception):
+    """An operator that is not run here."""
+
+
+# ---- running -----------------------------------------------------------------------------------------------------
+
+
+def run(graph: Graph, observation: FloatArray) -> FloatArray:
+    """The graph's first output for ``observation`` as its first input.
+
+    Raises:
+        UnknownOperatorError: the graph is more than a perceptron.
+    """
+    values: dict[str, Any] = {**graph.constants, "": None}
+    values[next(name for name in graph.inputs if name not in graph.constants)] = observation
+    for node in graph.nodes:
+        if node.op not in _OPERATORS:
+            raise UnknownOperatorError(node.op)
+        values[node.outputs[0]] = _OPERATORS[node.op]([values[name] for name in node.inputs], node.attributes)
+    return np.asarray(values[graph.outputs[0]], np.float32)
+
+
+def _gemm(x: list[Any], attributes: dict[str, Any]) -> Any:
+    a = x[0].T if attributes.get("transA") else x[0]
+    b = x[1].T if attributes.get("transB") else x[1]
+    product = attributes.get("alpha", 1.0) * (a @ b)
+    return product if len(x) < 3 else product + attributes.get("beta", 1.0) * x[2]
+
+
+def _clip(x: list[Any], attributes: dict[str, Any]) -> Any:
+    low = x[1] if len(x) > 1 else attributes.get("min")
+    high = x[2] if len(x) > 2 else attributes.get("max")
+    return np.clip(x[0], low, high)
+
+
+_OPERATORS: dict[str, Callable[[list[Any], dict[str, Any]], Any]] = {
+    "Gemm": _gemm,
+    "Clip": _clip,
+    "MatMul": lambda x, _: x[0] @ x[1],
+    "Add": lambda x, _: x[0] + x[1],
+    "Sub": lambda x, _: x[0] - x[1],
+    "Mul": lambda x, _: x[0] * x[1],
+    "Div": lambda x, _: x[0] / x[1],
+    "Relu": lambda x, _: np.maximum(x[0], 0),
+    "Tanh": lambda x, _: np.tanh(x[0]),
+    "Sigmoid": lambda x, _: 1 / (1 + np.exp(-x[0])),
+    "Elu": lambda x, a: np.where(x[0] > 0, x[0], a.get("alpha", 1.0) * np.expm1(np.minimum(x[0], 0))),
+    "LeakyRelu": lambda x, a: np.where(x[0] > 0, x[0], a.get("alpha", 0.01) * x[0]),
+    "Identity": lambda x, _: x[0],
+    "Constant": lambda _, a: a["value"],
+    "Cast": lambda x, a: np.asarray(x[0], _DTYPES.get(a["to"], np.float32)),
+    "Flatten": lambda x, _: x[0].reshape(len(x[0]), -1),
+}
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------
+
+
+def encode(graph: Graph, name: str) -> bytes:
+    """The graph as the bytes of an ONNX file; batch size is free."""
+    body = b"".join(_bytes(1, _node(node)) for node in graph.nodes)
+    body += _bytes(2, name.encode())
+    body += b"".join(_bytes(5, _tensor(key, value)) for key, value in graph.constants.items())
+    body += _bytes(11, _value_info(graph.inputs[0], graph.widths[0]))
+    body += _bytes(12, _value_info(graph.outputs[0], graph.widths[1]))
+    opset = _bytes(1, b"") + _number(2, 13)
+    return _number(1, 8) + _bytes(2, b"o2o-lightning") + _bytes(7, body) + _bytes(8, opset)
+
+
+def _node(node: Node) -> bytes:
+    parts = [_bytes(1, name.encode()) for name in node.inputs] + [_bytes(2, name.encode()) for name in node.outputs]
+    parts.append(_bytes(4, node.op.encode()))
+    for name, value in node.attributes.items():
+        if isinstance(value, float):
+            attribute = _varint(2 << 3 | 5) + struct.pack("<f", value) + _number(20, 1)
+        else:
+            attribute = _number(3, value) + _number(20, 2)
+        parts.append(_bytes(5, _bytes(1, name.encode()) + attribute))
+    return b"".join(parts)
+
+
+def _tensor(name: str, value: NDArray[Any]) -> bytes:
+    array = np.ascontiguousarray(value, "<f4")
+    dims = b"".join(_number(1, size) for size in array.shape)
+    return dims + _number(2, FLOAT) + _bytes(8, name.encode()) + _bytes(9, array.tobytes())
+
+
+def _value_info(name: str, width: int) -> bytes:
+    shape = _bytes(1, _bytes(2, b"batch")) + _bytes(1, _number(1, width))
+    return _bytes(1, name.encode()) + _bytes(2, _bytes(1, _number(1, FLOAT) + _bytes(2, shape)))
+
+
+def _bytes(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _number(number: int, value: int) -> bytes:
+    return _varint(number << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+def decode(content: bytes) -> Graph:
+    """The main graph of an ONNX file; ``ValueError`` or ``IndexError`` for bytes that are none."""
+    body = _first(content, 7)
+    nodes = [_read_node(part) for part in _all(body, 1)]
+    constants = dict(_read_tensor(part) for part in _all(body, 5))
+    inputs, outputs = ([_first(part, 1).decode() for part in _all(body, number)] for number in (11, 12))
+    if not nodes or not inputs or not outputs:
+        raise ValueError("it has no graph")
+    return Graph(nodes, constants, inputs, outputs)
+
+
+def _read_node(content: bytes) -> Node:
+    attributes = dict(_read_attribute(part) for part in _all(content, 5))
+    inputs, outputs = ([part.decode() for part in _all(content, number)] for number in (1, 2))
+    return Node(_first(content, 4).decode(), inputs, outputs, attributes)
+
+
+def _read_attribute(content: bytes) -> tuple[str, Any]:
+    value: Any = None
+    for number, found in _fields(content):
+        if number == 2 and isinstance(found, bytes):
+            value = struct.unpack("<f", found)[0]
+        elif number == 3:
+            value = found if isinstance(found, int) and found < 2**63 else int(found) - 2**64
+        elif number == 5 and isinstance(found, bytes):
+            value = _read_tensor(found)[1]
+    return _first(content, 1).decode(), value
+
+
+def _read_tensor(content: bytes) -> tuple[str, NDArray[Any]]:
+    dims, kind, name, raw = [], FLOAT, "", b""
+    values: list[Any] = []
+    for number, found in _fields(content):
+        if number == 1:
+            dims += _packed(found)
+        elif number == 2:
+            kind = int(found)
+        elif number == 4 and isinstance(found, bytes):
+            values += struct.unpack(f"<{len(found) // 4}f", found)
+        elif number == 7:
+            values += _packed(found)
+        elif number == 8 and isinstance(found, bytes):
+            name = found.decode()
+        elif number == 9 and isinstance(found, bytes):
+            raw = found
+        elif number in (13, 14):
+            raise ValueError("its weights lie in another file")
+    if kind not in _DTYPES:
+        raise ValueError(f"a tensor of data type {kind}")
+    array = np.frombuffer(raw, _DTYPES[kind]) if raw else np.array(values, _DTYPES[kind])
+    return name, array.reshape(dims)
+
+
+def _packed(found: int | bytes) -> list[int]:
+    if isinstance(found, int):
+        return [found]
+    numbers, at = [], 0
+    while at < len(found):
+        value, at = _read_varint(found, at)
+        numbers.append(value)
+    return numbers
+
+
+def _first(content: bytes, number: int) -> bytes:
+    for found in _all(content, number):
+        return found
+    raise ValueError(f"field {number} is missing")
+
+
+def _all(content: bytes, number: int) -> Iterator[bytes]:
+    return (value for key, value in _fields(content) if key == number and isinstance(value, bytes))
+
+
+def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
+    at = 0
+    while at < len(content):
+        tag, at = _read_varint(content, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _read_varint(content, at)
+            yield tag >> 3, value
+            continue
+        if kind == 2:
+            size, at = _read_varint(content, at)
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+        if at + size > len(content):
+            raise ValueError("it is cut off")
+        yield tag >> 3, content[at : at + size]
+        at += size
+
+
+def _read_varint(content: bytes, at: int) -> tuple[int, int]:
+    value, shift = 0, 0
+    while shift < 70:
+        byte = content[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+    raise ValueError("a number that does not end")

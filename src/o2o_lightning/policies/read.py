@@ -1,0 +1,129 @@
+"""Any policy file by what it holds, not by its name."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+from o2o_lightning.data.normalize import Normalizer
+from o2o_lightning.errors import UserError
+from o2o_lightning.policies import black_box
+from o2o_lightning.policies.d4rl_group import read_d4rl
+from o2o_lightning.policies.sb3 import read_sb3
+from o2o_lightning.policies.source import ImportedPolicy, checked
+from o2o_lightning.policies.state_dict import read_state_dict
+from o2o_lightning.policies.statistics import read_statistics
+
+FORMATS = ("auto", "sb3", "d4rl", "state_dict", *black_box.FORMATS)
+_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+BESIDE = ("{stem}.vecnormalize.pkl", "{stem}.vecnormalize.json", "{stem}.vecnormalize.npz", "vecnormalize.pkl")
+
+
+def recognise(spec: str) -> tuple[str, str]:
+    """The format of a policy file, and by what it was recognised.
+
+    Raises:
+        UserError: missing, a program that must be named as such, an o2o checkpoint, or nothing that is known.
+    """
+    path = Path(spec)
+    if not path.exists() and _CALLABLE.match(spec):
+        return "callable", "it names a function"
+    if not path.is_file():
+        kind = "is a directory" if path.is_dir() else "is not there"
+        raise UserError(f"policy {spec}: it {kind}. Pass a file, or module:function.")
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start.startswith(b"\x89HDF"):
+        return "d4rl", "an HDF5 file"
+    if start.startswith(b"PK"):
+        return _recognise_zip(path)
+    if path.suffix == ".onnx":
+        return "onnx", "its name"
+    if start.startswith(b"\x80") or path.suffix in (".pt", ".pth"):
+        return "state_dict", "a torch file"
+    if path.suffix == ".zip":
+        raise UserError(f"policy {spec}: it is no zip, or its beginning is damaged. Copy it again.")
+    raise UserError(f"policy {spec}: nothing of it is known. Pass --format, one of {', '.join(FORMATS[1:])}.")
+
+
+def _recognise_zip(path: Path) -> tuple[str, str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise UserError(f"policy {path}: the zip is broken or cut off ({error}). Copy it again.") from error
+    if "policy.pth" in names:
+        return "sb3", "a zip with policy.pth"
+    if any("/code/" in name for name in names):
+        raise UserError(f"policy {path}: it is a TorchScript program. To run it, pass --format torchscript.")
+    if any(name.endswith("archive_format") for name in names):
+        raise UserError(f"policy {path}: it is a torch.export program. To run it, pass --format torch_export.")
+    if any(name.endswith("data.pkl") for name in names):
+        return "state_dict", "a torch file"
+    held = ", ".join(names[:4]) or "nothing"
+    raise UserError(f"policy {path}: a zip of {held}, and no policy.pth. Pass what Stable-Baselines3's `save` wrote.")
+
+
+def read_policy(
+    spec: str,
+    format: str,
+    normalizer: str | None = None,
+    family: str | None = None,
+    mean: str | None = None,
+    activation: str | None = None,
+    time_feature: float | None = None,
+) -> ImportedPolicy:
+    """The policy of a file whose format is no black box.
+
+    Args:
+        spec: the file.
+        format: ``sb3``, ``d4rl`` or ``state_dict``.
+        normalizer: file of observation statistics; ``none`` for none, also where one lies beside the policy.
+        family, mean: of a state dict, where names and shapes do not tell.
+        activation: of the hidden layers, where the file does not tell.
+        time_feature: see :func:`read_d4rl`.
+
+    Raises:
+        UserError: as the readers do.
+    """
+    path = Path(spec)
+    if format == "sb3":
+        policy = read_sb3(path)
+    elif format == "d4rl":
+        policy = read_d4rl(path, time_feature)
+    else:
+        policy = read_state_dict(path, family, mean)
+    if activation is not None:
+        policy.activation = activation
+        policy.notes = [note for note in policy.notes if "activation" not in note]
+    _normalize(policy, path, format, normalizer)
+    return checked(policy)
+
+
+def _normalize(policy: ImportedPolicy, path: Path, format: str, normalizer: str | None) -> None:
+    if normalizer == "none":
+        policy.normalizer = None
+        return
+    if normalizer is not None:
+        policy.normalizer = read_statistics(normalizer)
+        return
+    if format != "sb3":
+        return
+    for name in BESIDE:
+        beside = path.parent / name.format(stem=path.stem)
+        if beside.is_file():
+            policy.normalizer = read_statistics(beside)
+            policy.notes.append(
+                f"its observation statistics are those of {beside.name} beside it (--normalizer none: none)"
+            )
+            return
+    policy.notes.append("no observation statistics: pass --normalizer if it learned with VecNormalize")
+
+
+def describe(normalizer: Normalizer | None) -> str:
+    """A normaliser in a few words."""
+    if normalizer is None:
+        return "none"
+    clip = "" if normalizer.clip is None else f", clipped to ±{normalizer.clip:g}"
+    return f"mean and deviation of {len(normalizer.mean)} values{clip}"

@@ -1,0 +1,180 @@
+"""Stable-Baselines3's zip files: SAC, TQC, TD3, DDPG, PPO, TRPO and A2C, without Stable-Baselines3.
+
+``policy.pth`` is a plain state dict. The member ``data`` is JSON whose pickled values are left alone; of its plain
+strings, activation and action bounds are read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from o2o_lightning.errors import UserError
+from o2o_lightning.policies.source import MAX_BYTES, Array, ImportedPolicy
+from o2o_lightning.policies.tensors import State, linear, load_tensors, numbers, read_limited, sequence, tensors_of
+
+ACTIVATIONS = {"relu": "relu", "tanh": "tanh", "elu": "elu", "leakyrelu": "leaky_relu", "silu": "silu"}
+
+
+def is_sb3(content: bytes) -> bool:
+    """Whether the bytes are a zip with a ``policy.pth``."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return "policy.pth" in archive.namelist()
+    except zipfile.BadZipFile:
+        return False
+
+
+def read_sb3(path: Path) -> ImportedPolicy:
+    """Takes a Stable-Baselines3 zip apart; members are read in memory and never extracted.
+
+    Raises:
+        UserError: a broken zip, another kind of policy (images, discrete actions, gSDE, recurrent), or sizes that do
+            not fit.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(read_limited(path, MAX_BYTES))) as archive:
+            weights, described = _member(archive, "policy.pth", path), _member(archive, "data", path)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"policy {path}: the zip is broken or cut off ({error}). Copy it again.") from error
+    state = tensors_of(load_tensors(weights, f"{path}, policy.pth"), f"{path}, policy.pth")
+    data, notes = _data(described, path)
+    _refuse_others(state, data, path)
+    policy = _off_policy(state, path) if any(key.startswith("actor.") for key in state) else _on_policy(state, path)
+    policy.algorithm = _algorithm(data) or policy.algorithm
+    policy.notes += notes
+    _read_activation(policy, data)
+    if policy.family == "gaussian":
+        _read_bounds(policy, data)
+    return policy
+
+
+def _member(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+    try:
+        info = archive.getinfo(name)
+    except KeyError:
+        if name == "data":
+            return b"{}"
+        raise UserError(
+            f"policy {path}: the zip has no '{name}', and every zip of `model.save` has one. Pass such a zip."
+        ) from None
+    if info.file_size > MAX_BYTES:
+        raise UserError(f"policy {path}: '{name}' would unpack to {info.file_size >> 20} MB. Pass another file.")
+    with archive.open(info) as member:
+        content = member.read(MAX_BYTES + 1)  # the directory's own size may lie
+    if len(content) > MAX_BYTES:
+        raise UserError(f"policy {path}: '{name}' unpacks to more than {MAX_BYTES >> 20} MB. Pass another file.")
+    return content
+
+
+def _data(described: bytes, path: Path) -> tuple[dict[str, Any], list[str]]:
+    try:
+        found = json.loads(described)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not found:
+        return {}, ["its member 'data' cannot be read: activation and action bounds are the library's defaults"]
+    return found, []
+
+
+def _refuse_others(state: State, data: dict[str, Any], path: Path) -> None:
+    names = " ".join(state)
+    reason = None
+    if "features_extractor.cnn" in names or "features_extractor.extractors" in names:
+        reason = "it takes images or dictionaries"
+    elif "lstm" in names:
+        reason = "it is recurrent"
+    elif data.get("use_sde") is True:
+        reason = "it explores by gSDE"
+    if reason is not None:
+        raise UserError(
+            f"policy {path}: {reason}, and only perceptrons of vectors are imported. Wrap it in a Python function of "
+            "observations and clone that: `o2o policy clone module:function --family squashed_gaussian`."
+        )
+
+
+def _off_policy(state: State, path: Path) -> ImportedPolicy:
+    hidden = sequence(state, "actor.latent_pi")
+    if "actor.mu.weight" in state and "actor.log_std.weight" in state:
+        return ImportedPolicy(
+            str(path),
+            "Stable-Baselines3 zip",
+            "sac",
+            "squashed_gaussian",
+            hidden,
+            linear(state, "actor.mu"),
+            linear(state, "actor.log_std"),
+        )
+    layers = sequence(state, "actor.mu")
+    if layers and not hidden:
+        return ImportedPolicy(str(path), "Stable-Baselines3 zip", "td3", "deterministic", layers[:-1], layers[-1])
+    raise _unknown(state, path)
+
+
+def _on_policy(state: State, path: Path) -> ImportedPolicy:
+    hidden = sequence(state, "mlp_extractor.shared_net") + sequence(state, "mlp_extractor.policy_net")
+    if "action_net.weight" not in state:
+        raise _unknown(state, path)
+    if "log_std" not in state:
+        raise UserError(f"policy {path}: its actions are discrete, and only continuous ones are fine-tuned here.")
+    return ImportedPolicy(
+        str(path),
+        "Stable-Baselines3 zip",
+        "ppo",
+        "gaussian",
+        hidden,
+        linear(state, "action_net"),
+        numbers(state["log_std"]),
+        activation="tanh",
+        mean_kind="linear",
+    )
+
+
+def _unknown(state: State, path: Path) -> UserError:
+    return UserError(
+        f"policy {path}: its tensors ({', '.join(list(state)[:4])}, …) are of no known architecture. Wrap it in a "
+        "Python function and clone that: `o2o policy clone module:function --family squashed_gaussian`."
+    )
+
+
+def _algorithm(data: dict[str, Any]) -> str | None:
+    described = data.get("policy_class")
+    module = described.get("__module__") if isinstance(described, dict) else None
+    match = re.match(r"(?:stable_baselines3|sb3_contrib)\.(\w+)\.", module) if isinstance(module, str) else None
+    return match[1] if match and match[1] != "common" else None
+
+
+def _read_activation(policy: ImportedPolicy, data: dict[str, Any]) -> None:
+    arguments = data.get("policy_kwargs")
+    named = arguments.get("activation_fn") if isinstance(arguments, dict) else None
+    if isinstance(named, str) and (match := re.search(r"activation\.(\w+)", named)):
+        policy.activation = ACTIVATIONS.get(match[1].lower(), match[1].lower())
+        return
+    if not isinstance(arguments, dict) or ":serialized:" in arguments or named is not None:
+        policy.notes.append(f"its activation cannot be read: {policy.activation}, the algorithm's default, is assumed")
+
+
+def _read_bounds(policy: ImportedPolicy, data: dict[str, Any]) -> None:
+    """PPO's actions are in the environment's units; SAC's and TD3's are squashed into [−1, 1]."""
+    space = data.get("action_space")
+    found = [_vector(space, name, policy.action_dim) for name in ("low", "high")] if isinstance(space, dict) else []
+    if len(found) != 2 or found[0] is None or found[1] is None or not np.all(found[1] > found[0]):
+        policy.notes.append("its action bounds cannot be read: [−1, 1] is assumed")
+        return
+    if np.any(found[0] != -1.0) or np.any(found[1] != 1.0):
+        policy.bounds = (found[0], found[1])
+
+
+def _vector(space: dict[str, Any], name: str, width: int) -> Array | None:
+    text = space.get(name)
+    text = text if isinstance(text, str) and "..." not in text else space.get(f"{name}_repr")
+    values = [float(word) for word in re.findall(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?", str(text), re.IGNORECASE)]
+    if len(values) not in (1, width):
+        return None
+    return np.full(width, values[0]) if len(values) == 1 else np.array(values)

@@ -1,0 +1,77 @@
+"""Perceptrons found in a state dict by the names and shapes of its tensors."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from o2o_lightning.errors import UserError
+from o2o_lightning.policies.source import Array, Linear
+
+State = dict[str, Tensor]
+
+
+def load_tensors(content: bytes, where: str) -> Any:
+    """What ``torch.save`` wrote, tensors and plain values only; nothing in it is executed."""
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"policy {where}: it holds something other than tensors and plain values, so it was not read, and nothing "
+            "of it ran. Save its `state_dict()` and import that."
+        ) from error
+    except Exception as error:  # damaged bytes fail anywhere in the unpickler
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"policy {where}: it cannot be read ({reason}). It may be cut off; copy it again.") from error
+
+
+def sequence(state: State, prefix: str) -> list[Linear]:
+    """The linear layers ``PREFIX.0.weight``, ``PREFIX.2.weight``, … in order."""
+    pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.weight$")
+    numbers = sorted(int(match[1]) for key in state if (match := pattern.match(key)))
+    return [linear(state, f"{prefix}.{number}") for number in numbers]
+
+
+def linear(state: State, name: str) -> Linear:
+    """Weight and bias of one layer; a bias that is not there is zero."""
+    weight = numbers(state[f"{name}.weight"])
+    bias = state.get(f"{name}.bias")
+    return weight, np.zeros(weight.shape[0]) if bias is None else numbers(bias)
+
+
+def numbers(tensor: Tensor) -> Array:
+    """Float64, so that a comparison is as exact as the source."""
+    return tensor.detach().double().numpy()
+
+
+def tensors_of(found: Any, where: str) -> State:
+    """``found`` as a flat mapping of names to tensors, other entries left out."""
+    state = (
+        {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+        if isinstance(found, dict)
+        else {}
+    )
+    if not state:
+        raise UserError(
+            f"policy {where}: it holds no tensors by name. Save the policy's `state_dict()` and import that."
+        )
+    return state
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The file's content; :class:`UserError` for what is not a file, or too large to be a policy."""
+    if not path.is_file():
+        kind = "is a directory" if path.is_dir() else "is not there"
+        raise UserError(f"policy {path}: it {kind}. Pass a file, or module:function.")
+    if path.stat().st_size > limit:
+        raise UserError(
+            f"policy {path}: it is larger than {limit >> 20} MB, too large for a policy. Pass another file."
+        )
+    return path.read_bytes()
