@@ -159,8 +159,8 @@ def quiet() -> None:
     for message in (
         ".*LeafSpec.*", ".*num_workers.*", ".*tensorboardX.*", ".*CSVLogger.*", ".*Checkpoint directory.*",
         ".*weights_only.*", ".*GPU available but not used.*", ".*does not have many workers.*", ".*logging interval.*",
-        ".*Experiment logs directory.*", ".*transfer_batch_to_device.*",
-        ".*No seed found.*",
+        ".*Experiment logs directory.*", ".*You're resuming from a checkpoint that ended.*",
+        ".*transfer_batch_to_device.*", ".*No seed found.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", message=message)
 
