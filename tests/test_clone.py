@@ -23,7 +23,6 @@ from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 from o2o_lightning.objectives.cloning import cloning_loss, entropy_temperature_loss, imitation_loss
 
-
 SMALL = ["--data.batch_size", "64", "--data.eval_episodes", "1", "--data.eval_every", "40", "steps.offline=20"]
 STEPS = ["steps.clone=40", "steps.reevaluate=4", "steps.align=4", "steps.env=40", "--trainer.log_every_n_steps", "10"]
 
@@ -99,7 +98,8 @@ def test_the_squashed_density_is_that_of_torch_distributions() -> None:
     mean, log_std = actor.distribution(observation)
     reference = TransformedDistribution(Independent(Normal(mean, log_std.exp()), 1), [TanhTransform()])
     action = torch.tanh(mean + 0.3)
-    log_prob, entropy = actor.density(observation, action, noise)
+    log_prob, entropy, mode = actor.density(observation, action, noise)
+    torch.testing.assert_close(mode, actor.mode(observation))
     torch.testing.assert_close(log_prob, reference.log_prob(action))
     sample = actor.sampled(observation, noise)
     torch.testing.assert_close(entropy, -reference.log_prob(sample))
@@ -112,7 +112,8 @@ def test_the_gaussian_density_is_that_of_torch_distributions(mean: str) -> None:
     observation, action = torch.randn(5, 3).double(), torch.rand(5, 2).double()
     center, log_std = actor(observation)
     reference = Independent(Normal(center, log_std.exp().expand_as(center)), 1)
-    log_prob, entropy = actor.density(observation, action, torch.zeros(5, 2))
+    log_prob, entropy, mode = actor.density(observation, action, torch.zeros(5, 2))
+    torch.testing.assert_close(mode, actor.mode(observation))
     torch.testing.assert_close(log_prob, reference.log_prob(action))
     torch.testing.assert_close(entropy, reference.entropy())
 
