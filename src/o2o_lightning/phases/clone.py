@@ -97,7 +97,6 @@ class ClonePolicy(Phase):
         self.register_buffer("checks_without_progress", torch.tensor(0))
         self.fidelity: dict[str, Any] = {}
         self.held_out: tuple[Tensor, Tensor, Tensor] | None = None
-        self.checked_at = 0
 
     @property
     def states(self) -> CloneData:
@@ -169,10 +168,10 @@ class ClonePolicy(Phase):
         )
 
     def training_step(self, chunk: Iterable[TensorDictBase], batch_idx: int) -> None:
+        checks = self.updates // self.check_every
         super().training_step(chunk, batch_idx)
         over = self.updates >= self.trainer.max_steps
-        if over or self.updates // self.check_every > self.checked_at // self.check_every:
-            self.checked_at = self.updates
+        if over or self.updates // self.check_every > checks:
             self._check()
             if over or int(self.checks_without_progress) >= self.patience:
                 self.trainer.should_stop = True
