@@ -242,7 +242,7 @@ def test_a_terminal_transition_has_neither_bootstrap_nor_penalty():
 
 def test_temperature_and_multiplier_receive_no_gradient_through_the_policy_loss():
     phase, batch = online(), draw()
-    phase.first_update = False
+    phase._multiplier_moved = True  # as in the later updates of an environment step
     _, found = one_update(phase, transitions(batch))
     assert "log_multiplier" not in found
     nets = plain(phase)

@@ -1,4 +1,4 @@
-"""The one exception that reaches a user as a single line instead of a traceback."""
+"""The exceptions that reach a user as a single line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -6,8 +6,30 @@ from __future__ import annotations
 class UserError(Exception):
     """Bad input: what is wrong, where, and what to do, in one line.
 
-    The command line prints ``o2o: <message>`` and exits with code 2.
+    The command line prints ``o2o: <message>`` and exits with :attr:`exit_code`.
     """
+
+    exit_code = 2
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class Failure(UserError):
+    """What was asked for is right, and the world failed: a full disk, a simulator that crashes, a diverged loss."""
+
+    exit_code = 1
+
+
+class Interrupted(UserError):
+    """The run was asked to stop, and did so in good order; ``exit_code`` is 128 + the signal, as shells have it."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+def at_least(option: str, value: float, least: float) -> None:
+    """Refuses a value below ``least``, naming the option that it came by."""
+    if not value >= least:
+        raise UserError(f"{option} {value:g}: it must be at least {least:g}.")

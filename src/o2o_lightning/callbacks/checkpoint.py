@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import signal
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,22 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.callbacks.signals import StopSignals
+from o2o_lightning.checkpoint import side_state
+from o2o_lightning.checkpoint.handover import KEY
 from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.errors import Interrupted, UserError
+from o2o_lightning.phases.health import check_weights
+from o2o_lightning.report.metrics import MetricsFile
+
+RESUME = f"{KEY}_resume"
+OPTIMIZER_CLOCK = "epoch_loop.manual_optimization.optim_step_progress"
 
 
 class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
     """Lightning's ModelCheckpoint on a phase's own clock.
+
+    ``last.ckpt`` is a resume point, with side state beside it; ``best.ckpt`` is a policy, and nothing more.
 
     Args:
         dirpath: where the files go.
@@ -29,17 +42,60 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
         self.every, self.save_best = max(every, 1), save_best
         self.saved_at = 0
         self.best_value = -math.inf
+        self.signals = StopSignals()
+        self._token: str | None = None
+        self._side: dict[str, Any] | None = None
+
+    # ---- state -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "saved_at": self.saved_at, "best_value": self.best_value}
+        return {"saved_at": self.saved_at, "best_value": self.best_value}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
         self.saved_at, self.best_value = state_dict["saved_at"], state_dict["best_value"]
 
+    def on_save_checkpoint(self, trainer: L.Trainer, phase: Any, checkpoint: dict[str, Any]) -> None:
+        if self._token is not None:
+            files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+            checkpoint[RESUME] = {"token": self._token, "rows": [file.rows for file in files]}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, phase: Any, checkpoint: dict[str, Any]) -> None:
+        path, resume = trainer.ckpt_path, checkpoint.get(RESUME)
+        assert path is not None
+        if resume is None:
+            raise UserError(
+                f"checkpoint {path}: it is a policy, not a point to go on from. Pass it as --model.init_from."
+            )
+        _check_same(str(path), phase, checkpoint[KEY])
+        self._side = side_state.read(path, resume["token"], trainer.global_rank)
+        files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+        for file, rows in zip(files, resume["rows"], strict=False):
+            file.keep(rows)
+        # The streams go on by the phase's clock. Lightning's own count of batches would only have to agree with it,
+        # and cannot where a chunk has another length than before; the optimizer's clock is all that must be kept.
+        loops = trainer.fit_loop.state_dict()
+        loops[OPTIMIZER_CLOCK] = checkpoint["loops"]["fit_loop"][OPTIMIZER_CLOCK]
+        checkpoint["loops"]["fit_loop"] = loops
+
+    # ---- when --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
+        self.signals.watch()
+        if self._side is not None:
+            # not earlier: what prepares a phase may draw, and must find the generators as the first run did
+            phase.load_local_state(self._side["phase"])
+            phase.data.load_local_state(self._side["data"])
+            side_state.set_random_state(self._side["random"])
+            self._side = None
+
     def on_train_batch_end(self, trainer: L.Trainer, phase: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if phase.clock // self.every > self.saved_at // self.every:
+        if phase.clock >= phase.total:
+            return  # saved in on_train_end, after the last evaluation: Lightning trains no further from here
+        stop = trainer.strategy.reduce_boolean_decision(self.signals.received is not None, all=False)
+        if stop or phase.clock // self.every > self.saved_at // self.every:
             self._save(trainer, phase, "last")
+        if stop:
+            raise self._interrupted(phase)
 
     def on_validation_end(self, trainer: L.Trainer, phase: Any) -> None:
         """Nothing: a phase is evaluated on its own clock, not by Lightning's validation loop."""
@@ -47,15 +103,76 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
     def on_train_end(self, trainer: L.Trainer, phase: Any) -> None:
         self._save(trainer, phase, "last")
 
+    def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:
+        self.signals.release()
+        if self.signals.received is not None:
+            raise self._interrupted(phase)
+
+    def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
+        self.signals.release()
+
     def on_evaluation(self, trainer: L.Trainer, phase: Any, result: Evaluation) -> None:
         if result.value > self.best_value:
             self.best_value = result.value
             if self.save_best:
                 self._save(trainer, phase, "best")
 
+    # ---- how ---------------------------------------------------------------------------------------------------
+
     def _save(self, trainer: L.Trainer, phase: Any, name: str) -> None:
+        assert self.dirpath is not None
+        check_weights(phase.phase, phase)
+        path = Path(self.dirpath) / f"{name}.ckpt"
+        self.best_model_path = str(path)
         if name == "last":
             self.saved_at = phase.clock
+            self._token = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
+            self._write_side_state(trainer, phase, path, self._token)
+        self._save_checkpoint(trainer, str(path))
+        if name == "last" and trainer.is_global_zero:
+            assert self._token is not None
+            side_state.remove_others(path, self._token)
+        self._token = None
+
+    def _write_side_state(self, trainer: L.Trainer, phase: Any, path: Path, token: str) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile) and trainer.is_global_zero:
+                logger.experiment.sync()
+        state = {
+            "phase": phase.local_state(),
+            "data": phase.data.local_state(),
+            "random": side_state.random_state(),
+        }
+        side_state.write(path, token, trainer.global_rank, state)
+        trainer.strategy.barrier("o2o side state")
+
+    def _interrupted(self, phase: Any) -> Interrupted:
+        number = self.signals.received or signal.SIGTERM
+        self.signals.received = None
         assert self.dirpath is not None
-        self.best_model_path = str(Path(self.dirpath) / f"{name}.ckpt")
-        self._save_checkpoint(trainer, self.best_model_path)
+        run_dir = Path(self.dirpath).parents[1]
+        unit = phase.clock_name.replace("_", " ")
+        return Interrupted(
+            f"{signal.Signals(number).name}: phase {phase.phase} stopped and saved after {phase.clock:,} {unit}. "
+            f"Go on with `o2o resume {run_dir}`.",
+            number,
+        )
+
+
+def _check_same(path: str, phase: Any, saved: dict[str, Any]) -> None:
+    facts = (
+        ("algorithm", saved["algorithm"], phase.algorithm),
+        ("environment", saved["env_id"], phase.data.env_id),
+        ("dataset", saved["manifest"].get("sha256"), phase.data.manifest().get("sha256")),
+    )
+    for name, before, now in facts:
+        if before != now:
+            raise UserError(
+                f"checkpoint {path}: its {name} was {before}, now it is {now}. A run goes on with what it began "
+                "with; restore it, or start a new run with --model.init_from."
+            )
+    if phase.total < phase.clock:
+        raise UserError(
+            f"checkpoint {path}: the phase has made {phase.clock:,} {phase.clock_name.replace('_', ' ')} already, "
+            f"and {phase.total:,} were asked for. Ask for more."
+        )

@@ -1,14 +1,16 @@
-"""A Rich line a phase: where it is, how good the policy is, what the constraint does, how fast it goes."""
+"""Two Rich lines a phase: where it is, how good the policy is, what the constraint does, how fast it goes."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.envs.evaluate import Evaluation
@@ -16,16 +18,25 @@ from o2o_lightning.envs.evaluate import Evaluation
 REFRESH_SECONDS = 0.25
 
 
+class TwoLines(Progress):
+    """The bar, and below it the status, so that both fit in eighty columns."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            yield self.make_tasks_table([task])
+            yield Text(f"  {task.fields['status']}")
+
+
 class PhaseProgress(ProgressBar, PhaseCallback):
     """Shows phase, clock, π_off / current / best score, λ, τ, divergence, updates a second and time left.
 
-    On a terminal it is one live line; elsewhere (a log file, CI) one plain line an evaluation.
+    On a terminal they are live; elsewhere (a log file, CI) it prints one plain line an evaluation.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._console = Console(stderr=True)
-        self._bar: Progress | None = None
+        self._bar: TwoLines | None = None
         self._task = TaskID(0)
         self._drawn_at = 0.0
         self._speed_mark = (0.0, 0)
@@ -42,11 +53,10 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         self._speed_mark = (time.monotonic(), phase.updates)
         if not (self._enabled and self._console.is_terminal):
             return
-        self._bar = Progress(
+        self._bar = TwoLines(
             TextColumn("[bold cyan]{task.description:<10}"),
             BarColumn(bar_width=20),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-            TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
@@ -66,15 +76,14 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         phase.display["now"] = result.value
         if self._enabled and self._bar is None:
             clock = f"{phase.clock:,}/{self._total(trainer, phase):,} {phase.clock_name.replace('_', ' ')}"
-            self._console.print(f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}", highlight=False)
+            line = f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}"
+            self._console.print(line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
 
-    def on_train_end(self, trainer: L.Trainer, phase: Any) -> None:
-        if self._bar is not None:
+    def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:
+        if self._bar is not None:  # not at the end of training: one more evaluation comes there
             self._bar.update(self._task, completed=phase.clock, status=self._status(phase, time.monotonic()))
             self._bar.stop()
             self._bar = None
-
-    def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:
         line = phase.conclusion()
         if line is not None and self._enabled:
             self._console.print(line, highlight=False, soft_wrap=True)

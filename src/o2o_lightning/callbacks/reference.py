@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import lightning as L
@@ -29,7 +30,7 @@ class ReferencePolicy(PhaseCallback):
         self.mode, self.start, self.period = mode, start, period
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
-        if phase.env_steps > 0:
+        if phase.env_steps > 0 or math.isfinite(phase.reference_score):  # a resumed run has its reference
             return
         aligned, offline = phase.start_values["aligned"], phase.start_values["offline"]
         if self.start == "offline" or (self.start == "best" and offline >= aligned):
@@ -42,5 +43,6 @@ class ReferencePolicy(PhaseCallback):
             phase.set_reference(phase.policy(), result.value)
 
     def on_env_step(self, trainer: L.Trainer, phase: Any) -> None:
-        if self.mode == "interval" and phase.env_steps % self.period == 0:
+        # A period ends after its last step's updates, which is when the next step has just been made.
+        if self.mode == "interval" and phase.env_steps > 1 and (phase.env_steps - 1) % self.period == 0:
             phase.set_reference(phase.policy(), float(phase.reference_score))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -11,7 +12,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from o2o_lightning.checkpoint.handover import library_versions
-from o2o_lightning.checkpoint.io import write_atomically, write_json
+from o2o_lightning.checkpoint.io import save_atomically, write_atomically, write_json
+from o2o_lightning.checkpoint.run import Busy, add_to_plan, lock
+from o2o_lightning.errors import Failure
+from o2o_lightning.phases.health import NonFinite
 
 
 class RunDirectory(Callback):
@@ -22,10 +26,11 @@ class RunDirectory(Callback):
     Args:
         run_dir: the run's directory.
         config: the phase's configuration as YAML.
+        command: what ``o2o fit`` was asked for, to be kept in the directory's plan.
     """
 
-    def __init__(self, run_dir: str | Path, config: str = "") -> None:
-        self.run_dir, self.config = Path(run_dir), config
+    def __init__(self, run_dir: str | Path, config: str = "", command: dict[str, Any] | None = None) -> None:
+        self.run_dir, self.config, self.command = Path(run_dir), config, command
         self.seconds = 0.0
         self._started = 0.0
 
@@ -38,7 +43,16 @@ class RunDirectory(Callback):
     def on_fit_start(self, trainer: L.Trainer, phase: Any) -> None:
         self._started = time.monotonic()
         if trainer.is_global_zero:
-            write_atomically(self.run_dir / phase.phase / "config.yaml", self.config.encode())
+            lock(self.run_dir)
+            config = self.run_dir / phase.phase / "config.yaml"
+            if trainer.ckpt_path is None and config.exists():
+                raise Busy(
+                    f"--run_dir {self.run_dir}: another process has started phase '{phase.phase}' in it. "
+                    "Pass another --run_dir."
+                )
+            if self.command is not None:
+                add_to_plan(self.run_dir, self.command)
+            write_atomically(config, self.config.encode())
             write_json(self.run_dir / "manifest.json", phase.data.manifest())
 
     def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:
@@ -46,13 +60,18 @@ class RunDirectory(Callback):
         if trainer.is_global_zero:
             write_json(self.run_dir / phase.phase / "summary.json", summarize(phase, self.seconds))
 
+    def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
+        if isinstance(exception, NonFinite) and trainer.is_global_zero:
+            with contextlib.suppress(Failure):  # a disk that is full as well must not hide what happened
+                save_atomically(self.run_dir / phase.phase / "failed_batch.pt", exception.dump)
+
 
 def summarize(phase: Any, seconds: float) -> dict[str, Any]:
     """A phase's ``summary.json``; scores are raw mean returns where the environment has no reference score."""
     manifest = phase.data.manifest()
     return {
         "phase": phase.phase,
-        "algorithm": phase.algorithm,
+        "algorithm": phase.method,
         "env_id": phase.data.env_id,
         "dataset": manifest.get("source"),
         "dataset_sha256": manifest.get("sha256"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -63,7 +65,9 @@ class Handover:
         """
         if (prefix == "offline_actor" and self.phase in POLICIES) or not self.has(prefix):
             prefix = "actor"
-        return self.load(build_actor(ActorSpec.from_dict(self.actor)), prefix)
+        with _well_formed(self.path):
+            actor = build_actor(ActorSpec.from_dict(self.actor))
+        return self.load(actor, prefix)
 
     def build_critic(self, prefix: str = "critic") -> Critics:
         """The critics stored under ``prefix`` (``critic`` or ``target_critic``)."""
@@ -72,15 +76,22 @@ class Handover:
                 f"checkpoint {self.path}: it holds a policy without an action-value critic. "
                 "Run `--phase reevaluate` on it first."
             )
-        return self.load(build_critics(CriticSpec.from_dict(self.critic)), prefix)
+        with _well_formed(self.path):
+            critics = build_critics(CriticSpec.from_dict(self.critic))
+        return self.load(critics, prefix)
 
     def build_value(self) -> ValueNet | None:
         """The state-value network, None where the checkpoint has none."""
-        return None if self.value is None else self.load(build_value(ValueSpec.from_dict(self.value)), "value")
+        if self.value is None:
+            return None
+        with _well_formed(self.path):
+            value = build_value(ValueSpec.from_dict(self.value))
+        return self.load(value, "value")
 
     def build_normalizer(self) -> Normalizer:
         """The observation normaliser that the policy was trained with."""
-        return Normalizer.from_state(self.normalizer)
+        with _well_formed(self.path):
+            return Normalizer.from_state(self.normalizer)
 
     def check_policy(self, kind: str | None, sizes: tuple[int, int], algorithm: str) -> None:
         """Refuses a policy of another family than ``kind`` (None for any), or of other sizes than the data's."""
@@ -130,10 +141,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"checkpoint {path}: it holds more than tensors and plain values, so it was not loaded. "
+            f"checkpoint {path}: it holds something other than tensors and plain values, so it was not loaded. "
             "Pass a checkpoint that o2o wrote, or import a policy with `o2o policy import`."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes fail anywhere in the unpickler: IndexError, struct.error, …
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path}: it cannot be read ({reason}). It may be cut off; pass another.") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
@@ -152,22 +163,29 @@ def read_handover(path: str | Path, accepts: tuple[str, ...] = PHASES, wanted_by
     """
     checkpoint = read_checkpoint(path)
     payload = checkpoint[KEY]
-    if payload.get("format", 0) > FORMAT:
-        raise UserError(f"checkpoint {path}: a newer o2o-lightning wrote it. Upgrade with `pip install -U`.")
-    try:
+    with _well_formed(path):
+        if payload.get("format", 0) > FORMAT:
+            raise UserError(f"checkpoint {path}: a newer o2o-lightning wrote it. Upgrade with `pip install -U`.")
         handover = Handover(**payload, path=str(path))
-    except TypeError as error:
-        raise UserError(f"checkpoint {path}: its hand-over part is incomplete ({error}). Pass another.") from error
+        prefix, state = "agent.", checkpoint["state_dict"]
+        handover.state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith((prefix, "reference."))}
+        handover.adam = _adam_by_name(checkpoint.get("optimizer_states") or [], prefix)
     if handover.phase not in accepts:
         raise UserError(
             f"checkpoint {path}: it was written by phase '{handover.phase}', and `{wanted_by}` starts from "
             f"{' or '.join(accepts)}. Pass --model.init_from RUN_DIR/{accepts[0]}/checkpoints/last.ckpt."
         )
-    prefix = "agent."
-    state = checkpoint["state_dict"]
-    handover.state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith((prefix, "reference."))}
-    handover.adam = _adam_by_name(checkpoint.get("optimizer_states") or [], prefix)
     return handover
+
+
+@contextmanager
+def _well_formed(path: str | Path) -> Iterator[None]:
+    """Turns what another program's, or a hand-made, checkpoint trips over into one line."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"checkpoint {path}: its hand-over part is incomplete ({reason}). Pass another.") from error
 
 
 def _adam_by_name(optimizer_states: list[dict[str, Any]], prefix: str) -> dict[str, dict[str, Tensor]]:

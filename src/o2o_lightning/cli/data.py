@@ -131,13 +131,14 @@ def _cut(arguments: argparse.Namespace) -> int:
 
 def _environment(raw: RawDataset, env_id: str | None) -> tuple[EnvSpec | None, str | None]:
     """The environment's sizes, and a note where the dataset's own environment cannot be made here."""
-    from o2o_lightning.envs.make import env_spec
+    from o2o_lightning.envs.make import env_spec, foreign_id
     from o2o_lightning.errors import UserError
 
-    wanted = env_id or raw.env_id
-    if wanted is None:
+    if env_id is None and raw.env_id is None:
         return None, "The dataset names no environment: actions are unchecked. Pass --env_id to hold it against one."
     try:
+        wanted = env_id or foreign_id(raw.env_id, "the dataset")
+        assert wanted is not None
         return env_spec(wanted, int(raw.observations.shape[1])), None
     except UserError as error:
         if env_id is not None:

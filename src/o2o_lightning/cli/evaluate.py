@@ -31,6 +31,7 @@ def main(name: str, argv: list[str]) -> int:
     from o2o_lightning.checkpoint.handover import read_handover
     from o2o_lightning.cli.compose import compose, lightning_config, split
     from o2o_lightning.cli.lightning import build
+    from o2o_lightning.envs.make import foreign_id
 
     episodes = 3 if name == "validate" else 10
     if not argv or "-h" in argv or "--help" in argv:
@@ -47,7 +48,8 @@ def main(name: str, argv: list[str]) -> int:
         "class_path": "o2o_lightning.phases.evaluation.EvaluatePolicy",
         "init_args": {"init_from": path},
     }
-    data: dict[str, Any] = {"env_id": source.env_id, "eval_episodes": episodes, "observation_layout": source.layout}
+    env_id = command.option("--data.env_id") or foreign_id(source.env_id, f"checkpoint {path}")
+    data: dict[str, Any] = {"env_id": env_id, "eval_episodes": episodes, "observation_layout": source.layout}
     if name == "predict":
         data["dataset"] = source.manifest.get("source")
     config["data"] = {"class_path": "o2o_lightning.data.evaluation.EvaluationData", "init_args": data}

@@ -2,89 +2,132 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from o2o_lightning.cli.cloning import with_cloning
-from o2o_lightning.cli.compose import Command, compose, lightning_config, split
+from o2o_lightning.checkpoint.run import LOCK, PLAN, Busy, lock, read_plan, unlock, write_plan
+from o2o_lightning.cli.compose import PHASES, infer_dataset, split
 from o2o_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from o2o_lightning.cli.lightning import Built
+    from o2o_lightning.cli.plan import Step
+
+LAST = "checkpoints/last.ckpt"
 
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o fit``."""
     command = split(argv)
-    composed = compose(command.phase if command.phase != "all" else "offline", command)
-    phases = list(composed["phases"]) if command.phase == "all" else [command.phase]
-    if any(token.startswith("--print_config") for token in command.options):
-        return _print_config(command, phases)
-    phases = _skip_empty(command, phases)
-    if not phases:
+    wants_help = any(token in ("-h", "--help") for token in command.options)
+    if not argv or (wants_help and command.phase == "all"):
+        from o2o_lightning.cli.help import fit_help
+
+        print(fit_help(), end="")
         return 0
-    phases, note = with_cloning(command, phases)
-    if note is not None and int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        Console(stderr=True, highlight=False).print(note, soft_wrap=True)
-    run_dir = Path(command.run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S"))
-    check_run_dir(run_dir, phases)
-    run_phases(command, phases, run_dir)
+    from o2o_lightning.cli.plan import phase_help, plan
+
+    if wants_help:
+        phase_help(command)
+        return 0
+    printing = [token for token in command.options if token.startswith("--print_config")]
+    command.options = [token for token in command.options if token not in printing]
+    if printing and command.phase == "all":
+        raise UserError(f"--print_config prints one phase. Add --phase {', '.join(PHASES)}.")
+    if printing and printing[-1] != "--print_config":
+        raise UserError(f"{printing[-1]}: it takes no value. Write `--print_config`.")
+    steps, notes = plan(command)
+    if printing:
+        steps = [step for step in steps if step.phase == command.phase]
+        print(*(step.cli.written() for step in steps), sep="", end="")
+    if printing or not steps:
+        say(*notes)
+        return 0
+    guess = infer_dataset(command)[1]
+    record = {"phase": command.phase, "phases": [step.phase for step in steps], "overrides": command.overrides}
+    record |= {"options": command.options, "cwd": os.getcwd()}
+    run(steps, Path(command.run_dir or _new_run_dir()), [*notes, *([guess] if guess else [])], record)
     return 0
 
 
-def run_phases(command: Command, phases: list[str], run_dir: Path) -> dict[str, Any]:
-    """Runs ``phases`` in order, handing each one's last checkpoint on; returns the last summary."""
-    console = Console(stderr=True, highlight=False)
-    options, previous = _options_by_phase(command, phases), None
-    for phase in phases:
-        overrides: dict[str, Any] = {} if previous is None else {"init_from": str(previous)}
-        run_phase(phase, command, options[phase], run_dir, overrides)
-        previous = run_dir / phase / "checkpoints" / "last.ckpt"
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            console.print(f"{phase}: done, {previous}")
-    return write_run_summary(run_dir, phases)
+def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, Any]) -> None:
+    """Runs the planned phases in order; all are built, and so checked, before the first one starts."""
+    from o2o_lightning.cli.plan import check
+
+    check_run_dir(run_dir, [step.phase for step in steps])
+    built = [step.cli.build(run_dir, step.phase, command) for step in steps]
+    check(built)
+    say(*notes)
+    for phase in built:
+        with _tidy(phase, run_dir):
+            phase.fit()
+        if is_first_process():
+            write_run_summary(run_dir)
+        say(f"{phase.model.phase}: done, {run_dir / phase.model.phase / LAST}")
 
 
-def run_phase(
-    phase: str, command: Command, options: list[str], run_dir: Path, model_overrides: dict[str, Any]
-) -> None:
-    """Builds one phase from its composed configuration and runs it."""
-    from o2o_lightning.cli.lightning import build
+@contextlib.contextmanager
+def _tidy(built: Built, run_dir: Path) -> Iterator[None]:
+    """Takes back what loggers and callbacks made, when the phase ends before its first step: bad input leaves nothing.
 
-    config = lightning_config(compose(phase, command))
-    config["model"].setdefault("init_args", {}).update(model_overrides)
-    built = build(config, options, run_dir, phase)
-    built.trainer.fit(built.model, datamodule=built.datamodule)
+    The phase's folder was empty or absent before, :func:`check_run_dir` has seen to it.
+    """
+    folder = (run_dir / built.model.phase).absolute()
+    files = [folder.with_name(name) for name in ("manifest.json", PLAN, LOCK)]
+    new = [path for path in (*files, folder, *folder.parents) if not path.exists()]
+    before = read_plan(run_dir)
+    try:
+        yield
+    except Busy:
+        raise
+    except BaseException:
+        if built.model.updates == built.model.env_steps == 0 and is_first_process() and _alone(run_dir):
+            write_plan(run_dir, before)
+            unlock(run_dir)
+            for path in [*(folder.iterdir() if folder.exists() else ()), *new]:
+                with contextlib.suppress(OSError):
+                    path.unlink() if path.is_file() else _remove(path, inside=folder)
+        raise
 
 
-def _skip_empty(command: Command, phases: list[str]) -> list[str]:
-    """Without the phases that the method has nothing to do in: their configuration is a note that says why."""
-    kept = []
-    for phase in phases:
-        model = compose(phase, command)["model"]
-        if "note" not in model:
-            kept.append(phase)
-        elif int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            Console(stderr=True, highlight=False).print(f"{phase}: {model['note']}", soft_wrap=True)
-    return kept
+def _alone(run_dir: Path) -> bool:
+    # two runs may have found the directory empty; what the other one has begun is not ours to remove
+    try:
+        lock(run_dir)
+    except (Busy, OSError):
+        return False
+    return True
 
 
-def write_run_summary(run_dir: Path, phases: list[str]) -> dict[str, Any]:
-    """``RUN_DIR/summary.json``: the last phase's facts, with every phase's under ``phases``."""
+def _remove(path: Path, inside: Path) -> None:
+    shutil.rmtree(path) if inside in path.parents else path.rmdir()
+
+
+def say(*lines: str) -> None:
+    """Lines for the user, on stderr and from one process only."""
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    for line in lines if is_first_process() else ():
+        console.print(line)
+
+
+def write_run_summary(run_dir: Path) -> None:
+    """``RUN_DIR/summary.json``: the last finished phase's facts, with every finished phase's under ``phases``."""
     from o2o_lightning.checkpoint.io import write_json
 
-    summaries = {phase: json.loads((run_dir / phase / "summary.json").read_text()) for phase in phases}
-    last = summaries[phases[-1]]
-    if len(phases) == 1 and (run_dir / "summary.json").exists():
-        return dict(last)
-    total = {**last, "seconds": round(sum(s["seconds"] for s in summaries.values()), 3)}
-    write_json(run_dir / "summary.json", {**total, "phases": summaries})
-    shutil.copyfile(run_dir / phases[-1] / "config.yaml", run_dir / "config.yaml")
-    return dict(total)
+    found = {phase: run_dir / phase / "summary.json" for phase in PHASES}
+    summaries = {phase: json.loads(path.read_text()) for phase, path in found.items() if path.exists()}
+    last = list(summaries)[-1]
+    seconds = round(sum(summary["seconds"] for summary in summaries.values()), 3)
+    write_json(run_dir / "summary.json", {**summaries[last], "seconds": seconds, "phases": summaries})
+    shutil.copyfile(run_dir / last / "config.yaml", run_dir / "config.yaml")
 
 
 def check_run_dir(run_dir: Path, phases: list[str]) -> None:
@@ -102,52 +145,20 @@ def check_run_dir(run_dir: Path, phases: list[str]) -> None:
                 f"--run_dir {run_dir}: its phase '{phase}' is already finished, and results are never written over. "
                 "Pass another --run_dir."
             )
-        if folder.exists() and any(folder.iterdir()):
+        if folder.is_file() or (folder.exists() and any(folder.iterdir())):
             raise UserError(
                 f"--run_dir {run_dir}: its phase '{phase}' was started and not finished. "
-                "Remove that folder, or pass another --run_dir."
+                f"Go on with `o2o resume {run_dir}`, remove that folder, or pass another --run_dir."
             )
 
 
-def _options_by_phase(command: Command, phases: list[str]) -> dict[str, list[str]]:
-    """Gives each dotted option to the phases that know it; one that no phase knows goes to all, to be refused."""
-    from o2o_lightning.cli.lightning import accepts
-
-    chosen: dict[str, list[str]] = {phase: [] for phase in phases}
-    configs = {phase: lightning_config(compose(phase, command)) for phase in phases}
-    for option in _grouped(command.options):
-        match = re.match(r"--(model|data)\.(?:init_args\.)?(\w+)", option[0])
-        takers = phases
-        if option[0].partition("=")[0] == "--trainer.max_steps" and len(phases) > 1:
-            takers = [phase for phase in phases if phase != "clone"]  # a phase that nobody typed: steps.clone=N
-        if match and len(phases) > 1:
-            part, name = match.groups()
-            takers = [phase for phase in phases if accepts(configs[phase][part]["class_path"], name)] or phases
-            if (part, name) == ("model", "init_from"):
-                takers = [phases[0]]
-        for phase in takers:
-            chosen[phase] += option
-    return chosen
+def _new_run_dir() -> str:
+    # DDP's children run this command again, and must not choose for themselves
+    inherited = os.environ.get("O2O_RUN_DIR") if "LOCAL_RANK" in os.environ else None
+    os.environ["O2O_RUN_DIR"] = inherited or time.strftime("runs/%Y-%m-%d_%H-%M-%S")
+    return os.environ["O2O_RUN_DIR"]
 
 
-def _grouped(options: list[str]) -> list[list[str]]:
-    groups: list[list[str]] = []
-    for token in options:
-        if token.startswith("--") or not groups:
-            groups.append([token])
-        else:
-            groups[-1].append(token)
-    return groups
-
-
-def _print_config(command: Command, phases: list[str]) -> int:
-    from o2o_lightning.cli.lightning import dump
-
-    if len(phases) > 1:
-        raise UserError("--print_config prints one phase: add --phase offline, reevaluate, align or online.")
-    config = lightning_config(compose(phases[0], command))
-    options = [token for token in command.options if not token.startswith("--print_config")]
-    print(dump(config, options), end="")
-    return 0
-
-
+def is_first_process() -> bool:
+    """Whether this process writes: with several devices each of them runs the whole command."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0

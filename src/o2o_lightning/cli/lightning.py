@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import inspect
 import logging
-import re
+import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, Namespace
 from jsonargparse._parameter_resolvers import get_signature_parameters
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from o2o_lightning.callbacks.run_directory import RunDirectory
+from o2o_lightning.cli.messages import instantiation_message, parser_message
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.errors import UserError
 from o2o_lightning.phases.base import Phase
+
+# Lightning calls what jsonargparse has deprecated
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+BAD_INPUT = (ArgumentError, MisconfigurationException, ModuleNotFoundError, TypeError, ValueError)
 
 
 @dataclass
@@ -29,13 +39,36 @@ class Built:
     trainer: L.Trainer
     model: Phase
     datamodule: OfflineData
+    seed: int | bool = False
+
+    def fit(self, checkpoint: str | Path | None = None) -> None:
+        """Runs the phase, or goes on with it from ``checkpoint``.
+
+        Ctrl-C before training ends it as :class:`KeyboardInterrupt`, a Trainer option it can't have as bad input.
+        """
+        if self.seed is not False:
+            L.seed_everything(self.seed, workers=True, verbose=False)
+        try:
+            if checkpoint is None:
+                self.trainer.fit(self.model, datamodule=self.datamodule)
+            else:
+                path = str(checkpoint)
+                self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
+        except MisconfigurationException as error:
+            raise UserError(f"--trainer: {error}") from error
+        except SystemExit:
+            if self.trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
 
 
 class PhaseCLI(LightningCLI):
-    """Parses, checks and instantiates; running is left to the caller, so nothing re-reads ``sys.argv``."""
+    """Parses and checks; instantiating waits for :meth:`build`, and running for the caller: both may be much later."""
 
-    def __init__(self, args: list[str], places: dict[str, str]) -> None:
-        self.places = places
+    def __init__(self, config: dict[str, Any], options: list[str]) -> None:
+        quiet()
+        # later arguments win: what is typed beats the user's files, and these beat what Hydra composed
+        self.files, typed = _by_precedence(options)
         super().__init__(
             model_class=Phase,
             datamodule_class=OfflineData,
@@ -44,77 +77,103 @@ class PhaseCLI(LightningCLI):
             save_config_callback=None,
             auto_configure_optimizers=False,
             run=False,
-            parser_kwargs={"allow_abbrev": False, "exit_on_error": False},
-            args=args,
+            parser_kwargs={"allow_abbrev": False, "exit_on_error": False, "prog": "o2o fit"},
+            args=["--config", yaml.safe_dump(config, sort_keys=False), *self.files, *typed],
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # LightningCLI warns when arguments are given both here and in sys.argv; here they always are
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except BAD_INPUT as error:
+            files = [file.removeprefix("--config=") for file in self.files if file != "--config"]
+            raise UserError(parser_message(error, parser._option_string_actions, argument_names, files)) from error
 
-    def before_instantiate_classes(self) -> None:
-        self.written = self.parser.dump(self.config, skip_unset=False)
-        self.config = cast(Namespace, _substitute(self.config, self.places))
+    def instantiate_classes(self) -> None:
+        """Nothing yet."""
+
+    def written(self) -> str:
+        """The whole typed configuration as YAML, as ``--config`` takes it back."""
+        return str(self.parser.dump(self.config, skip_unset=False))
+
+    def build(self, run_dir: Path, phase: str, command: dict[str, Any] | None = None) -> Built:
+        """Seeds, and instantiates trainer, phase and data; ``command`` is what the run's plan remembers."""
+        written = self.written()
+        self.config = cast(Namespace, _substitute(self.config, {"$RUN_DIR": str(run_dir), "$PHASE": phase}))
+        if (strategy := self.config["trainer.strategy"]) in ("ddp", "ddp_fork", "ddp_spawn"):
+            # a phase's losses reach one network each, and plain DDP waits for the gradients of all
+            self.config["trainer.strategy"] = f"{strategy}_find_unused_parameters_true"
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except BAD_INPUT as error:
+            raise UserError(instantiation_message(error)) from error
+        model = self.model
+        if not isinstance(model, Phase) or model.phase != phase:
+            belongs = getattr(model, "phase", "?")
+            raise UserError(f"--model: {type(model).__name__} is not of phase '{phase}'. Pass --phase {belongs}.")
+        model.config = yaml.safe_load(written)
+        self.trainer.callbacks.append(RunDirectory(run_dir, written, command))  # type: ignore[attr-defined]
+        _reorder(self.trainer)
+        return Built(self.trainer, model, cast(OfflineData, self.datamodule), self.config["seed_everything"])
 
 
 def build(config: dict[str, Any], options: list[str], run_dir: Path, phase: str) -> Built:
     """Instantiates trainer, phase and data from a composed configuration and the user's dotted options."""
-    cli = _run_cli(config, options, {"$RUN_DIR": str(run_dir), "$PHASE": phase})
-    if not isinstance(cli.model, Phase) or cli.model.phase != phase:
-        name, belongs = type(cli.model).__name__, getattr(cli.model, "phase", "?")
-        raise UserError(f"--model: {name} is not of phase '{phase}'. Pass --phase {belongs}.")
-    cli.model.config = yaml.safe_load(cli.written)
-    cli.trainer.callbacks.append(RunDirectory(run_dir, cli.written))  # type: ignore[attr-defined]
-    _reorder(cli.trainer)
-    return Built(cli.trainer, cli.model, cast(OfflineData, cli.datamodule))
-
-
-def dump(config: dict[str, Any], options: list[str]) -> str:
-    """The whole typed configuration as YAML, as ``--config`` takes it back."""
-    parser = _Parser().parser
-    return str(parser.dump(_parse(parser, config, options), skip_unset=False))
+    return PhaseCLI(config, options).build(run_dir, phase)
 
 
 def accepts(class_path: str, name: str) -> bool:
     """Whether the class takes the argument ``name``, itself or through ``**kwargs``."""
+    return name in argument_names(class_path)
+
+
+def required(class_path: str, name: str) -> bool:
+    """Whether the class takes ``name`` and has no default for it."""
+    empty = inspect.Parameter.empty
+    return any(parameter.name == name and parameter.default is empty for parameter in _parameters(class_path))
+
+
+def argument_names(class_path: str) -> list[str]:
+    """The class's arguments, with the fields of those that are settings: ``threshold``, ``threshold.end``."""
+    names = []
+    for parameter in _parameters(class_path):
+        names.append(parameter.name)
+        if dataclasses.is_dataclass(parameter.default):
+            names += [f"{parameter.name}.{field.name}" for field in dataclasses.fields(parameter.default)]
+    return names
+
+
+@cache
+def _parameters(class_path: str) -> list[Any]:
     module, _, attribute = class_path.rpartition(".")
-    taken = get_signature_parameters(getattr(importlib.import_module(module), attribute), "__init__")
-    return name in {parameter.name for parameter in taken}
+    # jsonargparse's own reading: it follows **kwargs into the base class
+    return list(get_signature_parameters(getattr(importlib.import_module(module), attribute), "__init__"))
 
 
-class _Parser(PhaseCLI):
-    """Only the parser, for printing a configuration."""
-
-    def __init__(self) -> None:
-        super().__init__([], {})
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = Namespace()  # type: ignore[no-untyped-call]
-
-    def before_instantiate_classes(self) -> None:
-        return
-
-    def instantiate_classes(self) -> None:
-        return
+def quiet() -> None:
+    """Silences what Lightning and its parts say of themselves; warnings that concern the user still come."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*LeafSpec.*", ".*num_workers.*", ".*tensorboardX.*", ".*CSVLogger.*", ".*Checkpoint directory.*",
+        ".*weights_only.*", ".*GPU available but not used.*", ".*does not have many workers.*", ".*logging interval.*",
+        ".*Experiment logs directory.*", ".*transfer_batch_to_device.*",
+        ".*No seed found.*",
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", message=message)
 
 
-def _run_cli(config: dict[str, Any], options: list[str], places: dict[str, str]) -> PhaseCLI:
-    _quiet()
-    try:
-        return PhaseCLI(_arguments(config, options), places)
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(_one_line(error)) from error
-
-
-def _parse(parser: ArgumentParser, config: dict[str, Any], options: list[str]) -> Namespace:
-    try:
-        return parser.parse_args(_arguments(config, options))
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(_one_line(error)) from error
-
-
-def _arguments(config: dict[str, Any], options: list[str]) -> list[str]:
-    return ["--config", yaml.safe_dump(config, sort_keys=False), *options]
+def _by_precedence(options: list[str]) -> tuple[list[str], list[str]]:
+    files: list[str] = []
+    typed: list[str] = []
+    target = typed
+    for token in options:
+        if token.startswith("--"):
+            target = files if token.partition("=")[0] == "--config" else typed
+        target.append(token)
+    return files, typed
 
 
 def _substitute(value: Any, places: dict[str, str]) -> Any:
@@ -126,32 +185,14 @@ def _substitute(value: Any, places: dict[str, str]) -> Any:
         return Namespace(  # type: ignore[no-untyped-call]
             {key: _substitute(item, places) for key, item in vars(value).items()}
         )
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _substitute(item, places) for key, item in value.items()}
     if isinstance(value, list):
         return [_substitute(item, places) for item in value]
     return value
 
 
-def _one_line(error: Exception) -> str:
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    useful = [line for line in lines if not line.startswith(("usage:", "Given value", "tip:", "For more details"))]
-    return " ".join(useful)
-
-
 def _reorder(trainer: L.Trainer) -> None:
     from lightning.pytorch.trainer.connectors.callback_connector import _CallbackConnector
 
     trainer.callbacks = _CallbackConnector._reorder_callbacks(trainer.callbacks)  # type: ignore[attr-defined]
-
-
-def _quiet() -> None:
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*LeafSpec.*", ".*num_workers.*", ".*tensorboardX.*", ".*CSVLogger.*", ".*Checkpoint directory.*",
-        ".*weights_only.*", ".*GPU available but not used.*", ".*does not have many workers.*", ".*logging interval.*",
-        ".*Experiment logs directory.*",
-    ):  # fmt: skip
-        warnings.filterwarnings("ignore", message=message)

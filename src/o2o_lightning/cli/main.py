@@ -15,6 +15,7 @@ o2o: fine-tune any offline policy online, without the collapse
   o2o test     --ckpt_path CKPT     the paper's evaluation, with the normalised score
   o2o validate --ckpt_path CKPT     one quick evaluation
   o2o predict  --ckpt_path CKPT     the policy's actions on a dataset, to a file
+  o2o resume   RUN_DIR              goes on after a crash, exactly where it stopped
   o2o policy   import | clone | export | inspect     policies of other libraries in, ours out
   o2o data     info | check | list | cut
   o2o demo                          the whole pipeline on the embedded Hopper data, next to naive fine-tuning
@@ -23,6 +24,7 @@ o2o: fine-tune any offline policy online, without the collapse
 """
 COMMANDS = {
     "fit": "fit",
+    "resume": "resume",
     "test": "evaluate",
     "validate": "evaluate",
     "predict": "evaluate",
@@ -53,9 +55,17 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("O2O_TRACEBACK"):
             raise
         print(f"o2o: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:  # a full or read-only disk, a lost mount
+        if os.environ.get("O2O_TRACEBACK") or not error.filename:
+            raise
+        print(f"o2o: {error.filename}: {error.strerror}. O2O_TRACEBACK=1 shows where.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("o2o: interrupted.", file=sys.stderr)
         return 130
+    except SystemExit as exit:  # argparse and jsonargparse end a process that may be a test's
+        return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,26 @@ class OnlineBuffer:
         """``count`` uniform rows with replacement."""
         return torch.randint(self.size, (count,), generator=generator)
 
+    def state(self) -> dict[str, Any]:
+        """The written rows, and where the next one goes: tensors and primitives."""
+        rows = {"/".join(key) if isinstance(key, tuple) else key: column[: self.size].clone()
+                for key, column in self._columns.items()}  # fmt: skip
+        return {"rows": rows, "cursor": self.cursor, "capacity": self.capacity}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state`; a larger buffer takes them as well, oldest first."""
+        self.size = len(state["rows"]["reward"])
+        wrapped = self.size == state["capacity"] != self.capacity
+        for key, column in self._columns.items():
+            saved = state["rows"]["/".join(key) if isinstance(key, tuple) else key]
+            column[: self.size] = saved.roll(-state["cursor"], 0) if wrapped else saved
+        self.cursor = (self.size if wrapped else state["cursor"]) % self.capacity
+
+    def truncate_last(self) -> None:
+        """Marks the newest transition as cut off: its episode will not go on."""
+        if self.size:
+            self._rows["next", "truncated"][self.cursor - 1] = not self._rows["next", "terminated"][self.cursor - 1]
+
     def synchronize(self) -> ReplayBuffer:
         """Tells TorchRL how far the rows go, and returns its buffer for saving."""
         self.buffer.storage.load_state_dict({"_storage": self.leaves.state_dict(), "_len": self.size})

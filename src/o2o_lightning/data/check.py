@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from o2o_lightning.data.cut import successor_errors
 from o2o_lightning.data.raw import RawDataset, validate
 from o2o_lightning.data.replay import replay_check
-from o2o_lightning.envs.make import EnvSpec, env_spec
+from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
 from o2o_lightning.errors import UserError
 
 Status = Literal["ok", "warn", "fail", "skip"]
@@ -54,10 +54,10 @@ def check(raw: RawDataset, env_id: str | None = None, replay_rows: int = 200, se
         _flags(raw),
         _boundaries(raw),
     ]
-    env_id = env_id or raw.env_id
-    if env_id is None:
-        return [*rows, Check("environment", "skip", "the dataset names none; pass --env_id")]
     try:
+        env_id = env_id or foreign_id(raw.env_id, "the dataset")
+        if env_id is None:
+            return [*rows, Check("environment", "skip", "the dataset names none; pass --env_id")]
         env = env_spec(env_id, raw.observations.shape[1])
     except UserError as error:
         return [*rows, Check("environment", "fail", str(error))]

@@ -193,6 +193,10 @@ def _dataset_keys(file: h5py.File) -> list[str]:
 
 
 def _read(file: h5py.File, key: str, source: str, rows: slice = slice(None)) -> NDArray[Any]:
+    if file[key].external or file[key].is_virtual:
+        raise UserError(
+            f"dataset {source}: '{key}' lies in other files, which a dataset may not name. Store it in the file itself."
+        )
     try:
         array = np.asarray(file[key][rows] if file[key].shape else file[key][()])
     except OSError as error:

@@ -19,7 +19,7 @@ from o2o_lightning.data.scores import reference_scores
 from o2o_lightning.data.store import TransitionStore
 from o2o_lightning.data.stream import OfflineStream, prepare
 from o2o_lightning.envs.evaluate import Evaluation, Evaluator
-from o2o_lightning.envs.make import EnvSpec, env_spec
+from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import FloatArray
 
@@ -121,12 +121,6 @@ class OfflineData(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # the stream puts each batch on the device; a live chunk cannot be moved as a whole
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows.get_state()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows.set_state(state_dict["rows"])
-
     # ---- for phases ----------------------------------------------------------------------------------------------
 
     def sizes(self) -> tuple[int, int]:
@@ -172,6 +166,14 @@ class OfflineData(L.LightningDataModule):
         for name, pieces in parts.items():
             self.store.attach(name, torch.cat(pieces))
 
+    def local_state(self) -> dict[str, Any]:
+        """What this process needs to go on exactly, beside the checkpoint: tensors and primitives."""
+        return {"rows": self.rows.get_state()}
+
+    def load_local_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`local_state`."""
+        self.rows.set_state(state["rows"])
+
     def evaluate(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
         """Episodes of ``act``, raw observations to actions, on environments that training never touches."""
         if self._evaluator is None:
@@ -193,7 +195,7 @@ class OfflineData(L.LightningDataModule):
         from o2o_lightning.data.spec import load_raw
 
         raw = load_raw(dataset)
-        self.env_id = self.env_id or raw.env_id
+        self.env_id = self.env_id or foreign_id(raw.env_id, f"dataset {dataset}")
         if self.env_id is not None:
             self.env = env_spec(self.env_id, raw.observations.shape[1], self.layout)
         self._scratch = tempfile.TemporaryDirectory(prefix="o2o-")  # of a memory map; gone with this object

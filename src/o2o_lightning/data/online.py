@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.stream import count_chunks, next_boundary
 from o2o_lightning.envs.interaction import Interaction
 from o2o_lightning.envs.make import make_env
+from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.errors import UserError
 
 
@@ -82,6 +84,20 @@ class OnlineData(OfflineData):
         assert self.replay is not None
         return self.prepare(self.replay.sample(self.rows), device)
 
+    def local_state(self) -> dict[str, Any]:
+        assert self.interaction is not None
+        return {
+            **super().local_state(),
+            "exploration": pack(self.generator),
+            "interaction": self.interaction.state(),
+        }
+
+    def load_local_state(self, state: dict[str, Any]) -> None:
+        super().load_local_state(state)
+        assert self.interaction is not None
+        self.generator = unpack(state["exploration"])
+        self.interaction.load_state(state["interaction"])
+
     def teardown(self, stage: str) -> None:
         if stage == "fit" and self.interaction is not None:
             self.interaction.env.close()
@@ -98,7 +114,13 @@ class OnlineStream:
         self.data, self.budget, self.collect = data, budget, collect
 
     def __len__(self) -> int:
-        return count_chunks(self.budget, self.data.chunk, self.data.eval_every)
+        return self._chunks
+
+    @cached_property
+    def _chunks(self) -> int:
+        # counted once, before the first chunk: Lightning compares it with the chunks that it has fetched
+        start = cast(Any, self.data.trainer).lightning_module.env_steps
+        return count_chunks(self.budget, self.data.chunk, self.data.eval_every, start)
 
     def __iter__(self) -> Iterator[Iterator[TensorDictBase]]:
         data, module = self.data, cast(Any, self.data.trainer).lightning_module
@@ -119,7 +141,8 @@ def start_interaction(data: OfflineData, buffer: OnlineBuffer, seed: int) -> Int
             f"dataset {data.dataset}: it does not name its environment, and the online phase needs one. "
             "Pass --data.env_id."
         )
-    return Interaction(make_env(data.env_id, data.sizes()[0], data.layout), buffer, seed)
+    env_id, width, layout = data.env_id, data.sizes()[0], data.layout
+    return Interaction(lambda: make_env(env_id, width, layout), buffer, seed)
 
 
 def explorer(data: OfflineData, module: Any) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:

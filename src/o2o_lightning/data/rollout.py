@@ -13,6 +13,7 @@ from o2o_lightning.data.buffer import OnlineBuffer
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineStream, explorer, interaction_seed, start_interaction
 from o2o_lightning.envs.interaction import Interaction
+from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.errors import UserError
 
 
@@ -79,6 +80,19 @@ class RolloutData(OfflineData):
                 module.on_env_step()
             if len(self.interactions[0].buffer) == self.rollout // self.num_envs:
                 yield from self._minibatches(module, self._take(module.device))
+
+    def local_state(self) -> dict[str, Any]:
+        return {
+            **super().local_state(),
+            "exploration": pack(self.generator),
+            "interactions": [interaction.state() for interaction in self.interactions],
+        }
+
+    def load_local_state(self, state: dict[str, Any]) -> None:
+        super().load_local_state(state)
+        self.generator = unpack(state["exploration"])
+        for interaction, saved in zip(self.interactions, state["interactions"], strict=True):
+            interaction.load_state(saved)
 
     def teardown(self, stage: str) -> None:
         if stage == "fit":

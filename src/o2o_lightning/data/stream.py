@@ -28,12 +28,15 @@ def next_boundary(clock: int, total: int, every: int) -> int:
     return min(total, (clock // every + 1) * every) if every > 0 else total
 
 
-def count_chunks(total: int, chunk: int, every: int) -> int:
-    """How many chunks of at most ``chunk`` cover ``total`` when none crosses a multiple of ``every``."""
-    if every <= 0:
-        return -(-total // chunk)
-    whole, rest = divmod(total, every)
-    return whole * -(-every // chunk) + -(-rest // chunk)
+def count_chunks(total: int, chunk: int, every: int, start: int = 0) -> int:
+    """How many chunks of at most ``chunk`` lead from ``start`` to ``total`` when none crosses a multiple of ``every``.
+
+    At least 1: a stream of nothing would keep Lightning from even starting.
+    """
+    boundary = next_boundary(start, total, every)
+    first, left = max(boundary - start, 0), max(total - boundary, 0)
+    whole, rest = divmod(left, every) if every > 0 else (0, 0)
+    return max(-(-first // chunk) + whole * -(-every // chunk) + -(-rest // chunk), 1)
 
 
 class OfflineStream:
@@ -57,9 +60,10 @@ class OfflineStream:
         self.store, self.transform, self.clock = store, transform, clock
         self.total, self.batch_size, self.chunk, self.every = total, batch_size, chunk, every
         self.generator = generator
+        self.chunks = count_chunks(total, chunk, every, clock())
 
     def __len__(self) -> int:
-        return count_chunks(self.total, self.chunk, self.every)
+        return self.chunks
 
     def __iter__(self) -> Iterator[tuple[TensorDictBase, ...]]:
         while (clock := self.clock()) < self.total:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from o2o_lightning.data.scores import normalized_score
 from o2o_lightning.envs.make import UnitAction, make_env
+from o2o_lightning.errors import Failure, UserError
 
 FloatArray = NDArray[np.float32]
 
@@ -65,6 +66,23 @@ class Evaluator:
 
     def run(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
         """Evaluates ``act``, a map from raw observations ``[B, S]`` to actions ``[B, A]``."""
+        try:
+            result = self._run(act)
+        except UserError:
+            raise
+        except Exception as error:
+            raise Failure(
+                f"environment {self.env_id}: an evaluation raised {type(error).__name__}: {error}. Check it; "
+                "`o2o resume RUN_DIR` goes on with a run from its last checkpoint."
+            ) from error
+        if not np.isfinite(result.returns).all():
+            raise Failure(
+                f"environment {self.env_id}: an evaluation episode's return is not finite. Check the simulator; "
+                "`o2o resume RUN_DIR` goes on with a run from its last checkpoint."
+            )
+        return result
+
+    def _run(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
         while len(self._envs) < self.episodes:
             self._envs.append(make_env(self.env_id, self.observation_dim, self.layout))
         observations = np.stack([env.reset(seed=self.seed + i)[0] for i, env in enumerate(self._envs)])

@@ -2,49 +2,106 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from o2o_lightning.data.buffer import OnlineBuffer
 from o2o_lightning.envs.make import UnitAction
-from o2o_lightning.errors import UserError
+from o2o_lightning.envs.snapshot import can_restore, restore, snapshot
+from o2o_lightning.errors import Failure, UserError
 
 FloatArray = NDArray[np.float32]
 
 
 class Interaction:
-    """Steps ``env`` and stores what was executed and what it led to, raw (un-normalised).
+    """Steps an environment and stores what was executed and what it led to, raw (un-normalised).
 
     ``explore`` maps a raw observation ``[S]`` to the executed action ``[A]`` in ``[-1, 1]``: the same action goes
     into the buffer (the official code stores it without its noise, D3).
     """
 
-    def __init__(self, env: UnitAction, buffer: OnlineBuffer, seed: int) -> None:
-        self.env, self.buffer = env, buffer
-        self.observation: FloatArray = env.reset(seed=seed)[0]
+    def __init__(self, make: Callable[[], UnitAction], buffer: OnlineBuffer, seed: int) -> None:
+        self.make, self.buffer, self.seed = make, buffer, seed
+        self.env = make()
+        self.name = self.env.spec.id if self.env.spec else str(self.env)
+        self.observation: FloatArray = self._guarded(lambda: self.env.reset(seed=seed))[0]
         self.episode_return, self.episode_length = 0.0, 0
-        self.episodes = 0
+        self.episodes, self.steps = 0, 0
         self.last_return: float | None = None
+        self._restorable: bool | None = None
 
     def step(self, explore: Callable[[FloatArray], FloatArray]) -> None:
         """One environment step."""
         action = explore(self.observation)
-        observation, reward, terminated, truncated, _ = self.env.step(action)
+        if not np.isfinite(action).all():
+            raise Failure(f"environment {self.name}: {self._where()}: the policy's action is not finite.")
+        observation, reward, terminated, truncated, _ = self._guarded(lambda: self.env.step(action))
         reward = float(reward)
         if not (np.isfinite(reward) and np.isfinite(observation).all()):
-            raise UserError(
-                f"environment {self.env.spec.id if self.env.spec else self.env}: step {self.episode_length} of episode "
-                f"{self.episodes} returned a non-finite reward or observation (reward {reward}). "
-                "Nothing was learned from it; check the simulator."
+            raise Failure(
+                f"environment {self.name}: {self._where()} returned a non-finite reward or observation (reward "
+                f"{reward}). Nothing was learned from it; check the simulator, then `o2o resume RUN_DIR` goes on from "
+                "the last checkpoint."
             )
         self.buffer.add(self.observation, action, reward, observation, bool(terminated), bool(truncated))
         self.observation = observation
         self.episode_return += reward
         self.episode_length += 1
+        self.steps += 1
         if terminated or truncated:
             self.last_return = self.episode_return
             self.episodes += 1
             self.episode_return, self.episode_length = 0.0, 0
-            self.observation = self.env.reset()[0]
+            self.observation = self._guarded(lambda: self.env.reset())[0]
+
+    def state(self) -> dict[str, Any]:
+        """Buffer, environment and counters: tensors and primitives. ``environment`` is None where it hides state."""
+        if self._restorable is None:
+            self._restorable = can_restore(self.make)
+            if not self._restorable:
+                print(
+                    f"o2o: environment {self.name}: its state cannot be saved. A resumed run starts a new episode, "
+                    "always the same, and so is not bit-equal to an uninterrupted one.",
+                    file=sys.stderr,
+                )
+        return {
+            "buffer": self.buffer.state(),
+            "environment": snapshot(self.env) if self._restorable else None,
+            "observation": torch.from_numpy(self.observation.copy()),
+            "counters": [self.episode_return, self.episode_length, self.episodes, self.steps, self.last_return],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state`; where the environment could not be saved, a new episode."""
+        self.buffer.load_state(state["buffer"])
+        self.episode_return, self.episode_length, self.episodes, self.steps, self.last_return = state["counters"]
+        if state["environment"] is not None:
+            restore(self.env, state["environment"])
+            self.observation = state["observation"].numpy()
+            return
+        print(f"o2o: environment {self.name}: its state was not saved; a new episode starts.", file=sys.stderr)
+        if self.episode_length:
+            self.buffer.truncate_last()
+            self.episodes += 1
+            self.episode_return, self.episode_length = 0.0, 0
+        self.observation = self._guarded(lambda: self.env.reset(seed=self.seed + 104_729 * (self.steps + 1)))[0]
+
+    def _where(self) -> str:
+        return f"step {self.episode_length} of episode {self.episodes}"
+
+    def _guarded(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except UserError:
+            raise
+        except Exception as error:
+            where = self._where() if hasattr(self, "episodes") else "its first reset"
+            raise Failure(
+                f"environment {self.name}: {where} raised {type(error).__name__}: {error}. Nothing was learned from "
+                "it; check the simulator, then `o2o resume RUN_DIR` goes on from the last checkpoint."
+            ) from error

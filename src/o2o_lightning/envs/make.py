@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,6 +111,16 @@ def make_env(
     return UnitAction(FlatObservation(env, chosen))
 
 
+def foreign_id(env_id: str | None, where: str) -> str | None:
+    """An environment id that a file names: it may choose among registered ones, not have a module imported."""
+    if env_id is not None and (not isinstance(env_id, str) or ":" in env_id):
+        raise UserError(
+            f"{where}: its environment '{env_id}' lies in a Python module, which would be run. If you trust it, pass "
+            f"--data.env_id {env_id}."
+        )
+    return env_id
+
+
 def env_spec(env_id: str, observation_dim: int | None = None, layout: Sequence[str] = ()) -> EnvSpec:
     """Sizes, native action bounds and horizon of ``env_id``; raises as :func:`make_env` does."""
     env = make_env(env_id, observation_dim, layout)
@@ -148,7 +160,8 @@ def _register_robotics(env_id: str) -> None:
     if env_id in gym.registry or ":" in env_id:
         return
     try:
-        import gymnasium_robotics
+        with contextlib.redirect_stderr(io.StringIO()):  # it prints news about itself
+            import gymnasium_robotics
     except ImportError:
         return
     with warnings.catch_warnings():

@@ -13,7 +13,8 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
 
     Args: ``difference`` x = min_j Q̄_j(s,a) − V(s), ``[B]``; ``expectile`` κ. Returns a scalar.
     """
-    return (torch.where(difference < 0, 1.0 - expectile, expectile) * difference.square()).mean()
+    square = difference.square()
+    return torch.where(difference < 0, (1.0 - expectile) * square, expectile * square).mean()
 
 
 def iql_critic_loss(q: Tensor, target: Tensor) -> Tensor:

@@ -20,7 +20,10 @@ from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions, r
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.errors import at_least
 from o2o_lightning.nn.actor import Actor, FloatArray
+from o2o_lightning.phases.handed import carry_moments, clip_gradients
+from o2o_lightning.phases.health import ChunkRecord
 
 
 class Loss(NamedTuple):
@@ -114,6 +117,16 @@ class Phase(L.LightningModule):
         return self.updates
 
     @property
+    def method(self) -> str:
+        """What ran, as results and checkpoints name it."""
+        return self.algorithm
+
+    @property
+    def total(self) -> int:
+        """The value of :attr:`clock` at which the phase ends."""
+        return int(self.trainer.max_steps)
+
+    @property
     def evaluation_period(self) -> int:
         """How much of :attr:`clock` passes between evaluations; 0 for only at the end."""
         return self.data.eval_every_updates
@@ -138,36 +151,32 @@ class Phase(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = []
         for name, (part, rate) in self.learners().items():
+            at_least(f"--model.{name}_lr", rate, 0)
             prefix = next(key for key, module in [*self.named_modules(), *self.named_parameters()] if module is part)
             named = [(prefix, part)] if isinstance(part, nn.Parameter) else list(part.named_parameters(prefix))
             groups.append({"params": named, "lr": rate, "name": name})
         optimizer = torch.optim.Adam(groups, eps=self.adam_eps, fused=True)
         if self.carries_moments and self.source is not None and self.source.phase in ("reevaluate", "align"):
-            self._carry_moments(optimizer, self.source)
+            carry_moments(optimizer, self.source)
         return optimizer
 
     def configure_callbacks(self) -> list[Callback]:
         return [EvaluationLoop()]
 
     def training_step(self, chunk: Iterable[TensorDictBase], batch_idx: int) -> None:
-        every = max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
-        for batch in chunk:
-            due = (self.updates + 1) % every == 0
-            metrics: dict[str, Tensor] = {}
-            self._set_rates()
-            for i, loss in enumerate(self.update(batch)):
-                self._descend(loss.value, counted=i == 0)
-                if due:
-                    metrics.update(loss.metrics)
-            self.updates += 1
-            if due:
-                self.log_now({name: float(value.detach().float().mean()) for name, value in metrics.items()})
+        record = ChunkRecord()
+        try:
+            self._train_chunk(chunk, record)
+        except Exception:
+            record.check(self.phase)  # a NaN that reached the environment is the cause, not the environment
+            raise
+        record.check(self.phase)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         critic, value = getattr(self.agent, "critic", None), getattr(self.agent, "value", None)
         checkpoint[KEY] = Handover(
             phase=self.phase,
-            algorithm=self.algorithm,
+            algorithm=self.method,
             actor=self.policy().spec.to_dict(),
             critic=critic.spec.to_dict() if critic is not None else None,
             value=value.spec.to_dict() if value is not None else None,
@@ -185,7 +194,6 @@ class Phase(L.LightningModule):
             "eval_env_steps": self.eval_env_steps,
             "curve": self.curve,
             "config": self.config,
-            "noise": self.noise.get_state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -193,7 +201,14 @@ class Phase(L.LightningModule):
         self.updates, self.env_steps = progress["updates"], progress["env_steps"]
         self.eval_env_steps, self.curve = progress["eval_env_steps"], progress["curve"]
         self.scores, self.returns = checkpoint[KEY]["scores"], checkpoint[KEY]["returns"]
-        self.noise.set_state(progress["noise"])
+
+    def local_state(self) -> dict[str, Any]:
+        """What this process needs to go on exactly, and a checkpoint does not hold: tensors and primitives."""
+        return {"noise": self.noise.get_state()}
+
+    def load_local_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`local_state`, when training starts."""
+        self.noise.set_state(state["noise"])
 
     # ---- for subclasses and callbacks ----------------------------------------------------------------------------
 
@@ -261,11 +276,26 @@ class Phase(L.LightningModule):
 
     # ---- internals -----------------------------------------------------------------------------------------------
 
+    def _train_chunk(self, chunk: Iterable[TensorDictBase], record: ChunkRecord) -> None:
+        every = max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+        for batch in chunk:
+            due = (self.updates + 1) % every == 0
+            metrics: dict[str, Tensor] = {}
+            self._set_rates()
+            for i, loss in enumerate(self.update(batch)):
+                record.add(self.updates, batch, loss.value, loss.metrics)
+                self._descend(loss.value, counted=i == 0)
+                if due:
+                    metrics.update(loss.metrics)
+            self.updates += 1
+            if due:
+                self.log_now({name: float(value.detach().float().mean()) for name, value in metrics.items()})
+
     def _descend(self, loss: Tensor, counted: bool) -> None:
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
-        self._clip_gradients(optimizer.optimizer)
+        clip_gradients(optimizer.optimizer, self.gradient_limits(), self.trainer.precision_plugin)
         if counted:
             optimizer.step()
         else:
@@ -276,20 +306,3 @@ class Phase(L.LightningModule):
         rates = self.rates()
         for group in cast(LightningOptimizer, self.optimizers()).param_groups if rates else ():
             group["lr"] = rates.get(group["name"], group["lr"])
-
-    def _clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        limits = self.gradient_limits()
-        if not limits:
-            return
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        scale = 1.0 if scaler is None else scaler.get_scale()  # fused Adam itself undoes the scale of 16-mixed
-        for group in optimizer.param_groups:
-            if group["name"] in limits:
-                nn.utils.clip_grad_norm_(group["params"], limits[group["name"]] * scale)
-
-    def _carry_moments(self, optimizer: torch.optim.Optimizer, source: Handover) -> None:
-        for group in optimizer.param_groups:
-            for name, parameter in zip(group["param_names"], group["params"], strict=True):
-                moments = source.adam.get(name.removeprefix("agent."))
-                if moments is not None and moments["exp_avg"].shape == parameter.shape:
-                    optimizer.state[parameter] = {key: value.clone() for key, value in moments.items()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from o2o_lightning.errors import UserError, at_least
+
 
 @dataclass
 class Multiplier:
@@ -13,15 +15,25 @@ class Multiplier:
     Attributes:
         start: λ at the beginning.
         lr: Adam's rate for ℓ; 5e-5 moves λ by at most a factor e^±2.5 in 100k updates at every second one.
-        every: gradient updates for one multiplier update; environment steps for one with O2SAC.
+        every: environment steps between two multiplier updates; by default it moves with the first policy update of an
+            environment step, which is every step for O2SAC and every second for O2TD3 (D33, T25).
         satisfied_weight, violated_weight: ω of Eq. 49 where the constraint holds, and where it does not.
     """
 
     start: float = 1.0
     lr: float = 5e-5
-    every: int = 2
+    every: int | None = None
     satisfied_weight: float = 0.3
     violated_weight: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not self.start > 0:
+            raise UserError(
+                f"--model.multiplier.start {self.start:g}: λ must be above 0. For λ ≡ 0 pass --model.constraint false."
+            )
+        at_least("--model.multiplier.lr", self.lr, 0)
+        if self.every is not None:
+            at_least("--model.multiplier.every", self.every, 1)
 
 
 @dataclass
@@ -55,6 +67,10 @@ class Reference:
     start: Literal["best", "aligned", "offline"] = "best"
     period: int = 1000
     threshold_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least("--model.reference.period", self.period, 1)
+        at_least("--model.reference.threshold_scale", self.threshold_scale, 0)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from o2o_lightning.agents.sac import SACAgent
 from o2o_lightning.checkpoint.handover import Handover, load_weights
+from o2o_lightning.errors import at_least
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
 from o2o_lightning.objectives.alignment import alignment_loss, alignment_target_sac, calibrated_value_sac
 from o2o_lightning.objectives.sac import soft_policy_loss
@@ -44,6 +45,7 @@ class AlignSAC(AlignPhase):
         log_prob_floor: float | None = -50.0,
     ) -> None:
         super().__init__(init_from)
+        at_least("--model.temperature", temperature, 1e-6)
         self.temperature, self.actor_lr, self.critic_lr = temperature, actor_lr, critic_lr
         self.log_prob_floor = log_prob_floor
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from o2o_lightning.agents.td3 import TD3Agent
 from o2o_lightning.checkpoint.handover import Handover
+from o2o_lightning.errors import at_least
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.objectives.bellman import critic_loss, td_target
@@ -50,6 +51,7 @@ class TD3BC(Phase):
         hidden: Sequence[int] = (256, 256),
     ) -> None:
         super().__init__()
+        at_least("--model.policy_delay", policy_delay, 1)
         self.bc_q_weight, self.actor_lr, self.critic_lr = bc_q_weight, actor_lr, critic_lr
         self.discount, self.polyak = discount, polyak
         self.policy_noise, self.noise_clip, self.policy_delay = policy_noise, noise_clip, policy_delay

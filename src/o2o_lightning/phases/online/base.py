@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from o2o_lightning.checkpoint.handover import POLICIES
 from o2o_lightning.envs.evaluate import Evaluation
 from o2o_lightning.nn.actor import Actor
 from o2o_lightning.nn.targets import frozen_copy, hard_update
+from o2o_lightning.objectives.constraint import multiplier_loss
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.phases.settings import Multiplier, Reference, Threshold
 
@@ -41,6 +42,14 @@ class ReferencedPhase(Phase):
     @property
     def clock(self) -> int:
         return self.env_steps
+
+    @property
+    def method(self) -> str:
+        return self.algorithm if self.follows else self.algorithm.removeprefix("o2")
+
+    @property
+    def total(self) -> int:
+        return int(cast(Any, self.data).budget)
 
     @property
     def evaluation_period(self) -> int:
@@ -104,8 +113,26 @@ class OnlinePhase(ReferencedPhase):
         super().__init__(init_from, constraint, reference)
         self.constraint, self.multiplier, self.threshold_settings = constraint, multiplier, threshold
         self.log_multiplier = nn.Parameter(torch.tensor(math.log(multiplier.start)))
+        self._multiplier_moved = False  # within the current environment step
         # 0-d tensor, not a number: a schedule must not trigger a recompilation.
         self.register_buffer("threshold", torch.tensor(threshold.start))
+
+    def on_env_step(self) -> None:
+        super().on_env_step()
+        self._multiplier_moved = False
+
+    def multiplier_due(self, policy_update: bool) -> bool:
+        """Whether λ moves in this update: at most once an environment step, whatever the update-to-data ratio."""
+        if not self.constraint or self._multiplier_moved:
+            return False
+        every = self.multiplier.every
+        self._multiplier_moved = policy_update if every is None else self.env_steps % every == 0
+        return self._multiplier_moved
+
+    def multiplier_loss(self, divergence: Tensor) -> Tensor:
+        """The multiplier's own loss on the divergence of this batch, Eq. 49."""
+        weights = (self.multiplier.satisfied_weight, self.multiplier.violated_weight)
+        return multiplier_loss(self.log_multiplier, divergence, self.threshold, *weights)
 
     def configure_callbacks(self) -> list[Callback]:
         callbacks, settings = super().configure_callbacks(), self.threshold_settings

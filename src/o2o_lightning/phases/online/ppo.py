@@ -146,7 +146,8 @@ class OnlinePPO(ReferencedPhase):
         if self.reward_scaling == "dynamic":
             reward, running = agent.reward_scale(reward, ended, self.running_return)
             self.running_return.copy_(running)
-        value, next_value = agent.value(observation).float(), agent.value(successor["observation"]).float()
+        both = torch.stack((observation, successor["observation"]))
+        value, next_value = agent.value(both).to(reward.dtype)  # mixed precision ends where rewards are summed up
         advantage, target = advantage_and_target(
             value, next_value, reward, terminated, ended, self.discount, self.gae_lambda
         )
@@ -179,7 +180,7 @@ class OnlinePPO(ReferencedPhase):
         row = {name: float(value) for name, value in metrics.items()}
         returns = [i.last_return for i in self.rollouts.interactions if i.last_return is not None]
         if returns:
-            row["exploration_return"] = float(np.mean(returns))
+            row["last_episode_return"] = float(np.mean(returns))
         self.log_now({**row, "auxiliary_weight": self._auxiliary_weight()})
 
     def status(self) -> list[str]:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from o2o_lightning.agents.sac import SACAgent
 from o2o_lightning.checkpoint.handover import Handover, load_weights
+from o2o_lightning.errors import at_least
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 from o2o_lightning.objectives.bellman import critic_loss, td_target
-from o2o_lightning.objectives.constraint import kl_estimate, multiplier_loss
+from o2o_lightning.objectives.constraint import kl_estimate
 from o2o_lightning.objectives.sac import soft_policy_loss, soft_value, temperature_loss
 from o2o_lightning.phases.base import Loss
 from o2o_lightning.phases.online.base import OnlinePhase
@@ -58,7 +59,7 @@ class OnlineSAC(OnlinePhase):
         polyak: float = 0.005,
         log_prob_floor: float = -50.0,
         actor_grad_clip: float | None = None,
-        multiplier: Multiplier = Multiplier(every=1),
+        multiplier: Multiplier = Multiplier(),
         threshold: Threshold = Threshold(start=0.125, end=2.0),
         reference: Reference = Reference(),
         hidden: Sequence[int] = (256, 256, 256),
@@ -67,12 +68,13 @@ class OnlineSAC(OnlinePhase):
         critics: int = 2,
     ) -> None:
         super().__init__(init_from, constraint, multiplier, threshold, reference)
+        at_least("--model.temperature", temperature, 1e-6)
+        at_least("--model.critics", critics, 1)
         self.temperature, self.temperature_lr = temperature, temperature_lr
         self.actor_lr, self.critic_lr, self.discount, self.polyak = actor_lr, critic_lr, discount, polyak
         self.log_prob_floor, self.actor_grad_clip = log_prob_floor, actor_grad_clip
         self.hidden, self.critic_hidden = tuple(hidden), tuple(critic_hidden)
         self.layer_norm, self.critics = layer_norm, critics
-        self.first_update = True
 
     def build(self, source: Handover | None) -> SACAgent:
         if source is None:
@@ -96,10 +98,6 @@ class OnlineSAC(OnlinePhase):
 
     def gradient_limits(self) -> dict[str, float]:
         return {} if self.actor_grad_clip is None else {"actor": self.actor_grad_clip}
-
-    def on_env_step(self) -> None:
-        super().on_env_step()
-        self.first_update = True
 
     def explore(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
         if self.source is None and self.updates == 0:  # from scratch, the warm-up is uniform (A7)
@@ -131,10 +129,9 @@ class OnlineSAC(OnlinePhase):
         if self.constraint:
             divergence = self._divergence(observation, action, log_prob)
             total = total + multiplier * divergence.mean()
-            if self._multiplier_due():
-                total = total + self._multiplier_loss(divergence)
+            if self.multiplier_due(policy_update=True):
+                total = total + self.multiplier_loss(divergence)
             metrics |= {"divergence": divergence, "multiplier": multiplier, "threshold": self.threshold}
-        self.first_update = False
         # Every loss is formed before any network moves, and none reaches another's parameters: one backward (D32).
         yield Loss(total, metrics)
         agent.track_critic(self.polyak)
@@ -154,11 +151,3 @@ class OnlineSAC(OnlinePhase):
             reference = self.reference.distribution(observation)
         # the action carries the gradient into log π_ref, whose parameters are constants
         return kl_estimate(log_prob, reference.log_prob(action), self.log_prob_floor)
-
-    def _multiplier_due(self) -> bool:
-        # once an environment step, whatever the update-to-data ratio (T25)
-        return self.first_update and self.env_steps % self.multiplier.every == 0
-
-    def _multiplier_loss(self, divergence: Tensor) -> Tensor:
-        weights = (self.multiplier.satisfied_weight, self.multiplier.violated_weight)
-        return multiplier_loss(self.log_multiplier, divergence, self.threshold, *weights)

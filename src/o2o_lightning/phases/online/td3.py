@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from o2o_lightning.agents.td3 import TD3Agent
 from o2o_lightning.checkpoint.handover import Handover, load_weights
+from o2o_lightning.errors import at_least
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.objectives.bellman import critic_loss, td_target
-from o2o_lightning.objectives.constraint import multiplier_loss, squared_divergence
+from o2o_lightning.objectives.constraint import squared_divergence
 from o2o_lightning.objectives.td3 import normalized_policy_loss, policy_loss, smoothed_action
 from o2o_lightning.phases.base import Loss
 from o2o_lightning.phases.online.base import OnlinePhase
@@ -69,6 +70,7 @@ class OnlineTD3(OnlinePhase):
         layer_norm: bool = False,
     ) -> None:
         super().__init__(init_from, constraint, multiplier, threshold, reference)
+        at_least("--model.policy_delay", policy_delay, 1)
         self.actor_lr, self.critic_lr = actor_lr, critic_lr
         self.discount, self.polyak = discount, polyak
         self.policy_noise, self.noise_clip, self.policy_delay = policy_noise, noise_clip, policy_delay
@@ -109,10 +111,10 @@ class OnlineTD3(OnlinePhase):
             yield self._policy_loss(observation)
             self.agent.track_critic(self.polyak)
             self.agent.track_actor(self.polyak)
-        elif self._multiplier_due():
+        elif self.multiplier_due(policy_update=False):
             with torch.no_grad():
                 divergence = squared_divergence(self.agent.actor(observation), self.reference(observation))
-            yield Loss(self._multiplier_loss(divergence), {})
+            yield Loss(self.multiplier_loss(divergence), {})
 
     def _critic_loss(self, batch: TensorDictBase) -> Loss:
         agent, action, next_observation = self.agent, batch["action"], batch["next", "observation"]
@@ -142,13 +144,6 @@ class OnlineTD3(OnlinePhase):
         divergence = squared_divergence(action, reference_action)
         multiplier = self.log_multiplier.detach().exp()
         loss = loss + multiplier * divergence.mean()
-        if self._multiplier_due():
-            loss = loss + self._multiplier_loss(divergence)
+        if self.multiplier_due(policy_update=True):
+            loss = loss + self.multiplier_loss(divergence)
         return Loss(loss, {**metrics, "divergence": divergence, "multiplier": multiplier, "threshold": self.threshold})
-
-    def _multiplier_due(self) -> bool:
-        return self.constraint and (self.updates + 1) % self.multiplier.every == 0
-
-    def _multiplier_loss(self, divergence: Tensor) -> Tensor:
-        weights = (self.multiplier.satisfied_weight, self.multiplier.violated_weight)
-        return multiplier_loss(self.log_multiplier, divergence, self.threshold, *weights)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from o2o_lightning.agents.sac import SACAgent
 from o2o_lightning.checkpoint.handover import POLICIES, Handover
+from o2o_lightning.errors import at_least
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
 from o2o_lightning.objectives.bellman import critic_loss, td_target
@@ -52,6 +53,8 @@ class ReevaluateSAC(Phase):
         critics: int = 2,
     ) -> None:
         super().__init__(init_from)
+        at_least("--model.temperature", temperature, 1e-6)
+        at_least("--model.critics", critics, 1)
         self.temperature, self.critic_lr, self.discount, self.polyak = temperature, critic_lr, discount, polyak
         self.hidden, self.layer_norm, self.critics = tuple(hidden), layer_norm, critics
 

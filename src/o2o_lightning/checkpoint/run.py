@@ -1,0 +1,82 @@
+"""A run directory as a whole: who is writing it, and what it was asked to hold."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from o2o_lightning.checkpoint.io import write_json
+from o2o_lightning.errors import UserError
+
+LOCK, PLAN = ".lock", "plan.json"
+PHASES = ("offline", "reevaluate", "align", "online")
+_held: dict[Path, IO[str]] = {}
+
+
+class Busy(UserError):
+    """Another process is writing to the directory: nothing in it is ours."""
+
+
+def lock(run_dir: str | Path) -> None:
+    """Takes the directory until this process ends, however it ends; again is nothing.
+
+    Raises:
+        UserError: another process has it.
+    """
+    run_dir = Path(run_dir).resolve()
+    if run_dir in _held:
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    file = (run_dir / LOCK).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise Busy(
+            f"--run_dir {run_dir}: {holder} is writing to it. Wait for its end, or pass another --run_dir."
+        ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()}")
+    file.flush()
+    _held[run_dir] = file
+
+
+def unlock(run_dir: str | Path) -> None:
+    """Gives the directory back before the process ends."""
+    file = _held.pop(Path(run_dir).resolve(), None)
+    if file is not None:
+        file.close()
+
+
+def add_to_plan(run_dir: Path, command: dict[str, Any]) -> None:
+    """Keeps what ``o2o fit`` was asked for, so that a resumed run knows which phases follow."""
+    plan = read_plan(run_dir)
+    if command not in plan:
+        write_plan(run_dir, [*plan, command])
+
+
+def write_plan(run_dir: Path, plan: list[dict[str, Any]]) -> None:
+    """Replaces the plan, where there is one or something to plan."""
+    if plan or (run_dir / PLAN).exists():
+        write_json(run_dir / PLAN, plan)
+
+
+def read_plan(run_dir: Path) -> list[dict[str, Any]]:
+    """The commands that have written to ``run_dir``, oldest first."""
+    path = run_dir / PLAN
+    if not path.is_file():
+        return []
+    try:
+        plan = json.loads(path.read_text())
+        keys = {"phase", "phases", "overrides", "options", "cwd"}
+        valid = all(keys <= set(item) and item["phases"] and {*item["phases"]} <= {*PHASES} for item in plan)
+    except (ValueError, TypeError):
+        valid = False
+    if not valid:
+        raise UserError(f"{path}: it is not a plan that o2o wrote. Remove the directory and run again.")
+    return list(plan)

@@ -1,0 +1,170 @@
+"""What ``o2o fit`` is going to run: every phase's typed configuration, checked before the first phase starts."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from o2o_lightning.cli.cloning import with_cloning
+from o2o_lightning.cli.compose import MISSING, PHASES, Command, compose, lightning_config
+from o2o_lightning.cli.lightning import Built, PhaseCLI, accepts, argument_names, required
+from o2o_lightning.cli.messages import did_you_mean
+from o2o_lightning.errors import UserError
+from o2o_lightning.phases.online.base import OnlinePhase
+
+_PART = re.compile(r"--(model|data)\.(?:init_args\.)?(\w+)")
+_SPECIAL = ("class_path", "init_args", "dict_kwargs", "help")
+
+
+@dataclass
+class Step:
+    """One phase of the plan."""
+
+    phase: str
+    cli: PhaseCLI
+
+
+def plan(command: Command) -> tuple[list[Step], list[str]]:
+    """The phases to run, each from the one before, and notes on those that the method leaves out."""
+    phases, cloning = with_cloning(command, _phases(command))
+    configs, notes = {}, [] if cloning is None else [cloning]
+    for phase in phases:
+        composed = compose(phase, command)
+        if "class_path" in composed["model"]:
+            configs[phase] = lightning_config(composed)
+        else:
+            notes.append(f"{phase}: {composed['model']['note']}")
+    previous = None
+    for phase, config in configs.items():
+        _start_from(previous, config["model"])
+        previous = phase
+    options = _options_by_phase(command, configs)
+    return [Step(phase, PhaseCLI(config, options[phase])) for phase, config in configs.items()], notes
+
+
+def check(built: list[Built]) -> None:
+    """What no single option's type tells; see :func:`plan` for why it is asked before anything runs.
+
+    Raises:
+        UserError: no checkpoint to start from, no number of updates, or no environment for the online phase.
+    """
+    for phase in built:
+        name, model, trainer = phase.model.phase, phase.model, phase.trainer
+        if model.init_from == MISSING:
+            raise UserError(
+                f"--phase {name}: it starts from a checkpoint of phase {' or '.join(model.accepts)}. "
+                f"Pass --model.init_from RUN_DIR/{model.accepts[0]}/checkpoints/last.ckpt."
+            )
+        if isinstance(model, OnlinePhase) and model.constraint and model.init_from is None:
+            raise UserError(
+                "--phase online: constrained fine-tuning starts from a policy. Pass --model.init_from "
+                "RUN_DIR/align/checkpoints/last.ckpt, or learn from scratch: online=td3 experiment=scratch."
+            )
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise UserError("--trainer.fast_dev_run: it writes no checkpoint to hand on. Pass experiment=quick.")
+        if model.clock_name == "env_steps" and trainer.max_steps != -1:
+            raise UserError(
+                f"--trainer.max_steps {trainer.max_steps}: the online phase ends after --data.env_steps N "
+                "(steps.env=N with --phase all). Leave --trainer.max_steps out."
+            )
+        if model.clock_name != "env_steps" and trainer.max_steps < 1:
+            raise UserError(
+                f"--trainer.max_steps {trainer.max_steps}: phase '{name}' needs a number of gradient updates, at "
+                f"least 1. Pass --trainer.max_steps N (steps.{name}=N with --phase all)."
+            )
+    last = built[-1]
+    if len(built) > 1 and last.model.clock_name == "env_steps":
+        _check_environment(last)
+
+
+def phase_help(command: Command) -> None:
+    """Prints every option of a phase: its own, its data's, and the Trainer's."""
+    config = lightning_config(compose(command.phase, command))
+    for part in ("model", "data"):
+        with contextlib.suppress(SystemExit):
+            PhaseCLI(config, [f"--{part}.help={config[part]['class_path']}"])
+        print()
+    with contextlib.suppress(SystemExit):
+        PhaseCLI(config, ["--help"])
+
+
+def _phases(command: Command) -> list[str]:
+    if command.phase != "all":
+        return [command.phase]
+    phases = compose("offline", command)["phases"]
+    if not isinstance(phases, list) or not phases or len({*phases}) < len(phases) or not {*phases} <= {*PHASES}:
+        raise UserError(f"phases={phases}: a list of {', '.join(PHASES)} is needed, each at most once.")
+    return phases
+
+
+def _start_from(previous: str | None, model: dict[str, Any]) -> None:
+    if not accepts(model["class_path"], "init_from"):
+        return
+    arguments = model.setdefault("init_args", {})
+    if previous is not None:
+        arguments["init_from"] = f"$RUN_DIR/{previous}/checkpoints/last.ckpt"
+    elif required(model["class_path"], "init_from"):
+        arguments.setdefault("init_from", MISSING)
+
+
+def _options_by_phase(command: Command, configs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Gives each dotted option to the phases that know it; one that none knows is refused."""
+    chosen: dict[str, list[str]] = {phase: [] for phase in configs}
+    for option in grouped(command.options):
+        for phase in _takers(command, option[0], configs):
+            chosen[phase] += option
+    return chosen
+
+
+def _takers(command: Command, option: str, configs: dict[str, dict[str, Any]]) -> list[str]:
+    phases = list(configs)
+    if len(phases) == 1:
+        return phases
+    if option.partition("=")[0] == "--trainer.max_steps":
+        # the online phase counts environment steps, and nobody types the cloning phase: steps.clone=N
+        return [phase for phase in phases if phase not in ("online", "clone")]
+    match = _PART.match(option)
+    if match is None or match[2] in _SPECIAL:
+        return phases
+    part, name = match.groups()
+    if command.option(f"--{part}") or command.option(f"--{part}.class_path"):
+        return phases
+    knowing = [phase for phase in phases if accepts(configs[phase][part]["class_path"], name)]
+    if not knowing:
+        known = [key for config in configs.values() for key in argument_names(config[part]["class_path"])]
+        raise UserError(f"--{part}.{name}: no phase has such an option{did_you_mean(name, known)} See `o2o fit -h`.")
+    if (part, name) != ("model", "init_from"):
+        return knowing
+    if phases[0] not in knowing:
+        rest = ",".join(phases[1:])
+        raise UserError(
+            f"--model.init_from: phase '{phases[0]}' starts from the dataset alone, and the others from the phase "
+            f"before. To go on from a checkpoint pass 'phases=[{rest}]' or one --phase."
+        )
+    return phases[:1]
+
+
+def grouped(options: list[str]) -> list[list[str]]:
+    """Options, each with its values."""
+    groups: list[list[str]] = []
+    for token in options:
+        if token.startswith("--") or not groups:
+            groups.append([token])
+        else:
+            groups[-1].append(token)
+    return groups
+
+
+def _check_environment(online: Built) -> None:
+    data = online.datamodule
+    if data.env_id is not None or data.dataset is None:
+        return
+    from o2o_lightning.data.spec import load_raw
+
+    if load_raw(data.dataset).env_id is None:
+        raise UserError(
+            f"dataset {data.dataset}: it does not name its environment, and the online phase needs one. "
+            "Pass --data.env_id."
+        )

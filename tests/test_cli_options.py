@@ -1,0 +1,242 @@
+"""How `o2o fit` reads its command line: help, configurations that go round, what beats what, loggers, Ctrl-C."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from o2o_lightning.cli.compose import groups, split
+from o2o_lightning.cli.plan import plan
+
+O2O = Callable[..., int]
+
+
+def planned(*argv: str) -> dict[str, dict[str, Any]]:
+    """The typed configuration of every phase that the command line would run."""
+    return {step.phase: yaml.safe_load(step.cli.written()) for step in plan(split(list(argv)))[0]}
+
+
+def command(*argv: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "o2o_lightning.cli.main", *argv],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background job, and some test runners, ignore Ctrl-C: hand it on as a terminal would
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+# ---- help ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv", [("fit", "-h"), ("fit", "--help"), ("fit",), ("fit", "--phase", "all", "-h")])
+def test_the_help_fits_on_a_screen_and_starts_nothing(
+    argv: tuple[str, ...], o2o: O2O, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert o2o(*argv) == 0
+    page = capsys.readouterr().out
+    lines = page.splitlines()
+    assert len(lines) <= 45 and max(len(line) for line in lines) <= 105
+    assert list(tmp_path.iterdir()) == []
+    names = [
+        "--run_dir",
+        "--seed_everything",
+        "--data.dataset",
+        "--data.env_id",
+        "--data.env_steps",
+        "--data.eval_every",
+    ]
+    names += ["--data.eval_episodes", "--model.init_from", "--trainer.max_steps", "--config", "--print_config"]
+    names += ["steps.offline=N", "steps.reevaluate=N", "steps.align=N", "steps.env=N"]
+    options = [option for group, options in groups().items() if group not in ("phase", "dataset") for option in options]
+    assert [name for name in (*names, *groups(), *groups()["phase"], *options) if name not in page] == []
+
+
+def test_the_help_names_the_defaults_that_a_run_has(o2o: O2O, capsys: pytest.CaptureFixture[str]) -> None:
+    o2o("fit", "-h")
+    page = capsys.readouterr().out
+    assert "1,000,000, 500,000, 500,000, 100,000" in page and "embedded*" in page and "o2td3*" in page
+    assert "[embedded:hopper-medium]" in page and "evaluations [1000]" in page and "evaluation [10]" in page
+
+
+def test_a_phases_help_explains_its_own_options_and_the_trainers(o2o: O2O, capsys: pytest.CaptureFixture[str]) -> None:
+    assert o2o("fit", "--phase", "align", "--help") == 0
+    page = capsys.readouterr().out
+    for option in ("--model.curvature", "--data.batch_size", "--trainer.max_steps", "--trainer.precision"):
+        assert option in page
+    assert o2o("fit", "--model.help", "OnlineTD3") == 0
+    assert "--model.threshold.end" in capsys.readouterr().out
+
+
+def test_the_first_help_names_every_command(o2o: O2O, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ((), ("-h",), ("--help",)):
+        assert o2o(*argv) == 0
+        page = capsys.readouterr().out
+        assert all(f"o2o {name}" in page for name in ("fit", "test", "validate", "predict", "data", "demo"))
+
+
+# ---- configurations that go round ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["offline", "reevaluate", "align", "online"])
+def test_a_printed_configuration_goes_round(
+    phase: str, o2o: O2O, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = (
+        "fit",
+        "--phase",
+        phase,
+        "dataset=hopper-expert-v2",
+        "--data.batch_size",
+        "64",
+        "--run_dir",
+        "elsewhere/run",
+    )
+    assert o2o(*line, "--print_config") == 0
+    printed = capsys.readouterr().out
+    assert "$RUN_DIR" in printed and "elsewhere" not in printed and str(tmp_path) not in printed
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.yaml").write_text(printed)
+    again = ("fit", "--phase", phase, "--config", "a.yaml")
+    assert o2o(*again, "--print_config") == 0
+    assert capsys.readouterr().out == printed
+    assert o2o(*again, "--model.critic_lr", "0.5", "--print_config") == 0
+    was, now = yaml.safe_load(printed), yaml.safe_load(capsys.readouterr().out)
+    was["model"]["init_args"]["critic_lr"] = 0.5
+    assert now == was and was["data"]["init_args"]["batch_size"] == 64
+
+
+# ---- what beats what -------------------------------------------------------------------------------------------------
+
+
+def test_an_option_beats_the_file_beats_the_group_beats_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("model: {init_args: {exploration_noise: 0.3, threshold: {end: 0.5}}}\n")
+
+    def noise_and_end(*argv: str) -> tuple[float, float, float]:
+        found = planned("--phase", "online", *argv)["online"]["model"]["init_args"]
+        return found["exploration_noise"], found["threshold"]["end"], found["discount"]
+
+    assert noise_and_end() == (0.1, 0.04, 0.99)
+    assert noise_and_end("tier=expert") == (0.05, 0.000625, 0.99)
+    assert noise_and_end("tier=expert", "--config", str(file)) == (0.3, 0.5, 0.99)
+    option = ("--model.exploration_noise", "0.7")
+    assert noise_and_end("tier=expert", "--config", str(file), *option) == (0.7, 0.5, 0.99)
+    # wherever it stands on the line, a file never beats what is typed
+    assert noise_and_end(*option, "--config", str(file), "tier=expert") == (0.7, 0.5, 0.99)
+    assert noise_and_end(*option, "-c", str(file)) == (0.7, 0.5, 0.99)
+
+
+def test_options_of_all_phases_reach_those_that_know_them() -> None:
+    budget = ("--data.env_steps", "7", "--data.eval_every", "3", "--data.eval_episodes", "2", "--trainer.devices", "1")
+    found = planned(*budget, "--trainer.max_steps", "9", "--model.curvature=2", "--model.threshold.end=0.5")
+    assert list(found) == ["offline", "reevaluate", "align", "online"]
+    data = {phase: config["data"]["init_args"] for phase, config in found.items()}
+    assert {phase: part.get("env_steps") for phase, part in data.items()} == {
+        "offline": None, "reevaluate": None, "align": None, "online": 7
+    }  # fmt: skip
+    assert {(part["eval_every"], part["eval_episodes"]) for part in data.values()} == {(3, 2)}
+    assert [config["trainer"]["max_steps"] for config in found.values()] == [9, 9, 9, -1]
+    model = {phase: config["model"]["init_args"] for phase, config in found.items()}
+    assert [phase for phase, part in model.items() if "curvature" in part] == ["align"]
+    assert model["align"]["curvature"] == 2 and model["online"]["threshold"]["end"] == 0.5
+    assert model["reevaluate"]["init_from"] == "$RUN_DIR/offline/checkpoints/last.ckpt"
+
+
+def test_a_run_of_later_phases_starts_from_a_checkpoint(chain: dict[str, Any]) -> None:
+    start = str(chain["offline"].checkpoint)
+    found = planned("phases=[reevaluate,align]", "--model.init_from", start)
+    assert [config["model"]["init_args"]["init_from"] for config in found.values()] == [
+        start, "$RUN_DIR/reevaluate/checkpoints/last.ckpt"
+    ]  # fmt: skip
+
+
+def test_a_folder_of_ones_own_configurations_adds_options(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mine.yaml").write_text(
+        '# @package _global_\ntier: expert\ndata: {dataset: "mine.hdf5", env_id: Hopper-v4}\n'
+    )
+    found = planned("--phase", "online", f"hydra.searchpath=[file://{tmp_path}]", "dataset=mine")["online"]
+    assert found["model"]["init_args"]["exploration_noise"] == 0.05
+    assert (found["data"]["init_args"]["dataset"], found["data"]["init_args"]["env_id"]) == ("mine.hdf5", "Hopper-v4")
+
+
+def test_an_argument_without_a_default_in_yaml_can_be_added_for_one_phase() -> None:
+    found = planned("+align.init_args.actor_lr=0.5")
+    assert [config["model"]["init_args"].get("actor_lr") for config in found.values()] == [3e-4, None, 0.5, 1e-4]
+
+
+# ---- loggers and callbacks -------------------------------------------------------------------------------------------
+
+
+def test_callbacks_are_added_and_loggers_replaced() -> None:
+    found = planned(
+        "--phase", "offline", "--trainer.callbacks+=LearningRateMonitor", "--trainer.logger", "TensorBoardLogger",
+        "--trainer.logger.save_dir", "tb",
+    )["offline"]["trainer"]  # fmt: skip
+    callbacks = [callback["class_path"].rpartition(".")[2] for callback in found["callbacks"]]
+    assert callbacks == ["PhaseProgress", "PhaseCheckpoint", "LearningRateMonitor"]
+    assert found["logger"]["class_path"] == "lightning.pytorch.loggers.TensorBoardLogger"
+    assert found["logger"]["init_args"]["save_dir"] == "tb"
+
+
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [
+        (("logger=tensorboard",), "run/offline/events*"),
+        (("--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "tb"), "tb/**/events*"),
+    ],
+)
+@pytest.mark.skipif(not importlib.util.find_spec("tensorboard"), reason="tensorboard is not installed")
+def test_tensorboard_writes_where_it_is_told(
+    options: tuple[str, ...], files: str, o2o: O2O, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pendulum: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ("--data.dataset", pendulum, "--data.eval_episodes", "1", "--trainer.max_steps", "3")
+    assert o2o("fit", "--phase", "offline", *data, *options, "--run_dir", "run") == 0
+    assert list(tmp_path.glob(files)) and not (tmp_path / "run/offline/metrics.csv").exists()
+
+
+def test_a_run_without_a_logger_still_leaves_its_summary(o2o: O2O, tmp_path: Path, pendulum: str) -> None:
+    data = ("--data.dataset", pendulum, "--data.eval_episodes", "1", "--trainer.max_steps", "3")
+    assert o2o("fit", "--phase", "offline", *data, "--trainer.logger", "false", "--run_dir", tmp_path) == 0
+    found = {path.name for path in (tmp_path / "offline").rglob("*") if path.is_file()}
+    assert found == {"config.yaml", "summary.json", "best.ckpt", "last.ckpt"}
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_ends_with_130_and_one_line(tmp_path: Path, pendulum: str) -> None:
+    process = command(
+        "fit", "--phase", "offline", "dataset=file", "--data.dataset", pendulum, "--run_dir", "run", cwd=tmp_path
+    )
+    started = tmp_path / "run" / "offline" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not started.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert (out, err.splitlines()[-1]) == ("", "o2o: interrupted.") and "Traceback" not in err
+
+
+def test_bad_input_is_one_line_for_the_shell_too(tmp_path: Path) -> None:
+    process = command("fit", "--phase", "align", "--model.init_from", "no.ckpt", cwd=tmp_path)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("o2o: checkpoint no.ckpt: missing.") and os.listdir(tmp_path) == []
