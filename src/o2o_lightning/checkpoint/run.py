@@ -12,7 +12,7 @@ from o2o_lightning.checkpoint.io import write_json
 from o2o_lightning.errors import UserError
 
 LOCK, PLAN = ".lock", "plan.json"
-PHASES = ("offline", "reevaluate", "align", "online")
+PHASES = ("offline", "clone", "reevaluate", "align", "online")
 _held: dict[Path, IO[str]] = {}
 
 
