@@ -29,6 +29,7 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
     target = _target(arguments)
     env_id = arguments.env_id or policy.env_id
     raw = _raw(arguments, format)
+    _check_sizes(policy, None, raw)
     env_id = env_id or (raw.env_id if raw is not None else None)
     env = env_spec(env_id, policy.observation_dim) if env_id is not None else None
     _check_sizes(policy, env, raw)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -64,15 +64,26 @@ class Actor(nn.Module):
         return action
 
 
+class Density(NamedTuple):
+    """What one pass of a stochastic actor says of given actions ``[B, A]``.
+
+    Attributes:
+        log_prob: their log-density ``[B]``.
+        entropy: of the policy in these states ``[B]``: the closed form where the family has one, else an estimate from
+            one sample, whose gradient is exact.
+        mode: the policy's own deterministic action ``[B, A]``.
+    """
+
+    log_prob: Tensor
+    entropy: Tensor
+    mode: Tensor
+
+
 class StochasticActor(Actor):
     """An actor that is a density, and so can be fitted to actions by their likelihood."""
 
-    def density(self, observation: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-density ``[B]`` of given actions ``[B, A]``, and the entropy ``[B]``, by one pass of the network.
-
-        The entropy is the closed form where the family has one, else an estimate from one sample made of ``noise``
-        ``[B, A]``, standard normal; its gradient is exact either way.
-        """
+    def density(self, observation: Tensor, action: Tensor, noise: Tensor) -> Density:
+        """See :class:`Density`; the entropy's sample, where one is needed, is made of standard normal ``noise``."""
         raise NotImplementedError(type(self).__name__)
 
     def sampled(self, observation: Tensor, noise: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from o2o_lightning.nn.actor import FloatArray, StochasticActor
+from o2o_lightning.nn.actor import Density, FloatArray, StochasticActor
 from o2o_lightning.nn.mlp import MLP, orthogonal_
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
@@ -57,10 +57,10 @@ class GaussianActor(StochasticActor):
         mean, log_std = self(observation)
         return normal_log_prob(mean, log_std, action)
 
-    def density(self, observation: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def density(self, observation: Tensor, action: Tensor, noise: Tensor) -> Density:
         mean, log_std = self(observation)
         log_prob = normal_log_prob(mean, log_std, action)
-        return log_prob, normal_entropy(log_std).expand_as(log_prob)
+        return Density(log_prob, normal_entropy(log_std).expand_as(log_prob), mean.clamp(-1.0, 1.0))
 
     def sampled(self, observation: Tensor, noise: Tensor) -> Tensor:
         mean, log_std = self(observation)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from o2o_lightning.nn.actor import FloatArray, StochasticActor
+from o2o_lightning.nn.actor import Density, FloatArray, StochasticActor
 from o2o_lightning.nn.mlp import MLP
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
@@ -87,9 +87,9 @@ class SquashedGaussianActor(StochasticActor):
         """:meth:`forward`, typed."""
         return self(observation)  # type: ignore[no-any-return]
 
-    def density(self, observation: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def density(self, observation: Tensor, action: Tensor, noise: Tensor) -> Density:
         policy = self.distribution(observation)
-        return policy.log_prob(action), -policy.sample(noise)[1]
+        return Density(policy.log_prob(action), -policy.sample(noise)[1], policy.mode())
 
     def sampled(self, observation: Tensor, noise: Tensor) -> Tensor:
         return self.distribution(observation).sample(noise)[0]

@@ -49,7 +49,7 @@ def export(policy: Deployed, path: str | Path, format: str) -> float:
     read: Function = load_torch_export(str(path)) if format == "torch" else load_onnx(str(path))
     states = torch.randn(256, policy.actor.spec.observation_dim, generator=torch.Generator().manual_seed(0))
     states = states * (policy.normalizer.std + policy.normalizer.eps) + policy.normalizer.mean
-    found = torch.from_numpy(np.array(read(states.numpy())))
+    found = torch.as_tensor(read(states.numpy()))
     apart = float(((found - policy(states)).abs() / policy.reach).max())
     if not apart <= TOLERANCE:
         Path(path).unlink()

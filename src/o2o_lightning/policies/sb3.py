@@ -100,7 +100,7 @@ def _refuse_others(state: State, data: dict[str, Any], path: Path) -> None:
 
 
 def _off_policy(state: State, path: Path) -> ImportedPolicy:
-    hidden = sequence(state, "actor.latent_pi")
+    hidden = sequence(state, "actor.latent_pi", path)
     if "actor.mu.weight" in state and "actor.log_std.weight" in state:
         return ImportedPolicy(
             str(path),
@@ -111,14 +111,14 @@ def _off_policy(state: State, path: Path) -> ImportedPolicy:
             linear(state, "actor.mu"),
             linear(state, "actor.log_std"),
         )
-    layers = sequence(state, "actor.mu")
+    layers = sequence(state, "actor.mu", path)
     if layers and not hidden:
         return ImportedPolicy(str(path), "Stable-Baselines3 zip", "td3", "deterministic", layers[:-1], layers[-1])
     raise _unknown(state, path)
 
 
 def _on_policy(state: State, path: Path) -> ImportedPolicy:
-    hidden = sequence(state, "mlp_extractor.shared_net") + sequence(state, "mlp_extractor.policy_net")
+    hidden = sequence(state, "mlp_extractor.shared_net", path) + sequence(state, "mlp_extractor.policy_net", path)
     if "action_net.weight" not in state:
         raise _unknown(state, path)
     if "log_std" not in state:

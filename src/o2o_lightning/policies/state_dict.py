@@ -27,7 +27,7 @@ def read_state_dict(path: Path, family: str | None = None, mean: str | None = No
     if inner is None and isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         inner = found["state_dict"]
     state = tensors_of(inner if isinstance(inner, dict) else found, str(path))
-    if sequence(state, "actor.net") or any(key.startswith("actor.") for key in state):
+    if sequence(state, "actor.net", path) or any(key.startswith("actor.") for key in state):
         state = {key.removeprefix("actor."): value for key, value in state.items() if key.startswith("actor.")}
     policy = _corl(state, path) or _plain(state, path)
     if family is not None:
@@ -43,7 +43,7 @@ def read_state_dict(path: Path, family: str | None = None, mean: str | None = No
 
 def _corl(state: State, path: Path) -> ImportedPolicy | None:
     name = "CORL or official checkpoint"
-    if layers := sequence(state, "base_network"):
+    if layers := sequence(state, "base_network", path):
         last, offset = "log_std_offset.constant", "log_std_multiplier.constant"
         weight, bias = layers[-1]
         half = weight.shape[0] // 2
@@ -53,17 +53,17 @@ def _corl(state: State, path: Path) -> ImportedPolicy | None:
             log_std_scale=float(state[offset]) if offset in state else 1.0,
             log_std_offset=float(state[last]) if last in state else 0.0,
         )  # fmt: skip
-    if layers := sequence(state, "_mlp"):
+    if layers := sequence(state, "_mlp", path):
         if "_log_std" not in state:
             return None
         log_std = numbers(state["_log_std"]).ravel()
         return ImportedPolicy(str(path), name, "awac", "gaussian", layers[:-1], layers[-1], log_std, mean_kind="linear")
-    if layers := sequence(state, "net.net"):
+    if layers := sequence(state, "net.net", path):
         if "log_std" in state:
             log_std = numbers(state["log_std"]).ravel()
             return ImportedPolicy(str(path), name, "iql", "gaussian", layers[:-1], layers[-1], log_std)
         return ImportedPolicy(str(path), name, "iql", "deterministic", layers[:-1], layers[-1])
-    if (layers := sequence(state, "net")) and "log_std" not in state:
+    if (layers := sequence(state, "net", path)) and "log_std" not in state:
         return ImportedPolicy(str(path), name, "td3_bc", "deterministic", layers[:-1], layers[-1])
     return None
 

@@ -32,11 +32,16 @@ def load_tensors(content: bytes, where: str) -> Any:
         raise UserError(f"policy {where}: it cannot be read ({reason}). It may be cut off; copy it again.") from error
 
 
-def sequence(state: State, prefix: str) -> list[Linear]:
-    """The linear layers ``PREFIX.0.weight``, ``PREFIX.2.weight``, … in order."""
+def sequence(state: State, prefix: str, path: Path) -> list[Linear]:
+    """The linear layers ``PREFIX.0.weight``, ``PREFIX.2.weight``, … in order; none of them may be missing."""
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.weight$")
-    numbers = sorted(int(match[1]) for key in state if (match := pattern.match(key)))
-    return [linear(state, f"{prefix}.{number}") for number in numbers]
+    places = sorted(int(match[1]) for key in state if (match := pattern.match(key)))
+    step = places[1] if len(places) > 1 else 1
+    if places != [*range(0, step * len(places), step)]:
+        raise UserError(
+            f"policy {path}: of its layers '{prefix}.N' only {places} are there, so one is missing. Pass another file."
+        )
+    return [linear(state, f"{prefix}.{place}") for place in places]
 
 
 def linear(state: State, name: str) -> Linear:

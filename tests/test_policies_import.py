@@ -1,0 +1,254 @@
+"""Policies of other libraries: is what was imported what the user had?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from policy_files import (
+    ACTIONS,
+    OBSERVATIONS,
+    box,
+    d4rl_file,
+    perceptron,
+    prefixed,
+    sb3_ppo,
+    sb3_sac,
+    sb3_td3,
+    sb3_zip,
+    vecnormalize,
+)
+from torch import Tensor, nn
+
+from o2o_lightning.checkpoint.handover import read_handover
+from o2o_lightning.cli.main import main
+from o2o_lightning.nn.actor import FloatArray
+from o2o_lightning.policies.statistics import read_statistics
+
+STATES = torch.randn(200, OBSERVATIONS, generator=torch.Generator().manual_seed(0))
+Source = tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def bring(tmp_path: Path, file: Path | str, *options: str) -> dict[str, Any]:
+    """Imports ``file`` without evaluating it and returns the report."""
+    arguments = ["policy", "import", str(file), "--run_dir", str(tmp_path / "run"), "--episodes", "0", *options]
+    assert main(arguments) == 0
+    found: dict[str, Any] = json.loads((tmp_path / "run/import/summary.json").read_text())
+    return found
+
+
+def imported(tmp_path: Path, states: Tensor = STATES) -> FloatArray:
+    """Actions of the imported policy, from its checkpoint alone."""
+    source = read_handover(tmp_path / "run/import/checkpoints/last.ckpt")
+    with torch.no_grad():
+        return source.build_actor().mode(source.build_normalizer()(states)).numpy()
+
+
+@pytest.mark.parametrize(
+    ("make", "module", "family"),
+    [
+        (sb3_sac, "stable_baselines3.sac.policies", "squashed_gaussian"),
+        (sb3_sac, "sb3_contrib.tqc.policies", "squashed_gaussian"),
+        (sb3_td3, "stable_baselines3.td3.policies", "deterministic"),
+        (sb3_ppo, "stable_baselines3.common.policies", "gaussian"),
+    ],
+)
+def test_a_stable_baselines3_policy_acts_as_its_own_network_does(
+    tmp_path: Path, make: Callable[[], Source], module: str, family: str
+) -> None:
+    state, forward = make()
+    report = bring(tmp_path, sb3_zip(tmp_path / "agent.zip", state, module), "--env_id", "Pendulum-v1")
+    with torch.no_grad():
+        expected = forward(STATES)
+    if family == "gaussian":  # in Pendulum's units of ±2, clipped
+        expected = (expected / 2).clamp(-1, 1)
+    np.testing.assert_allclose(imported(tmp_path), expected.clamp(-0.9999, 0.9999), atol=1.1e-4)
+    assert report["kind"] == family and report["parity"]["same"] and report["verdict"].startswith("same policy")
+    assert report["env_id"] == "Pendulum-v1"
+    if "common" not in module:
+        assert report["algorithm"] == module.split(".")[1]
+
+
+def test_the_log_density_of_a_squashed_gaussian_is_imported_too(tmp_path: Path) -> None:
+    state, _ = sb3_sac()
+    bring(tmp_path, sb3_zip(tmp_path / "agent.zip", state), "--env_id", "Pendulum-v1")
+    actor = read_handover(tmp_path / "run/import/checkpoints/last.ckpt").build_actor()
+    hidden = STATES
+    for i in (0, 2):
+        weight, bias = state[f"actor.latent_pi.{i}.weight"], state[f"actor.latent_pi.{i}.bias"]
+        hidden = torch.relu(hidden @ weight.T + bias)
+    expected = (hidden @ state["actor.log_std.weight"].T + state["actor.log_std.bias"]).clamp(-20, 2)
+    torch.testing.assert_close(actor(STATES).log_std, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_ppos_deviation_is_in_units_of_half_the_action_range(tmp_path: Path) -> None:
+    bring(tmp_path, sb3_zip(tmp_path / "agent.zip", sb3_ppo()[0]), "--env_id", "Pendulum-v1")
+    actor = read_handover(tmp_path / "run/import/checkpoints/last.ckpt").build_actor()
+    assert float(actor(STATES)[1][0].exp()) == pytest.approx(np.exp(-0.7) / 2)
+
+
+@pytest.mark.parametrize(("name", "layer"), [("ReLU", nn.ReLU), ("ELU", nn.ELU), ("Tanh", nn.Tanh)])
+def test_the_activation_is_read_from_the_zips_plain_strings(tmp_path: Path, name: str, layer: type[nn.Module]) -> None:
+    state, forward = sb3_ppo(layer)
+    arguments = {":serialized:": "gAWV", "activation_fn": f"<class 'torch.nn.modules.activation.{name}'>"}
+    space = box(bound=1.0)
+    file = sb3_zip(tmp_path / "agent.zip", state, policy_kwargs=arguments, action_space=space)
+    report = bring(tmp_path, file)
+    with torch.no_grad():
+        np.testing.assert_allclose(imported(tmp_path), forward(STATES).clamp(-1, 1), atol=1e-5)
+    assert report["activation"] == name.lower() and not any("activation" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_the_statistics_of_vecnormalize_are_part_of_the_policy(tmp_path: Path, protocol: int) -> None:
+    state, forward = sb3_sac()
+    mean, var = np.array([1.0, -2.0, 0.5]), np.array([4.0, 0.25, 1e-6])
+    statistics = vecnormalize(tmp_path / "stats.pkl", mean, var, protocol)
+    bring(tmp_path, sb3_zip(tmp_path / "agent.zip", state), "--normalizer", str(statistics))
+    normalized = ((STATES.double() - torch.from_numpy(mean)) / torch.from_numpy(var + 1e-8).sqrt()).clamp(-10, 10)
+    assert float(normalized.abs().max()) == 10.0  # the clip is at work
+    with torch.no_grad():
+        np.testing.assert_allclose(imported(tmp_path), forward(normalized.float()), atol=1.2e-4)
+
+
+def test_statistics_may_be_json_or_npz(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"mean": [1.0, 2.0], "var": [4.0, 9.0], "epsilon": 0.0, "clip_obs": 5}))
+    np.savez(tmp_path / "a.npz", mean=np.array([1.0, 2.0]), std=np.array([2.0, 3.0]), clip=5.0)
+    for name in ("a.json", "a.npz"):
+        found = read_statistics(tmp_path / name)
+        assert found.mean.tolist() == [1.0, 2.0] and found.std.tolist() == [2.0, 3.0] and found.clip == 5.0
+
+
+def test_statistics_beside_the_zip_are_taken_and_said(tmp_path: Path) -> None:
+    file = sb3_zip(tmp_path / "agent.zip", sb3_sac()[0])
+    vecnormalize(tmp_path / "agent.vecnormalize.pkl", np.ones(3), np.ones(3))
+    report = bring(tmp_path, file)
+    assert any("agent.vecnormalize.pkl" in note for note in report["notes"])
+    assert read_handover(tmp_path / "run/import/checkpoints/last.ckpt").build_normalizer().mean.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("distribution", ["tanh_gaussian", "gaussian"])
+def test_the_policy_inside_a_d4rl_file_is_imported(tmp_path: Path, distribution: str) -> None:
+    file, forward = d4rl_file(tmp_path / "data.hdf5", distribution)
+    with h5py.File(file, "a") as opened:
+        opened["metadata/policy/obs_mean"], opened["metadata/policy/obs_std"] = np.ones(3), np.full(3, 0.1)
+        opened["metadata/policy/obs_clip"] = 5.0
+    report = bring(tmp_path, file)
+    with torch.no_grad():
+        raw = forward(((STATES - 1) / 0.1).clamp(-5, 5))
+    expected = torch.tanh(raw) if distribution == "tanh_gaussian" else (raw / 2).clamp(-1, 1)
+    np.testing.assert_allclose(imported(tmp_path), expected, atol=1.2e-4)
+    assert report["env_id"] == "Pendulum-v1" and report["parity"]["states"] == 50
+
+
+def test_a_remaining_time_input_is_held_and_never_called_the_same_policy(tmp_path: Path) -> None:
+    file, forward = d4rl_file(tmp_path / "data.hdf5", observations=OBSERVATIONS + 1)
+    report = bring(tmp_path, file, "--time_feature", "0.5")
+    with torch.no_grad():
+        expected = torch.tanh(forward(torch.cat((STATES, torch.full((200, 1), 0.5)), -1)))
+    np.testing.assert_allclose(imported(tmp_path), expected, atol=1.2e-4)
+    assert not report["verdict"].startswith("same policy") and any("remaining time" in note for note in report["notes"])
+
+
+def corl(name: str) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
+    """Checkpoints as CORL's `state_dict()` and the trainers' modules name their tensors."""
+    if name == "td3_bc":
+        net = perceptron([3, 8, 8, 1], nn.ReLU, nn.Tanh)
+        return {"actor": prefixed("net", net.state_dict()), "critic_1": {}, "total_it": 7}, net
+    if name == "iql":
+        net = perceptron([3, 8, 8, 1], nn.ReLU, nn.Tanh)
+        state = {"log_std": torch.full((1,), -0.3), **prefixed("net.net", net.state_dict())}
+        return {"qf": {}, "actor": state, "total_it": 7}, net
+    if name == "awac":
+        net = perceptron([3, 8, 8, 8, 1], nn.ReLU)
+        return {"actor": {"_log_std": torch.zeros(1), **prefixed("_mlp", net.state_dict())}}, lambda x: net(x).clamp(
+            -1, 1
+        )
+    net = perceptron([3, 8, 8, 8, 2], nn.ReLU)
+    scalars = {"log_std_multiplier.constant": torch.tensor(0.9), "log_std_offset.constant": torch.tensor(-1.1)}
+    state = {**prefixed("base_network", net.state_dict()), **scalars}
+    return {"actor": state, "sac_log_alpha": torch.zeros(1)}, lambda x: torch.tanh(net(x)[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("td3_bc", "deterministic"), ("iql", "gaussian"), ("awac", "gaussian"), ("cql", "squashed_gaussian")],
+)
+def test_corls_checkpoints_are_known_by_their_names(tmp_path: Path, name: str, family: str) -> None:
+    checkpoint, forward = corl(name)
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    report = bring(tmp_path, tmp_path / "checkpoint.pt")
+    with torch.no_grad():
+        np.testing.assert_allclose(imported(tmp_path), forward(STATES), atol=1.2e-4)
+    assert (report["algorithm"], report["kind"]) == (name, family)
+    if name == "cql":
+        actor = read_handover(tmp_path / "run/import/checkpoints/last.ckpt").build_actor()
+        assert float(actor.log_std_scale) == pytest.approx(0.9) and float(actor.log_std_offset) == pytest.approx(-1.1)
+
+
+@pytest.mark.parametrize("family", ["deterministic", "gaussian", "squashed_gaussian"])
+def test_a_plain_state_dict_is_read_layer_by_layer(tmp_path: Path, family: str) -> None:
+    net = perceptron([3, 8, 1], nn.ReLU)
+    state = dict(net.state_dict())
+    if family == "gaussian":
+        state["log_std"] = torch.zeros(1)
+    if family == "squashed_gaussian":
+        state |= prefixed("log_std_head", nn.Linear(8, 1).state_dict())
+    torch.save(state, tmp_path / "plain.pth")
+    assert bring(tmp_path, tmp_path / "plain.pth")["kind"] == family
+    with torch.no_grad():
+        np.testing.assert_allclose(imported(tmp_path), torch.tanh(net(STATES)), atol=1.2e-4)
+
+
+def test_an_imported_policy_is_what_the_next_phases_start_from(tmp_path: Path) -> None:
+    file, _ = d4rl_file(tmp_path / "data.hdf5")
+    bring(tmp_path, file)
+    start = tmp_path / "run/import/checkpoints/last.ckpt"
+    options = ["--phase", "reevaluate", "online=o2sac", "--data.dataset", str(file), "--trainer.max_steps", "2"]
+    small = ["--model.hidden", "[8]", "--data.batch_size", "8", "--data.eval_episodes", "1"]
+    assert main(["fit", *options, *small, "--model.init_from", str(start), "--run_dir", str(tmp_path / "next")]) == 0
+    after = read_handover(tmp_path / "next/reevaluate/checkpoints/last.ckpt")
+    for key, value in read_handover(start).build_actor().state_dict().items():
+        assert torch.equal(after.build_actor("offline_actor").state_dict()[key], value)
+
+
+def test_its_score_is_that_of_its_own_actions_in_the_environment(tmp_path: Path) -> None:
+    import gymnasium as gym
+
+    state, forward = sb3_td3()
+    file = sb3_zip(tmp_path / "agent.zip", state)
+    options = ["--run_dir", str(tmp_path / "run"), "--env_id", "Pendulum-v1", "--episodes", "2", "--seed", "5"]
+    assert main(["policy", "import", str(file), *options]) == 0
+    report = json.loads((tmp_path / "run/import/summary.json").read_text())
+    env, returns = gym.make("Pendulum-v1"), []
+    for seed in (5, 6):
+        observation, truncated, total = env.reset(seed=seed)[0], False, 0.0
+        while not truncated:
+            with torch.no_grad():
+                action = 2 * forward(torch.from_numpy(observation)).numpy()
+            observation, reward, _, truncated, _ = env.step(action)
+            total += float(reward)
+        returns.append(total)
+    np.testing.assert_allclose(report["score"]["returns"], returns, rtol=1e-3)
+
+
+def test_inspect_says_what_a_file_and_a_checkpoint_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = sb3_zip(tmp_path / "agent.zip", sb3_sac()[0])
+    bring(tmp_path, file)
+    capsys.readouterr()
+    for target, format in ((file, "sb3"), (tmp_path / "run/import/checkpoints/last.ckpt", "o2o checkpoint")):
+        assert main(["policy", "inspect", str(target), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["format"], found["kind"], found["hidden"]) == (format, "squashed_gaussian", [16, 8])
+    assert found["action_dim"] == ACTIONS

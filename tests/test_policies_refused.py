@@ -1,0 +1,194 @@
+"""Bad policy files: one line that says what to do, exit code 2, and nothing in them ever runs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from policy_files import Payload, d4rl_file, perceptron, sb3_ppo, sb3_sac, sb3_zip, vecnormalize
+from torch import nn
+
+from o2o_lightning.cli.main import main
+
+
+def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, file: Path | str, *options: str) -> str:
+    capsys.readouterr()
+    run = ["--run_dir", str(tmp_path / "run"), "--episodes", "0"]
+    assert main(["policy", "import", str(file), *run, *options]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    # distilling is a fit, which may first say how it chose its hyper-parameters
+    lines = [line for line in lines if not line.startswith("hyper-parameters:")]
+    assert len(lines) == 1 and lines[0].startswith("o2o: "), captured.err
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+    return lines[0]
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trap = tmp_path / "trap"
+    payload = Payload(trap)
+    pickle.loads(pickle.dumps(payload)).close()  # it is real
+    trap.unlink()
+
+    torch.save({"actor": payload}, tmp_path / "a.pt")
+    (tmp_path / "b.pt").write_bytes(pickle.dumps({"actor": payload}))
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        archive.writestr("data", "{}")
+        archive.write(tmp_path / "a.pt", "policy.pth")
+    good = sb3_zip(tmp_path / "d.zip", sb3_sac()[0])
+    (tmp_path / "stats.pkl").write_bytes(pickle.dumps(payload))
+    vecnormalize(tmp_path / "mixed.pkl", np.ones(3), np.ones(3), ret_rms=payload)
+
+    assert "nothing of it ran" in refused(capsys, tmp_path, tmp_path / "a.pt")
+    refused(capsys, tmp_path, tmp_path / "b.pt")
+    assert "policy.pth" in refused(capsys, tmp_path, tmp_path / "c.zip")
+    for name in ("stats.pkl", "mixed.pkl"):
+        assert "open" in refused(capsys, tmp_path, good, "--normalizer", str(tmp_path / name))
+    assert not trap.exists()
+
+
+def test_the_pickles_inside_a_zips_json_are_never_opened(tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    hidden = base64.b64encode(pickle.dumps(Payload(trap))).decode()
+    file = sb3_zip(
+        tmp_path / "agent.zip", sb3_sac()[0], policy_kwargs={":serialized:": hidden}, lr={":serialized:": hidden}
+    )
+    assert main(["policy", "import", str(file), "--out", str(tmp_path / "x.ckpt"), "--episodes", "0"]) == 0
+    assert not trap.exists()
+
+
+def test_an_exported_program_with_pickled_objects_is_not_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Double(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, :1] * 2
+
+    trap, good, bad = tmp_path / "trap", tmp_path / "good.pt2", tmp_path / "bad.pt2"
+    torch.export.save(torch.export.export(Double(), (torch.zeros(2, 3),)), good)
+    with zipfile.ZipFile(good) as before, zipfile.ZipFile(bad, "w") as after:
+        root = before.namelist()[0].split("/")[0]
+        for name in before.namelist():
+            after.writestr(name, before.read(name))
+        after.writestr(f"{root}/data/constants/opaque_obj_0", pickle.dumps(Payload(trap)))
+        after.writestr(f"{root}/data/constants/more.json", json.dumps({"x": {"path_name": "opaque_obj_0"}}))
+    data = d4rl_file(tmp_path / "data.hdf5")[0]
+    options = ["--format", "torch_export", "--family", "deterministic", "--dataset", str(data)]
+    line = refused(capsys, tmp_path, bad, *options)
+    assert "more than a graph" in line and not trap.exists()
+
+
+def test_programs_run_only_when_named_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.jit.save(torch.jit.trace(perceptron([3, 4, 1], nn.ReLU), torch.zeros(1, 3)), tmp_path / "a.pt")
+    assert "--format torchscript" in refused(capsys, tmp_path, tmp_path / "a.pt")
+
+
+def test_a_broken_zip_is_said_to_be_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = sb3_zip(tmp_path / "agent.zip", sb3_sac()[0]).read_bytes()
+    for size in (0, 10, 500, len(content) - 30):
+        (tmp_path / "cut.zip").write_bytes(content[:size])
+        refused(capsys, tmp_path, tmp_path / "cut.zip")
+    damaged = bytearray(content)
+    damaged[len(content) // 2] ^= 0xFF
+    (tmp_path / "cut.zip").write_bytes(damaged)
+    refused(capsys, tmp_path, tmp_path / "cut.zip")
+
+
+def test_layers_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for key, shape in (
+        ("actor.mu.weight", (1, 9)),
+        ("actor.latent_pi.2.weight", (8, 15)),
+        ("actor.log_std.bias", (2,)),
+    ):
+        state, _ = sb3_sac()
+        state[key] = torch.zeros(shape)
+        refused(capsys, tmp_path, sb3_zip(tmp_path / "agent.zip", state))
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state, _ = sb3_sac()
+    state["actor.mu.bias"][0] = float("nan")
+    assert "NaN" in refused(capsys, tmp_path, sb3_zip(tmp_path / "agent.zip", state))
+
+
+@pytest.mark.parametrize("key", ["actor.mu.weight", "actor.log_std.weight", "actor.latent_pi.0.weight"])
+def test_missing_tensors_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
+    state, _ = sb3_sac()
+    del state[key]
+    refused(capsys, tmp_path, sb3_zip(tmp_path / "agent.zip", state))
+
+
+def test_policies_that_are_no_perceptrons_of_vectors_say_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {"actor.features_extractor.cnn.0.weight": torch.zeros(4, 3, 8, 8), **sb3_sac()[0]}
+    assert "images" in refused(capsys, tmp_path, sb3_zip(tmp_path / "a.zip", images))
+    discrete = {key: value for key, value in sb3_ppo()[0].items() if key != "log_std"}
+    assert "discrete" in refused(capsys, tmp_path, sb3_zip(tmp_path / "b.zip", discrete))
+    assert "gSDE" in refused(capsys, tmp_path, sb3_zip(tmp_path / "c.zip", sb3_sac()[0], use_sde=True))
+    unknown = {"actor.something.weight": torch.zeros(3, 3)}
+    assert "architecture" in refused(capsys, tmp_path, sb3_zip(tmp_path / "d.zip", unknown))
+    torch.save({"conv.weight": torch.zeros(1, 1, 3, 3)}, tmp_path / "e.pt")
+    refused(capsys, tmp_path, tmp_path / "e.pt")
+
+
+def test_another_environment_or_dataset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = sb3_zip(tmp_path / "agent.zip", sb3_sac()[0])
+    assert "Hopper-v5" in refused(capsys, tmp_path, file, "--env_id", "Hopper-v5")
+    assert "embedded" in refused(capsys, tmp_path, file, "--dataset", "embedded:hopper-medium")
+    wide = sb3_zip(tmp_path / "wide.zip", sb3_ppo(width=2)[0], action_space={})
+    assert "2 actions" in refused(capsys, tmp_path, wide, "--env_id", "Pendulum-v1")
+
+
+def test_statistics_of_another_size_or_form_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = sb3_zip(tmp_path / "agent.zip", sb3_sac()[0])
+    vecnormalize(tmp_path / "four.pkl", np.ones(4), np.ones(4))
+    (tmp_path / "no.json").write_text('{"average": [1]}')
+    (tmp_path / "bad.json").write_text("{")
+    vecnormalize(tmp_path / "cut.pkl", np.ones(3), np.ones(3))
+    (tmp_path / "cut.pkl").write_bytes((tmp_path / "cut.pkl").read_bytes()[:80])
+    (tmp_path / "zero.json").write_text('{"mean": [0, 0, 0], "std": [1, 0, 1]}')
+    for name in ("four.pkl", "no.json", "bad.json", "cut.pkl", "zero.json", "absent.json"):
+        assert name in refused(capsys, tmp_path, file, "--normalizer", str(tmp_path / name)) or name == "four.pkl"
+
+
+def test_a_dataset_without_a_policy_or_with_half_of_one_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, _ = d4rl_file(tmp_path / "data.hdf5")
+    with h5py.File(file, "a") as opened:
+        del opened["metadata/policy/last_fc/bias"]
+    assert "last_fc/bias" in refused(capsys, tmp_path, file)
+    with h5py.File(file, "a") as opened:
+        del opened["metadata/policy"]
+    assert "holds no policy" in refused(capsys, tmp_path, file)
+
+
+def test_what_is_no_policy_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "x.onnx").write_bytes(b"\x00\x01\x02")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("readme", "hello")
+    data = d4rl_file(tmp_path / "data.hdf5")[0]
+    for name in ("notes.txt", "empty.pt", "other.zip", "absent.zip"):
+        refused(capsys, tmp_path, tmp_path / name)
+    clone = ["--family", "deterministic", "--dataset", str(data)]
+    refused(capsys, tmp_path, tmp_path / "x.onnx", *clone)
+    refused(capsys, tmp_path, "no_such_module:function", *clone)
+
+
+def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, target = sb3_zip(tmp_path / "agent.zip", sb3_sac()[0]), tmp_path / "x.ckpt"
+    target.write_text("mine")
+    assert main(["policy", "import", str(file), "--out", str(target), "--episodes", "0"]) == 2
+    assert target.read_text() == "mine"
