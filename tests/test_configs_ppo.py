@@ -1,4 +1,4 @@
-"""Every row of the O2PPO and IQL tables (algorithm-facts 7.3, 7.5, 7.6), typed here by hand."""
+"""Every row of the O2PPO and IQL tables, typed here by hand."""
 
 from __future__ import annotations
 

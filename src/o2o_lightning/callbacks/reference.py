@@ -12,7 +12,7 @@ from o2o_lightning.envs.evaluate import Evaluation
 
 
 class ReferencePolicy(PhaseCallback):
-    """Keeps π_ref, the policy that constrained fine-tuning stays close to (algorithm-facts 6.3).
+    """Keeps π_ref, the policy that constrained fine-tuning stays close to.
 
     Args:
         mode: ``best``: swap when an evaluation scores strictly above every earlier one; ``interval``: swap every

@@ -110,7 +110,7 @@ class OnlineBuffer:
 
 
 class Replay:
-    """Draws the online phase's batches (algorithm-facts 6.7).
+    """Draws the online phase's batches.
 
     ``half``: an equal number of online and offline transitions, in that order; ``all`` and ``part``: the online buffer
     starts with the whole dataset, or with its 50 best episodes, and everything is drawn from it; ``none``: online only.

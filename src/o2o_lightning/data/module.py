@@ -34,9 +34,9 @@ class OfflineData(L.LightningDataModule):
         env_id: Gymnasium id to evaluate in; the dataset's own by default.
         batch_size: transitions a gradient update.
         chunk: gradient updates a ``training_step``; changes speed, never results' counts.
-        normalize: standardise observations with the dataset's mean and deviation (§2.4).
+        normalize: standardise observations with the dataset's mean and deviation.
         normalize_eps: added to the deviation.
-        reward_scale, reward_shift: affine map of rewards for learning (§2.5); scores use raw rewards.
+        reward_scale, reward_shift: affine map of rewards for learning; scores use raw rewards.
         reward_range: scale rewards by 1000 / (highest − lowest return) of the dataset instead, as CORL does on MuJoCo.
         eval_every_updates: gradient updates between evaluations of an offline phase; 0 only at its end.
         eval_every: environment steps between evaluations of the online phase.

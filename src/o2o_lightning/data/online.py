@@ -30,7 +30,7 @@ class OnlineData(OfflineData):
         env_steps: budget of environment steps; the phase ends after exactly as many.
         utd: gradient updates an environment step (update-to-data ratio).
         warmup_steps: environment steps, by the policy to be fine-tuned, before the first update.
-        mix: ``half``, ``all``, ``part`` or ``none`` (algorithm-facts 6.7); ``none`` needs no dataset.
+        mix: ``half``, ``all``, ``part`` or ``none``; ``none`` needs no dataset.
         capacity: transitions that the online buffer holds.
         kwargs: as in :class:`OfflineData`.
     """

@@ -1,4 +1,4 @@
-"""Reward transforms for learning; scores always use raw rewards (algorithm-facts 2.5)."""
+"""Reward transforms for learning; scores always use raw rewards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def return_range_scale(store: TransitionStore) -> float:
     """1000 / (highest − lowest return), CORL's scaling of MuJoCo rewards; 1 where all returns are equal.
 
     Returns are over pseudo-episodes of usable transitions, cut at a termination or after 1000 of them. Dropped time-out
-    rows make true episodes 999 long, so cuts drift relative to them (pitfall 13); kept as it is for parity.
+    rows make true episodes 999 long, so cuts drift relative to them; kept as it is for parity.
     """
     rewards, terminated = store.leaves["reward"], store.leaves["next", "terminated"]
     if store.td_rows is not None:

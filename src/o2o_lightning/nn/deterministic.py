@@ -13,7 +13,7 @@ from o2o_lightning.nn.mlp import MLP, orthogonal_
 
 
 class DeterministicActor(Actor):
-    """TD3's policy: ``S → hidden → A``, ReLU, tanh output (algorithm-facts 1.2)."""
+    """TD3's policy: ``S → hidden → A``, ReLU, tanh output."""
 
     kind = "deterministic"
 

@@ -16,7 +16,7 @@ HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 class GaussianActor(StochasticActor):
-    """``S → hidden → A``, ReLU, tanh on the mean; one log σ for all states (algorithm-facts 1.2).
+    """``S → hidden → A``, ReLU, tanh on the mean; one log σ for all states.
 
     The distribution itself is not squashed: an executed action is a sample clipped to ±1, and its log-probability is
     the un-truncated Normal's at that clipped action.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class RewardScale(nn.Module):
-    r"""Divides rewards by the running deviation of :math:`R \leftarrow \gamma R + r` (§2.5, O2PPO on halfcheetah).
+    r"""Divides rewards by the running deviation of :math:`R \leftarrow \gamma R + r` (O2PPO on halfcheetah).
 
     Welford's statistics, with the sum of squares starting at 1 so that the first deviation is 1. They are buffers:
     the re-evaluation gathers them on the dataset, and the online phase goes on with them.

@@ -1,4 +1,4 @@
-"""SAC's policy: a Gaussian squashed by tanh, with exact log-probabilities (algorithm-facts 1.2)."""
+"""SAC's policy: a Gaussian squashed by tanh, with exact log-probabilities."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class ValueSpec:
 
 
 class ValueNet(nn.Module):
-    """V(s): ReLU and orthogonal weights in IQL, tanh and the framework's own in PPO (algorithm-facts 1.3, D26)."""
+    """V(s): ReLU and orthogonal weights in IQL, tanh and the framework's own in PPO (D26)."""
 
     def __init__(self, observation_dim: int, hidden: Sequence[int], activation: str = "relu") -> None:
         super().__init__()

@@ -10,7 +10,7 @@ def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: 
 
     Args: all ``[B]``; ``terminated`` is 1 only for a true termination, so a time-out keeps its bootstrap.
     Penalties that the method subtracts from the successor's value belong inside ``next_value``: a terminal
-    transition then has none (T26). Returns ``[B]``.
+    transition then has none. Returns ``[B]``.
     """
     return reward + discount * (1.0 - terminated) * next_value
 

@@ -10,13 +10,13 @@ from o2o_lightning.errors import UserError, at_least
 
 @dataclass
 class Multiplier:
-    """The Lagrange multiplier λ = exp(ℓ) (algorithm-facts 6.1).
+    """The Lagrange multiplier λ = exp(ℓ).
 
     Attributes:
         start: λ at the beginning.
         lr: Adam's rate for ℓ; 5e-5 moves λ by at most a factor e^±2.5 in 100k updates at every second one.
         every: environment steps between two multiplier updates; by default it moves with the first policy update of an
-            environment step, which is every step for O2SAC and every second for O2TD3 (D33, T25).
+            environment step, which is every step for O2SAC and every second for O2TD3 (D33).
         satisfied_weight, violated_weight: ω of Eq. 49 where the constraint holds, and where it does not.
     """
 
@@ -53,7 +53,7 @@ class Threshold:
 
 @dataclass
 class Reference:
-    """When the reference policy π_ref becomes a copy of the current one (algorithm-facts 6.3).
+    """When the reference policy π_ref becomes a copy of the current one.
 
     Attributes:
         mode: ``best``: at each evaluation whose score is the highest so far; ``interval``: every ``period``
@@ -75,7 +75,7 @@ class Reference:
 
 @dataclass
 class Auxiliary:
-    """O2PPO's auxiliary advantage (algorithm-facts 5.3).
+    """O2PPO's auxiliary advantage.
 
     Attributes:
         scale: α; its largest value is half of it, in deviations of the rollout's own advantage.

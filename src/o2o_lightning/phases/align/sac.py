@@ -20,7 +20,7 @@ from o2o_lightning.phases.base import Loss
 
 
 class AlignSAC(AlignPhase):
-    """Value alignment for SAC, Eqs. 10–13 (algorithm-facts 5.1).
+    """Value alignment for SAC, Eqs. 10–13.
 
     Learns: actor and critics. Frozen for the whole phase: the target critics, π_off and the temperature.
     Hands on: π_on and the aligned critics; the online phase makes its targets copies of them.

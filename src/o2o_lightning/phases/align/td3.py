@@ -24,7 +24,7 @@ from o2o_lightning.phases.base import Loss
 
 
 class AlignTD3(AlignPhase):
-    """Value alignment for TD3, Eqs. 15–16 and 40–44 (algorithm-facts 5.2).
+    """Value alignment for TD3, Eqs. 15–16 and 40–44.
 
     Learns: actor and critics. Frozen for the whole phase: the target critics and π_off.
     Hands on: π_on and the aligned critics; the online phase makes its targets copies of them.

@@ -30,7 +30,7 @@ BLOCK_ROWS = 1280
 
 
 class CQL(Phase):
-    """CQL as CORL has it: SAC whose critics also push down the values of actions beside the data (algorithm-facts 3.1).
+    """CQL as CORL has it: SAC whose critics also push down the values of actions beside the data.
 
     Args:
         conservative_weight: w of the conservative term.

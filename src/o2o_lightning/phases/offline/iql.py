@@ -22,7 +22,7 @@ from o2o_lightning.phases.base import Loss, Phase
 
 
 class IQL(Phase):
-    """IQL: an expectile of Q over the data's actions, and a policy that imitates the better ones (algorithm-facts 3.2).
+    """IQL: an expectile of Q over the data's actions, and a policy that imitates the better ones.
 
     Args:
         expectile: κ of the value loss; towards 1, V approaches the best action of the data.

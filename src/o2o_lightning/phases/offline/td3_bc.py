@@ -21,7 +21,7 @@ from o2o_lightning.phases.base import Loss, Phase
 
 
 class TD3BC(Phase):
-    """TD3+BC: TD3 whose policy also imitates the data (algorithm-facts 3.3).
+    """TD3+BC: TD3 whose policy also imitates the data.
 
     Args:
         bc_q_weight: α of the policy loss, larger = less imitation.

@@ -34,7 +34,7 @@ from o2o_lightning.phases.settings import Auxiliary, Reference
 
 
 class OnlinePPO(ReferencedPhase):
-    """Constrained fine-tuning with PPO (algorithm-facts 5.3, 6.6).
+    """Constrained fine-tuning with PPO.
 
     Learns: actor and V. Frozen: π_ref between swaps, and π_off. O2PPO has no alignment phase and no multiplier: the
     auxiliary advantage draws the policy to π_ref, less and less, while π_ref follows the best policy. Without

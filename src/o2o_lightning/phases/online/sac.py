@@ -25,7 +25,7 @@ from o2o_lightning.phases.settings import Multiplier, Reference, Threshold
 
 
 class OnlineSAC(OnlinePhase):
-    """Constrained fine-tuning with SAC, Eqs. 36–39 (algorithm-facts 6.4).
+    """Constrained fine-tuning with SAC, Eqs. 36–39.
 
     Learns: actor, critics, temperature, multiplier. Frozen: π_ref between swaps, and π_off. Without ``constraint`` it
     is plain SAC: "direct" fine-tuning from an offline checkpoint, or from scratch when no checkpoint is given.

@@ -25,7 +25,7 @@ from o2o_lightning.phases.settings import Multiplier, Reference, Threshold
 
 
 class OnlineTD3(OnlinePhase):
-    """Constrained fine-tuning with TD3, Eqs. 45–47 (algorithm-facts 6.5).
+    """Constrained fine-tuning with TD3, Eqs. 45–47.
 
     Learns: actor, critics, multiplier. Frozen: π_ref between swaps, and π_off. Without ``constraint`` it is plain TD3:
     "direct" fine-tuning from an offline checkpoint, or from scratch when no checkpoint is given.

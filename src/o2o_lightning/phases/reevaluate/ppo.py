@@ -18,7 +18,7 @@ from o2o_lightning.phases.base import Loss, Phase
 
 
 class ReevaluatePPO(Phase):
-    """V fitted to the discounted returns of the dataset (algorithm-facts 4.3).
+    """V fitted to the discounted returns of the dataset.
 
     It approximates the value of the policy that made the data, not of π_off: the auxiliary advantage of the online
     phase makes up for the difference. An episode's return ends with the episode, also where a time limit or the end

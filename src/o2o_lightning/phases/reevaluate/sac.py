@@ -20,7 +20,7 @@ from o2o_lightning.phases.base import Loss, Phase
 
 
 class ReevaluateSAC(Phase):
-    """Fitted Q-evaluation of π_off by SAC's target, Eq. 3 (algorithm-facts 4.1).
+    """Fitted Q-evaluation of π_off by SAC's target, Eq. 3.
 
     Learns: the critics, from random weights. Frozen: π_off and the temperature.
     Hands on: the offline policy and its optimistic critics.

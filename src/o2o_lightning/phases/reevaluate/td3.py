@@ -19,7 +19,7 @@ from o2o_lightning.phases.base import Loss, Phase
 
 
 class ReevaluateTD3(Phase):
-    """Fitted Q-evaluation of π_off by TD3's target, Eq. 6 (algorithm-facts 4.2).
+    """Fitted Q-evaluation of π_off by TD3's target, Eq. 6.
 
     Learns: the critics, from random weights. Frozen: π_off, which is also the target actor.
     Hands on: the offline policy and its optimistic critics.
