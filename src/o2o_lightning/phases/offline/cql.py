@@ -147,7 +147,7 @@ class CQL(Phase):
         """Δ of each critic ``[E]``, from N actions of each source, all evaluated at ``observation``."""
         with torch.no_grad():
             uniform = self.uniform((self.samples, *policy.mean.shape))
-            flat = torch.full(uniform.shape[:-1], uniform_log_density(uniform.shape[-1]), device=uniform.device)
+            flat = uniform.new_full(uniform.shape[:-1], uniform_log_density(uniform.shape[-1]))
             sources = [
                 (uniform, flat),
                 next_policy.sample(self._normal(self.samples, policy.mean)),
