@@ -105,7 +105,7 @@ def assert_same(found: Gradients, expected: Gradients) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         # λ is a float32 number: where a gradient cancels, its rounding is all that is left
-        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def losses(phase: Phase, batch: TensorDict) -> Iterator[tuple[Loss, Gradients]]:
