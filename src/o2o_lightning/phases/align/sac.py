@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from o2o_lightning.agents.sac import SACAgent
-from o2o_lightning.checkpoint.handover import Handover, load_weights
+from o2o_lightning.checkpoint.handover import Handover
 from o2o_lightning.errors import at_least
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
 from o2o_lightning.objectives.alignment import alignment_loss, alignment_target_sac, calibrated_value_sac
@@ -53,7 +53,7 @@ class AlignSAC(AlignPhase):
         assert source is not None
         agent = SACAgent(cast(SquashedGaussianActor, source.build_actor()), source.build_critic(), self.temperature)
         agent.log_alpha.requires_grad_(False)
-        load_weights(agent.target_critic, source.build_critic("target_critic").state_dict(), source.path)
+        source.load(agent.target_critic, "target_critic")
         return agent
 
     def learners(self) -> dict[str, tuple[nn.Module | nn.Parameter, float]]:

@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from o2o_lightning.agents.td3 import TD3Agent
-from o2o_lightning.checkpoint.handover import Handover, load_weights
+from o2o_lightning.checkpoint.handover import Handover
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.objectives.alignment import (
     action_distance,
@@ -56,7 +56,7 @@ class AlignTD3(AlignPhase):
     def build(self, source: Handover | None) -> TD3Agent:
         assert source is not None
         agent = TD3Agent(source.build_actor(), source.build_critic())
-        load_weights(agent.target_critic, source.build_critic("target_critic").state_dict(), source.path)
+        source.load(agent.target_critic, "target_critic")
         return agent
 
     def learners(self) -> dict[str, tuple[nn.Module | nn.Parameter, float]]:

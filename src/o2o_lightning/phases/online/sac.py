@@ -12,10 +12,11 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from o2o_lightning.agents.sac import SACAgent
-from o2o_lightning.checkpoint.handover import Handover, load_weights
+from o2o_lightning.checkpoint.handover import Handover
 from o2o_lightning.errors import at_least
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
+from o2o_lightning.nn.targets import hard_update
 from o2o_lightning.objectives.bellman import critic_loss, td_target
 from o2o_lightning.objectives.constraint import kl_estimate
 from o2o_lightning.objectives.sac import soft_policy_loss, soft_value, temperature_loss
@@ -83,9 +84,9 @@ class OnlineSAC(OnlinePhase):
             return SACAgent(SquashedGaussianActor(*sizes, self.hidden), critic, self.temperature)
         actor = cast(SquashedGaussianActor, source.build_actor())
         agent = SACAgent(actor, source.build_critic(), self.temperature)
-        load_weights(agent.offline_actor, source.build_actor("offline_actor").state_dict(), source.path)
+        hard_update(agent.offline_actor, source.build_actor("offline_actor"))
         if source.phase != "align":  # after alignment the targets start as copies, else the old critic comes back
-            load_weights(agent.target_critic, source.build_critic("target_critic").state_dict(), source.path)
+            source.load(agent.target_critic, "target_critic")
         return agent
 
     def learners(self) -> dict[str, tuple[nn.Module | nn.Parameter, float]]:

@@ -12,10 +12,11 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from o2o_lightning.agents.td3 import TD3Agent
-from o2o_lightning.checkpoint.handover import Handover, load_weights
+from o2o_lightning.checkpoint.handover import Handover
 from o2o_lightning.errors import at_least
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
+from o2o_lightning.nn.targets import hard_update
 from o2o_lightning.objectives.bellman import critic_loss, td_target
 from o2o_lightning.objectives.constraint import squared_divergence
 from o2o_lightning.objectives.td3 import normalized_policy_loss, policy_loss, smoothed_action
@@ -83,10 +84,10 @@ class OnlineTD3(OnlinePhase):
             sizes = self.data.sizes()
             return TD3Agent(DeterministicActor(*sizes, self.hidden), Critics(*sizes, self.hidden, self.layer_norm))
         agent = TD3Agent(source.build_actor(), source.build_critic())
-        load_weights(agent.offline_actor, source.build_actor("offline_actor").state_dict(), source.path)
+        hard_update(agent.offline_actor, source.build_actor("offline_actor"))
         if source.phase != "align":  # after alignment the targets start as copies, else the old critic comes back
-            load_weights(agent.target_actor, source.build_actor("target_actor").state_dict(), source.path)
-            load_weights(agent.target_critic, source.build_critic("target_critic").state_dict(), source.path)
+            hard_update(agent.target_actor, source.build_actor("target_actor"))
+            source.load(agent.target_critic, "target_critic")
         return agent
 
     def learners(self) -> dict[str, tuple[nn.Module | nn.Parameter, float]]:
