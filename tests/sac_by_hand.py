@@ -40,7 +40,7 @@ def ready(phase: Any, seed: int = 0, layer_norm: bool = True, critics: int = 2, 
                 parameter.add_(torch.randn_like(parameter) * spread)
     phase.double()
     phase.draws = []
-    phase.noise.manual_seed(seed)  # else whichever test ran before decides the draws
+    phase.noise.generator.manual_seed(seed)  # else whichever test ran before decides the draws
     for name in ("normal_like", "uniform"):
         setattr(phase, name, _recorded(getattr(phase, name), phase.draws))
     return phase

@@ -17,6 +17,7 @@ from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.targets import frozen_copy
 from o2o_lightning.phases import OnlineTD3
 from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.noise import Noise
 from o2o_lightning.phases.settings import Multiplier
 
 S, A, B, HIDDEN = 5, 3, 32, (16, 12)
@@ -58,9 +59,9 @@ def cached(phase: Phase, batch: Batch) -> TensorDict:
 
 def next_noise(phase: Phase) -> Tensor:
     """The noise that the next update will draw, without drawing it."""
-    generator = torch.Generator()
-    generator.set_state(phase.noise.get_state())
-    return torch.randn(B, A, generator=generator)
+    ahead = Noise(0, torch.device("cpu"))
+    ahead.load_state(phase.noise.state())
+    return ahead.normal((B, A))
 
 
 def plain(phase: Phase) -> Nets:

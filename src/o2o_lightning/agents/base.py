@@ -6,7 +6,7 @@ from torch import nn
 
 from o2o_lightning.nn.actor import Actor
 from o2o_lightning.nn.critics import Critics
-from o2o_lightning.nn.targets import frozen_copy, polyak_update
+from o2o_lightning.nn.targets import Polyak, frozen_copy
 
 
 class Agent(nn.Module):
@@ -25,7 +25,8 @@ class ActorCritic(Agent):
         super().__init__(actor)
         self.critic = critic
         self.target_critic = frozen_copy(critic)
+        self._track_critic = Polyak(self.target_critic, critic)
 
     def track_critic(self, polyak: float) -> None:
         """Moves the target critics towards the critics."""
-        polyak_update(self.target_critic, self.critic, polyak)
+        self._track_critic(polyak)

@@ -31,13 +31,16 @@ class Normalizer:
     std: Tensor
     eps: float = 1e-3
     clip: float | None = None
+    _scale: Tensor | None = field(default=None, init=False, repr=False, compare=False)
     _arrays: tuple[NDArray[np.float32], NDArray[np.float32]] | None = field(
         default=None, init=False, repr=False, compare=False
     )
 
     def __call__(self, observation: Tensor) -> Tensor:
         """Normalises ``[..., S]``."""
-        normalized = (observation - self.mean) / (self.std + self.eps)
+        if self._scale is None:
+            self._scale = self.std + self.eps
+        normalized = (observation - self.mean) / self._scale
         return normalized if self.clip is None else normalized.clamp(-self.clip, self.clip)
 
     def numpy(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ observation and action widths.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -62,19 +63,19 @@ class TransitionStore:
 
     def gather(self, rows: Tensor) -> TensorDict:
         """Copies the rows ``[...]`` (int64) of every leaf, attached caches included; batch size is the index shape."""
+        return nested(self.pick(rows), rows.shape)
+
+    def pick(self, rows: Tensor) -> dict[Any, Tensor]:
+        """:meth:`gather`, not yet nested."""
         flat, shape = rows.reshape(-1), rows.shape
-        out: dict[str, Tensor] = {}
-        successor: dict[str, Tensor] = {}
+        picked: dict[Any, Tensor] = {}
         for key, column in self._columns:
             # the same copy, but index_select of wide rows takes 4 to 10 times as long from about 4k rows on
             values = embedding(flat, column) if column.ndim == 2 else column.index_select(0, flat)
             if rows.ndim != 1:
                 values = values.view((*shape, *column.shape[1:]))
-            if isinstance(key, tuple):
-                successor[key[1]] = values
-            else:
-                out[key] = values
-        return TensorDict({**out, "next": TensorDict(successor, batch_size=shape)}, batch_size=shape)
+            picked[key] = values
+        return picked
 
     def sample_rows(self, shape: int | Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """Row numbers (int64) of the given shape, uniform with replacement over the rows usable for TD learning."""
@@ -152,6 +153,14 @@ class TransitionStore:
 
     def _list_columns(self) -> list[tuple[Key, Tensor]]:
         return list(self.leaves.items(include_nested=True, leaves_only=True))
+
+
+def nested(columns: dict[Any, Tensor], shape: torch.Size) -> TensorDict:
+    """Columns by name, or by ``("next", name)``, as transitions of batch size ``shape``; nothing is checked."""
+    own = {key: column for key, column in columns.items() if isinstance(key, str)}
+    successor = {key[1]: column for key, column in columns.items() if isinstance(key, tuple)}
+    make = TensorDict._new_unsafe
+    return make({**own, "next": make(successor, batch_size=shape)}, batch_size=shape)
 
 
 def episode_sums(values: Tensor, episodes: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from o2o_lightning.data.store import TransitionStore
 
 def prepare(batch: TensorDictBase, normalizer: Normalizer, rewards: RewardMap, device: torch.device) -> TensorDictBase:
     """Raw transitions ``[…]`` to what networks take: normalised observations, mapped rewards, float flags, device."""
-    batch = batch.to(device)
+    if batch["reward"].device != device:
+        batch = batch.to(device)
     batch["observation"] = normalizer(batch["observation"])
     batch["next", "observation"] = normalizer(batch["next", "observation"])
     if rewards != RewardMap():

@@ -6,7 +6,7 @@ import copy
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -22,7 +22,14 @@ def hard_update(target: nn.Module, source: nn.Module) -> None:
     torch._foreach_copy_(list(target.parameters()), list(source.parameters()))
 
 
-@torch.no_grad()
-def polyak_update(target: nn.Module, source: nn.Module, rate: float) -> None:
-    """``target ← (1 − rate)·target + rate·source``, in place and in one kernel call."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
+class Polyak:
+    """Moves a target network towards its source; the parameters are listed once, as that takes longer than moving."""
+
+    def __init__(self, target: nn.Module, source: nn.Module) -> None:
+        self._target: list[Tensor] = list(target.parameters())
+        self._source: list[Tensor] = list(source.parameters())
+
+    @torch.no_grad()
+    def __call__(self, rate: float) -> None:
+        """``target ← (1 − rate)·target + rate·source``, in place and in one kernel call."""
+        torch._foreach_lerp_(self._target, self._source, rate)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, cast
 
-import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -22,8 +20,10 @@ from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.envs.evaluate import Evaluation
 from o2o_lightning.errors import at_least
 from o2o_lightning.nn.actor import Actor, FloatArray
+from o2o_lightning.phases.adam import Adam
 from o2o_lightning.phases.handed import carry_moments, clip_gradients
 from o2o_lightning.phases.health import ChunkRecord
+from o2o_lightning.phases.steps import SteppingModule
 
 
 class Loss(NamedTuple):
@@ -33,12 +33,16 @@ class Loss(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-class Phase(L.LightningModule):
+class Phase(SteppingModule):
     """Base of all phases; a subclass says which networks learn (:meth:`learners`) and what a step is (:meth:`update`).
 
     **Clock.** One gradient update is one :meth:`update`, whatever number of losses it yields, so that
     ``trainer.global_step``, ``max_steps`` and checkpoint cadences count updates exactly; environment steps are the
     second clock, ``env_steps``. A chunk is an iterable of batches; one ``training_step`` consumes a chunk.
+
+    Args:
+        init_from: checkpoint of the phase before.
+        compile: compile the step functions into one graph each, kept in a cache on the disk; pays back in long runs.
     """
 
     phase: ClassVar[str]
@@ -54,8 +58,8 @@ class Phase(L.LightningModule):
     agent: Agent
     normalizer: Normalizer
 
-    def __init__(self, init_from: str | None = None) -> None:
-        super().__init__()
+    def __init__(self, init_from: str | None = None, compile: bool = False) -> None:
+        super().__init__(compile)
         self.automatic_optimization = False
         self.init_from = init_from
         self.updates = 0
@@ -67,7 +71,6 @@ class Phase(L.LightningModule):
         self.config: dict[str, Any] = {}
         self.display: dict[str, float] = {}
         self.source: Handover | None = None
-        self._noise: torch.Generator | None = None
 
     # ---- what a phase says ---------------------------------------------------------------------------------------
 
@@ -155,7 +158,7 @@ class Phase(L.LightningModule):
             prefix = next(key for key, module in [*self.named_modules(), *self.named_parameters()] if module is part)
             named = [(prefix, part)] if isinstance(part, nn.Parameter) else list(part.named_parameters(prefix))
             groups.append({"params": named, "lr": rate, "name": name})
-        optimizer = torch.optim.Adam(groups, eps=self.adam_eps, fused=True)
+        optimizer = Adam(groups, self.adam_eps)
         if self.carries_moments and self.source is not None and self.source.phase in ("reevaluate", "align"):
             carry_moments(optimizer, self.source)
         return optimizer
@@ -202,27 +205,7 @@ class Phase(L.LightningModule):
         self.eval_env_steps, self.curve = progress["eval_env_steps"], progress["curve"]
         self.scores, self.returns = checkpoint[KEY]["scores"], checkpoint[KEY]["returns"]
 
-    def local_state(self) -> dict[str, Any]:
-        """What this process needs to go on exactly, and a checkpoint does not hold: tensors and primitives."""
-        return {"noise": self.noise.get_state()}
-
-    def load_local_state(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`local_state`, when training starts."""
-        self.noise.set_state(state["noise"])
-
     # ---- for subclasses and callbacks ----------------------------------------------------------------------------
-
-    @property
-    def noise(self) -> torch.Generator:
-        """The phase's own random stream, so that nothing else's draws can shift it."""
-        if self._noise is None:
-            self._noise = torch.Generator(self.device)
-            self._noise.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1009 + self.global_rank + 1)
-        return self._noise
-
-    def normal_like(self, tensor: Tensor) -> Tensor:
-        """Standard normal noise of ``tensor``'s shape from the phase's own stream."""
-        return torch.randn(tensor.shape, generator=self.noise, device=tensor.device)
 
     def facts(self) -> dict[str, Any]:
         """What ``summary.json`` says of this phase beyond what it says of all."""
@@ -235,10 +218,6 @@ class Phase(L.LightningModule):
     def status(self) -> list[str]:
         """What the progress line shows besides clock, scores and speed."""
         return []
-
-    def uniform(self, shape: Sequence[int]) -> Tensor:
-        """Uniform noise in [−1, 1) from the phase's own stream."""
-        return torch.rand(*shape, generator=self.noise, device=self.device) * 2.0 - 1.0
 
     def log_now(self, metrics: dict[str, float]) -> None:
         """One row to every logger, on the phase's own clock; both clocks are columns."""

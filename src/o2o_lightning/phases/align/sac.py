@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -14,9 +14,9 @@ from o2o_lightning.checkpoint.handover import Handover
 from o2o_lightning.errors import at_least
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
 from o2o_lightning.objectives.alignment import alignment_loss, alignment_target_sac, calibrated_value_sac
-from o2o_lightning.objectives.sac import soft_policy_loss
 from o2o_lightning.phases.align.base import AlignPhase
 from o2o_lightning.phases.base import Loss
+from o2o_lightning.phases.steps import step_function
 
 
 class AlignSAC(AlignPhase):
@@ -30,6 +30,7 @@ class AlignSAC(AlignPhase):
         temperature: α, fixed, the re-evaluation's.
         actor_lr, critic_lr: Adam's rates; the critics keep their moments of the re-evaluation (D47).
         log_prob_floor: lower bound of log π_off at explored actions; None for none, as the official code (D13).
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
     algorithm: ClassVar[str] = "o2sac"
@@ -43,8 +44,9 @@ class AlignSAC(AlignPhase):
         actor_lr: float = 1e-4,
         critic_lr: float = 3e-4,
         log_prob_floor: float | None = -50.0,
+        **options: Any,
     ) -> None:
-        super().__init__(init_from)
+        super().__init__(init_from, **options)
         at_least("--model.temperature", temperature, 1e-6)
         self.temperature, self.actor_lr, self.critic_lr = temperature, actor_lr, critic_lr
         self.log_prob_floor = log_prob_floor
@@ -71,11 +73,15 @@ class AlignSAC(AlignPhase):
         }
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
+        yield self._losses(batch, self.normal_like(batch["action"]), self.normal_like(batch["action"]))
+
+    @step_function
+    def _losses(self, batch: TensorDictBase, explore_noise: Tensor, policy_noise: Tensor) -> Loss:
         agent, observation, alpha = self.agent, batch["observation"], self.agent.log_alpha.exp()
         anchor, anchor_value = batch["anchor"], batch["anchor_value"]
-        policy = agent.actor.distribution(observation)
+        distribution = agent.actor.distribution(observation)  # serves both draws
         with torch.no_grad():
-            explored, _ = policy.sample(self.normal_like(policy.mean))
+            explored, _ = distribution.sample(explore_noise)
             offline_log_prob = SquashedGaussian(batch["offline_mean"], batch["offline_log_std"]).log_prob(explored)
             calibrated = calibrated_value_sac(
                 anchor_value, batch["anchor_log_prob"], offline_log_prob, alpha, self.log_prob_floor
@@ -85,20 +91,18 @@ class AlignSAC(AlignPhase):
             2, -1
         )
         align, retain = alignment_loss(q_explored, target, q_anchor, anchor_value)
-        action, log_prob = policy.sample(self.normal_like(policy.mean))
-        q_policy = agent.critic(observation, action, frozen=True)
-        actor_loss = soft_policy_loss(q_policy, log_prob, alpha)
+        policy = agent.policy_step(observation, distribution, policy_noise, alpha)
         # Both losses see the networks before this step, and neither reaches the other's parameters: one backward.
-        yield Loss(
-            align + retain + actor_loss,
+        return Loss(
+            align + retain + policy.loss,
             {
                 "align_loss": align,
                 "retain_loss": retain,
-                "actor_loss": actor_loss,
+                "actor_loss": policy.loss,
                 "q_explored": q_explored,
                 "q_anchor": q_anchor,
                 "target": target,
-                "log_prob": log_prob,
+                "log_prob": policy.log_prob,
                 "offline_log_prob": offline_log_prob,
             },
         )

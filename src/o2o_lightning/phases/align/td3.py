@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -21,6 +21,7 @@ from o2o_lightning.objectives.alignment import (
 from o2o_lightning.objectives.td3 import policy_loss, smoothed_action
 from o2o_lightning.phases.align.base import AlignPhase
 from o2o_lightning.phases.base import Loss
+from o2o_lightning.phases.steps import step_function
 
 
 class AlignTD3(AlignPhase):
@@ -34,6 +35,7 @@ class AlignTD3(AlignPhase):
         actor_lr, critic_lr: Adam's rates; the critics keep their moments of the re-evaluation (D47).
         curvature: k of Eq. 15.
         policy_noise, noise_clip: σ and c of the perturbed action; σ is also the distance's cap.
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
     algorithm: ClassVar[str] = "o2td3"
@@ -48,8 +50,9 @@ class AlignTD3(AlignPhase):
         curvature: float = 1.0,
         policy_noise: float = 0.2,
         noise_clip: float = 0.5,
+        **options: Any,
     ) -> None:
-        super().__init__(init_from)
+        super().__init__(init_from, **options)
         self.actor_lr, self.critic_lr, self.curvature = actor_lr, critic_lr, curvature
         self.policy_noise, self.noise_clip = policy_noise, noise_clip
 
@@ -67,11 +70,15 @@ class AlignTD3(AlignPhase):
         return {"anchor": anchor, "anchor_value": self.agent.target_critic(batch["observation"], anchor).amin(0)}
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
+        yield self._losses(batch, self.normal_like(batch["action"]))
+
+    @step_function
+    def _losses(self, batch: TensorDictBase, noise: Tensor) -> Loss:
         agent, observation = self.agent, batch["observation"]
         anchor, anchor_value = batch["anchor"], batch["anchor_value"]
         action = agent.actor(observation)
         with torch.no_grad():
-            perturbed = smoothed_action(action, self.normal_like(action), self.policy_noise, self.noise_clip)
+            perturbed = smoothed_action(action, noise, self.policy_noise, self.noise_clip)
             distance = action_distance(perturbed, anchor, self.policy_noise)
             calibrated = calibrated_value_td3(anchor_value, distance, self.curvature)
             target = alignment_target_td3(calibrated, agent.target_critic(observation, perturbed))
@@ -82,7 +89,7 @@ class AlignTD3(AlignPhase):
         q_policy = agent.critic.first(observation, action, frozen=True)
         actor_loss = policy_loss(q_policy)
         # Both losses see the networks before this step, and neither reaches the other's parameters: one backward.
-        yield Loss(
+        return Loss(
             align + retain + actor_loss,
             {
                 "align_loss": align,

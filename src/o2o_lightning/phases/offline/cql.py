@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -23,8 +23,9 @@ from o2o_lightning.objectives.cql import (
     max_target_value,
     uniform_log_density,
 )
-from o2o_lightning.objectives.sac import soft_policy_loss, temperature_loss
+from o2o_lightning.objectives.sac import temperature_loss
 from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.steps import step_function
 
 BLOCK_ROWS = 1280
 
@@ -46,6 +47,7 @@ class CQL(Phase):
         max_target: bootstrap from the best of N actions rather than from one.
         entropy_backup: subtract α·log π in the bootstrap.
         hidden, critic_hidden: widths of the actor, and of both critics (CORL's second one is shallower, D27).
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
     phase: ClassVar[str] = "offline"
@@ -71,8 +73,9 @@ class CQL(Phase):
         entropy_backup: bool = False,
         hidden: Sequence[int] = (256, 256, 256),
         critic_hidden: Sequence[int] = (256, 256, 256),
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(None, **options)
         at_least("--model.temperature", temperature, 1e-6)
         at_least("--model.softmax_temperature", softmax_temperature, 1e-6)
         at_least("--model.samples", samples, 1)
@@ -100,60 +103,69 @@ class CQL(Phase):
         return learners if self.lagrange_gap is None else {**learners, "lagrange": (self.log_lagrange, self.critic_lr)}
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
+        action = batch["action"]
+        many = action.expand(self.samples, *action.shape)
+        yield self._losses(
+            batch,
+            self.normal_like(action),
+            self.normal_like(many if self.max_target else action[None]),
+            self.uniform(many.shape),
+            self.normal_like(many),
+            self.normal_like(many),
+        )
+        self.agent.track_critic(self.polyak)
+
+    @step_function
+    def _losses(
+        self,
+        batch: TensorDictBase,
+        policy_noise: Tensor,
+        target_noise: Tensor,
+        uniform: Tensor,
+        next_noise: Tensor,
+        current_noise: Tensor,
+    ) -> Loss:
         agent, observation = self.agent, batch["observation"]
         # one pass of the trunk for each set of states serves all draws
-        policy = agent.actor.distribution(observation)
+        current = agent.actor.distribution(observation)
         with torch.no_grad():
-            next_policy = agent.actor.distribution(batch["next", "observation"])
+            following = agent.actor.distribution(batch["next", "observation"])
         alpha = agent.log_alpha.detach().exp()
+        policy = agent.policy_step(observation, current, policy_noise, alpha)
+        alpha_loss = temperature_loss(agent.log_alpha, policy.log_prob, agent.target_entropy)
 
-        action, log_prob = policy.sample(self.normal_like(policy.mean))
-        q_policy = agent.critic(observation, action, frozen=True)
-        actor_loss = soft_policy_loss(q_policy, log_prob, alpha)
-        alpha_loss = temperature_loss(agent.log_alpha, log_prob, agent.target_entropy)
-
-        target = self._target(batch, next_policy, alpha)
+        target = self._target(batch, following, target_noise, alpha)
         q = agent.critic(observation, batch["action"])
         td_loss = critic_loss(q, target)
-        gap = self._gap(observation, q, policy.detach(), next_policy)
-        penalty = self._penalty(gap)
+        with torch.no_grad():
+            flat = uniform.new_full(uniform.shape[:-1], uniform_log_density(uniform.shape[-1]))
+            sources = [(uniform, flat), following.sample(next_noise), current.sample(current_noise)]
+            actions, log_density = (torch.cat(parts) for parts in zip(*sources, strict=True))
+        gap = self._gap(observation, q, actions, log_density)
         # CORL forms every loss before it steps any network, and none reaches another's parameters: one backward.
-        yield Loss(
-            td_loss + penalty + actor_loss + alpha_loss,
+        return Loss(
+            td_loss + self._penalty(gap) + policy.loss + alpha_loss,
             {
                 "critic_loss": td_loss,
                 "conservative_gap": gap,
-                "actor_loss": actor_loss,
+                "actor_loss": policy.loss,
                 "q": q,
-                "q_policy": q_policy,
+                "q_policy": policy.q,
                 "target": target,
-                "log_prob": log_prob,
+                "log_prob": policy.log_prob,
                 "temperature": alpha,
             },
         )
-        agent.track_critic(self.polyak)
 
     @torch.no_grad()
-    def _target(self, batch: TensorDictBase, next_policy: SquashedGaussian, alpha: Tensor) -> Tensor:
-        draws = self.samples if self.max_target else 1
-        action, log_prob = next_policy.sample(self._normal(draws, next_policy.mean))
-        q = self.agent.target_critic(_repeat(batch["next", "observation"], draws), action)
+    def _target(self, batch: TensorDictBase, policy: SquashedGaussian, noise: Tensor, alpha: Tensor) -> Tensor:
+        action, log_prob = policy.sample(noise)
+        q = self.agent.target_critic(_repeat(batch["next", "observation"], len(noise)), action)
         value = max_target_value(q, log_prob, alpha if self.entropy_backup else None)
         return td_target(batch["reward"], batch["next", "terminated"], value, self.discount)
 
-    def _gap(
-        self, observation: Tensor, q_data: Tensor, policy: SquashedGaussian, next_policy: SquashedGaussian
-    ) -> Tensor:
-        """Δ of each critic ``[E]``, from N actions of each source, all evaluated at ``observation``."""
-        with torch.no_grad():
-            uniform = self.uniform((self.samples, *policy.mean.shape))
-            flat = uniform.new_full(uniform.shape[:-1], uniform_log_density(uniform.shape[-1]))
-            sources = [
-                (uniform, flat),
-                next_policy.sample(self._normal(self.samples, policy.mean)),
-                policy.sample(self._normal(self.samples, policy.mean)),
-            ]
-            actions, log_density = (torch.cat(parts) for parts in zip(*sources, strict=True))
+    def _gap(self, observation: Tensor, q_data: Tensor, actions: Tensor, log_density: Tensor) -> Tensor:
+        """Δ of each critic ``[E]``, from sampled ``actions`` ``[3N, B, A]``, all evaluated at ``observation``."""
         # in blocks that stay in the cache: a tenth faster than all rows at once
         blocks = torch.split(actions, max(1, BLOCK_ROWS // len(observation)))
         q = torch.cat([self.agent.critic(_repeat(observation, len(block)), block) for block in blocks], 1)
@@ -169,9 +181,6 @@ class CQL(Phase):
         weight = lagrange_weight(self.log_lagrange.detach()) * self.conservative_weight
         loss = weight * (gap - self.lagrange_gap).sum()
         return loss + lagrange_loss(self.log_lagrange, gap, self.lagrange_gap, self.conservative_weight)
-
-    def _normal(self, draws: int, like: Tensor) -> Tensor:
-        return self.normal_like(like.expand(draws, *like.shape))
 
 
 def _repeat(observation: Tensor, draws: int) -> Tensor:

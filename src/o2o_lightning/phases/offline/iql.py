@@ -19,6 +19,7 @@ from o2o_lightning.objectives.bellman import td_target
 from o2o_lightning.objectives.iql import advantage_weight, expectile_loss, iql_critic_loss, weighted_imitation_loss
 from o2o_lightning.objectives.schedules import cosine_decay
 from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.steps import step_function
 
 
 class IQL(Phase):
@@ -34,6 +35,7 @@ class IQL(Phase):
         polyak: rate of the target critics.
         deterministic: a deterministic policy instead of a Gaussian one; PPO needs the Gaussian.
         hidden: widths of all networks.
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
     phase: ClassVar[str] = "offline"
@@ -53,8 +55,9 @@ class IQL(Phase):
         polyak: float = 0.005,
         deterministic: bool = False,
         hidden: Sequence[int] = (256, 256),
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(None, **options)
         self.expectile, self.inverse_temperature, self.weight_cap = expectile, inverse_temperature, weight_cap
         self.actor_lr, self.critic_lr, self.value_lr = actor_lr, critic_lr, value_lr
         self.anneal_updates, self.discount, self.polyak = anneal_updates, discount, polyak
@@ -80,6 +83,11 @@ class IQL(Phase):
         return {"actor": self.actor_lr * cosine_decay(self.updates, self.anneal_updates or self.trainer.max_steps)}
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
+        yield self._losses(batch)
+        self.agent.track_critic(self.polyak)
+
+    @step_function
+    def _losses(self, batch: TensorDictBase) -> Loss:
         agent, observation, action = self.agent, batch["observation"], batch["action"]
         with torch.no_grad():
             q_target = agent.target_critic(observation, action).amin(0)
@@ -93,7 +101,7 @@ class IQL(Phase):
         weight = advantage_weight(difference, self.inverse_temperature, self.weight_cap)
         actor_loss = weighted_imitation_loss(weight, self._misfit(observation, action))
         # All three see V and Q̄ before this step, and none reaches another's parameters: one backward, one step.
-        yield Loss(
+        return Loss(
             value_loss + critic_loss + actor_loss,
             {
                 "value_loss": value_loss,
@@ -104,7 +112,6 @@ class IQL(Phase):
                 "weight": weight,
             },
         )
-        agent.track_critic(self.polyak)
 
     def _misfit(self, observation: Tensor, action: Tensor) -> Tensor:
         actor = self.agent.actor

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDictBase
-from torch import nn
+from torch import Tensor, nn
 
 from o2o_lightning.agents.td3 import TD3Agent
 from o2o_lightning.checkpoint.handover import Handover
@@ -18,6 +18,7 @@ from o2o_lightning.objectives.bellman import critic_loss, td_target
 from o2o_lightning.objectives.td3 import smoothed_action
 from o2o_lightning.objectives.td3_bc import td3_bc_policy_loss
 from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.steps import step_function
 
 
 class TD3BC(Phase):
@@ -31,6 +32,7 @@ class TD3BC(Phase):
         policy_noise, noise_clip: σ and c of target-policy smoothing.
         policy_delay: critic updates for one policy update.
         hidden: widths of actor and critics.
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
     phase: ClassVar[str] = "offline"
@@ -49,8 +51,9 @@ class TD3BC(Phase):
         noise_clip: float = 0.5,
         policy_delay: int = 2,
         hidden: Sequence[int] = (256, 256),
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(None, **options)
         at_least("--model.policy_delay", policy_delay, 1)
         self.bc_q_weight, self.actor_lr, self.critic_lr = bc_q_weight, actor_lr, critic_lr
         self.discount, self.polyak = discount, polyak
@@ -65,22 +68,28 @@ class TD3BC(Phase):
         return {"actor": (self.agent.actor, self.actor_lr), "critic": (self.agent.critic, self.critic_lr)}
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
-        agent = self.agent
-        observation, action = batch["observation"], batch["action"]
-        next_observation = batch["next", "observation"]
+        yield self._critic_loss(batch, self.normal_like(batch["action"]))
+        if (self.updates + 1) % self.policy_delay == 0:
+            yield self._policy_loss(batch)
+            self.agent.track_critic(self.polyak)
+            self.agent.track_actor(self.polyak)
+
+    @step_function
+    def _critic_loss(self, batch: TensorDictBase, noise: Tensor) -> Loss:
+        agent, next_observation = self.agent, batch["next", "observation"]
         with torch.no_grad():
             next_action = smoothed_action(
-                agent.target_actor(next_observation), self.normal_like(action), self.policy_noise, self.noise_clip
+                agent.target_actor(next_observation), noise, self.policy_noise, self.noise_clip
             )
             next_value = agent.target_critic(next_observation, next_action).amin(0)
             target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
-        q = agent.critic(observation, action)
+        q = agent.critic(batch["observation"], batch["action"])
         loss = critic_loss(q, target)
-        yield Loss(loss, {"critic_loss": loss, "q": q, "target": target})
-        if (self.updates + 1) % self.policy_delay == 0:
-            policy_action = agent.actor(observation)
-            q_policy = agent.critic.first(observation, policy_action, frozen=True)
-            loss = td3_bc_policy_loss(q_policy, policy_action, action, self.bc_q_weight)
-            yield Loss(loss, {"actor_loss": loss, "q_policy": q_policy})
-            agent.track_critic(self.polyak)
-            agent.track_actor(self.polyak)
+        return Loss(loss, {"critic_loss": loss, "q": q, "target": target})
+
+    @step_function
+    def _policy_loss(self, batch: TensorDictBase) -> Loss:
+        action = self.agent.actor(batch["observation"])
+        q_policy = self.agent.critic.first(batch["observation"], action, frozen=True)
+        loss = td3_bc_policy_loss(q_policy, action, batch["action"], self.bc_q_weight)
+        return Loss(loss, {"actor_loss": loss, "q_policy": q_policy})

@@ -34,8 +34,8 @@ class ReferencedPhase(Phase):
     reference_score: Tensor
     start_values: dict[str, float]
 
-    def __init__(self, init_from: str | None, follows: bool, reference: Reference) -> None:
-        super().__init__(init_from)
+    def __init__(self, init_from: str | None, follows: bool, reference: Reference, **options: Any) -> None:
+        super().__init__(init_from, **options)
         self.follows, self.reference_settings = follows, reference
         self.register_buffer("reference_score", torch.tensor(-math.inf, dtype=torch.float64))
 
@@ -109,8 +109,9 @@ class OnlinePhase(ReferencedPhase):
         multiplier: Multiplier,
         threshold: Threshold,
         reference: Reference,
+        **options: Any,
     ) -> None:
-        super().__init__(init_from, constraint, reference)
+        super().__init__(init_from, constraint, reference, **options)
         self.constraint, self.multiplier, self.threshold_settings = constraint, multiplier, threshold
         self.log_multiplier = nn.Parameter(torch.tensor(math.log(multiplier.start)))
         self._multiplier_moved = False  # within the current environment step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from o2o_lightning.objectives.schedules import linear_decay
 from o2o_lightning.phases.base import Loss
 from o2o_lightning.phases.online.base import ReferencedPhase
 from o2o_lightning.phases.settings import Auxiliary, Reference
+from o2o_lightning.phases.steps import step_function
 
 
 class OnlinePPO(ReferencedPhase):
@@ -54,6 +55,7 @@ class OnlinePPO(ReferencedPhase):
         reward_scaling: ``dynamic`` divides rewards by the running deviation of the discounted return.
         auxiliary, reference: see :mod:`o2o_lightning.phases.settings`.
         hidden, value_hidden: networks that are made anew: all of them from scratch, V where no phase has fitted one.
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
     algorithm: ClassVar[str] = "o2ppo"
@@ -83,8 +85,9 @@ class OnlinePPO(ReferencedPhase):
         reference: Reference = Reference(period=2500),
         hidden: Sequence[int] = (256, 256),
         value_hidden: Sequence[int] = (256, 256, 256),
+        **options: Any,
     ) -> None:
-        super().__init__(init_from, auxiliary_advantage, reference)
+        super().__init__(init_from, auxiliary_advantage, reference, **options)
         if not constraint:
             self.reference_settings = Reference("frozen", reference.start, reference.period)
         self.auxiliary_advantage, self.auxiliary = auxiliary_advantage, auxiliary
@@ -126,13 +129,21 @@ class OnlinePPO(ReferencedPhase):
         return self.agent.actor.sample(observation, generator)
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
+        yield self._policy_loss(batch)
+        yield self._value_loss(batch)
+
+    @step_function
+    def _policy_loss(self, batch: TensorDictBase) -> Loss:
         observation, actor = batch["observation"], self.agent.actor
         ratio = (actor.log_prob(observation, batch["action"]) - batch["log_prob"]).exp()
         entropy = normal_entropy(actor.log_std())
         loss = clipped_surrogate(ratio, batch["advantage"], self.clip) - self.entropy * entropy
-        yield Loss(loss, {"actor_loss": loss, "entropy": entropy})
-        loss = value_loss(self.agent.value(observation), batch["value_target"])
-        yield Loss(loss, {"value_loss": loss})
+        return Loss(loss, {"actor_loss": loss, "entropy": entropy})
+
+    @step_function
+    def _value_loss(self, batch: TensorDictBase) -> Loss:
+        loss = value_loss(self.agent.value(batch["observation"]), batch["value_target"])
+        return Loss(loss, {"value_loss": loss})
 
     # ---- around the updates of one rollout ---------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 from o2o_lightning.nn.targets import hard_update
 from o2o_lightning.objectives.bellman import critic_loss, td_target
 from o2o_lightning.objectives.constraint import kl_estimate
-from o2o_lightning.objectives.sac import soft_policy_loss, soft_value, temperature_loss
+from o2o_lightning.objectives.sac import soft_value, temperature_loss
 from o2o_lightning.phases.base import Loss
 from o2o_lightning.phases.online.base import OnlinePhase
 from o2o_lightning.phases.settings import Multiplier, Reference, Threshold
+from o2o_lightning.phases.steps import step_function
 
 
 class OnlineSAC(OnlinePhase):
@@ -41,6 +42,7 @@ class OnlineSAC(OnlinePhase):
         actor_grad_clip: largest norm of the actor's gradient; None for none, 0.25 in some fixed-interval runs (D15).
         multiplier, threshold, reference: see :mod:`o2o_lightning.phases.settings`; the threshold is a KL, in nats.
         hidden, critic_hidden, layer_norm, critics: networks, only when learning from scratch.
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
     algorithm: ClassVar[str] = "o2sac"
@@ -67,8 +69,9 @@ class OnlineSAC(OnlinePhase):
         critic_hidden: Sequence[int] = (256, 256, 256),
         layer_norm: bool = False,
         critics: int = 2,
+        **options: Any,
     ) -> None:
-        super().__init__(init_from, constraint, multiplier, threshold, reference)
+        super().__init__(init_from, constraint, multiplier, threshold, reference, **options)
         at_least("--model.temperature", temperature, 1e-6)
         at_least("--model.critics", critics, 1)
         self.temperature, self.temperature_lr = temperature, temperature_lr
@@ -107,41 +110,42 @@ class OnlineSAC(OnlinePhase):
         return self.agent.actor.explore(observation, generator)
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
+        loss = self._losses(batch, self.normal_like(batch["action"]), self.normal_like(batch["action"]))
+        if self.multiplier_due(policy_update=True):
+            loss = loss._replace(value=loss.value + self.multiplier_loss(loss.metrics["divergence"]))
+        yield loss
+        self.agent.track_critic(self.polyak)
+
+    @step_function
+    def _losses(self, batch: TensorDictBase, policy_noise: Tensor, target_noise: Tensor) -> Loss:
         agent, observation = self.agent, batch["observation"]
         alpha, multiplier = agent.log_alpha.detach().exp(), self.log_multiplier.detach().exp()
-        policy = agent.actor.distribution(observation)
-        action, log_prob = policy.sample(self.normal_like(policy.mean))
-        q_policy = agent.critic(observation, action, frozen=True)
-        actor_loss = soft_policy_loss(q_policy, log_prob, alpha)
-        alpha_loss = temperature_loss(agent.log_alpha, log_prob, agent.target_entropy)
-        target = self._target(batch, alpha, multiplier)
+        policy = agent.policy_step(observation, agent.actor.distribution(observation), policy_noise, alpha)
+        alpha_loss = temperature_loss(agent.log_alpha, policy.log_prob, agent.target_entropy)
+        target = self._target(batch, target_noise, alpha, multiplier)
         q = agent.critic(observation, batch["action"])
         loss = critic_loss(q, target)
         metrics = {
             "critic_loss": loss,
-            "actor_loss": actor_loss,
+            "actor_loss": policy.loss,
             "q": q,
-            "q_policy": q_policy,
+            "q_policy": policy.q,
             "target": target,
-            "log_prob": log_prob,
+            "log_prob": policy.log_prob,
             "temperature": alpha,
         }
-        total = loss + actor_loss + alpha_loss
-        if self.constraint:
-            divergence = self._divergence(observation, action, log_prob)
-            total = total + multiplier * divergence.mean()
-            if self.multiplier_due(policy_update=True):
-                total = total + self.multiplier_loss(divergence)
-            metrics |= {"divergence": divergence, "multiplier": multiplier, "threshold": self.threshold}
         # Every loss is formed before any network moves, and none reaches another's parameters: one backward (D32).
-        yield Loss(total, metrics)
-        agent.track_critic(self.polyak)
+        total = loss + policy.loss + alpha_loss
+        if self.constraint:
+            divergence = self._divergence(observation, policy.action, policy.log_prob)
+            total = total + multiplier * divergence.mean()
+            metrics |= {"divergence": divergence, "multiplier": multiplier, "threshold": self.threshold}
+        return Loss(total, metrics)
 
     @torch.no_grad()
-    def _target(self, batch: TensorDictBase, alpha: Tensor, multiplier: Tensor) -> Tensor:
+    def _target(self, batch: TensorDictBase, noise: Tensor, alpha: Tensor, multiplier: Tensor) -> Tensor:
         agent, next_observation = self.agent, batch["next", "observation"]
-        policy = agent.actor.distribution(next_observation)
-        action, log_prob = policy.sample(self.normal_like(policy.mean))
+        action, log_prob = agent.actor.distribution(next_observation).sample(noise)
         value = soft_value(agent.target_critic(next_observation, action), log_prob, alpha)
         if self.constraint:
             value = value - multiplier * self._divergence(next_observation, action, log_prob)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from o2o_lightning.objectives.td3 import normalized_policy_loss, policy_loss, sm
 from o2o_lightning.phases.base import Loss
 from o2o_lightning.phases.online.base import OnlinePhase
 from o2o_lightning.phases.settings import Multiplier, Reference, Threshold
+from o2o_lightning.phases.steps import step_function
 
 
 class OnlineTD3(OnlinePhase):
@@ -43,6 +44,7 @@ class OnlineTD3(OnlinePhase):
         penalty: divergence in the critic's target: of each next state, or the whole batch's mean (D10).
         multiplier, threshold, reference: see :mod:`o2o_lightning.phases.settings`.
         hidden, layer_norm: networks, only when learning from scratch.
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
     algorithm: ClassVar[str] = "o2td3"
@@ -69,8 +71,9 @@ class OnlineTD3(OnlinePhase):
         reference: Reference = Reference(),
         hidden: Sequence[int] = (256, 256),
         layer_norm: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(init_from, constraint, multiplier, threshold, reference)
+        super().__init__(init_from, constraint, multiplier, threshold, reference, **options)
         at_least("--model.policy_delay", policy_delay, 1)
         self.actor_lr, self.critic_lr = actor_lr, critic_lr
         self.discount, self.polyak = discount, polyak
@@ -106,22 +109,26 @@ class OnlineTD3(OnlinePhase):
         return np.clip(action + noise, -1.0, 1.0)
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
-        observation = batch["observation"]
-        yield self._critic_loss(batch)
+        yield self._critic_loss(batch, self.normal_like(batch["action"]))
         if (self.updates + 1) % self.policy_delay == 0:
-            yield self._policy_loss(observation)
+            loss = self._policy_loss(batch)
+            if self.multiplier_due(policy_update=True):
+                loss = loss._replace(value=loss.value + self.multiplier_loss(loss.metrics["divergence"]))
+            yield loss
             self.agent.track_critic(self.polyak)
             self.agent.track_actor(self.polyak)
         elif self.multiplier_due(policy_update=False):
             with torch.no_grad():
+                observation = batch["observation"]
                 divergence = squared_divergence(self.agent.actor(observation), self.reference(observation))
             yield Loss(self.multiplier_loss(divergence), {})
 
-    def _critic_loss(self, batch: TensorDictBase) -> Loss:
+    @step_function
+    def _critic_loss(self, batch: TensorDictBase, noise: Tensor) -> Loss:
         agent, action, next_observation = self.agent, batch["action"], batch["next", "observation"]
         with torch.no_grad():
             next_action = smoothed_action(
-                agent.target_actor(next_observation), self.normal_like(action), self.policy_noise, self.noise_clip
+                agent.target_actor(next_observation), noise, self.policy_noise, self.noise_clip
             )
             next_value = agent.target_critic(next_observation, next_action).amin(0)
             if self.constraint:
@@ -133,7 +140,9 @@ class OnlineTD3(OnlinePhase):
         loss = critic_loss(q, target)
         return Loss(loss, {"critic_loss": loss, "q": q, "target": target})
 
-    def _policy_loss(self, observation: Tensor) -> Loss:
+    @step_function
+    def _policy_loss(self, batch: TensorDictBase) -> Loss:
+        observation = batch["observation"]
         action = self.agent.actor(observation)
         q = self.agent.critic.first(observation, action, frozen=True)
         loss = normalized_policy_loss(q) if self.normalize_q else policy_loss(q)
@@ -144,7 +153,5 @@ class OnlineTD3(OnlinePhase):
             reference_action = self.reference(observation)
         divergence = squared_divergence(action, reference_action)
         multiplier = self.log_multiplier.detach().exp()
-        loss = loss + multiplier * divergence.mean()
-        if self.multiplier_due(policy_update=True):
-            loss = loss + self.multiplier_loss(divergence)
-        return Loss(loss, {**metrics, "divergence": divergence, "multiplier": multiplier, "threshold": self.threshold})
+        metrics |= {"divergence": divergence, "multiplier": multiplier, "threshold": self.threshold}
+        return Loss(loss + multiplier * divergence.mean(), metrics)

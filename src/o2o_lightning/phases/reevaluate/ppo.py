@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -15,6 +15,7 @@ from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.values import ValueNet
 from o2o_lightning.objectives.ppo import value_loss
 from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.steps import step_function
 
 
 class ReevaluatePPO(Phase):
@@ -34,6 +35,7 @@ class ReevaluatePPO(Phase):
             by a misspelt key (D22).
         reward_scaling: ``dynamic`` divides rewards by the running deviation of the discounted return.
         hidden: widths of V.
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
     phase: ClassVar[str] = "reevaluate"
@@ -51,8 +53,9 @@ class ReevaluatePPO(Phase):
         leak_returns: bool = False,
         reward_scaling: Literal["none", "dynamic"] = "none",
         hidden: Sequence[int] = (256, 256, 256),
+        **options: Any,
     ) -> None:
-        super().__init__(init_from)
+        super().__init__(init_from, **options)
         self.value_lr, self.discount, self.leak_returns = value_lr, discount, leak_returns
         self.reward_scaling, self.hidden = reward_scaling, tuple(hidden)
 
@@ -73,9 +76,13 @@ class ReevaluatePPO(Phase):
         data.store.attach("return_to_go", data.store.returns_to_go(self.discount, self.leak_returns, reward))
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
+        yield self._losses(batch)
+
+    @step_function
+    def _losses(self, batch: TensorDictBase) -> Loss:
         value = self.agent.value(batch["observation"])
         loss = value_loss(value, batch["return_to_go"])
-        yield Loss(loss, {"value_loss": loss, "value": value, "return_to_go": batch["return_to_go"]})
+        return Loss(loss, {"value_loss": loss, "value": value, "return_to_go": batch["return_to_go"]})
 
     def _scaled(self, reward: Tensor, terminated: Tensor) -> Tensor:
         # As the official code, a time-out does not restart the running return; halfcheetah never terminates. A fit

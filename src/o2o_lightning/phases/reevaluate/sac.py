@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -17,6 +17,7 @@ from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussia
 from o2o_lightning.objectives.bellman import critic_loss, td_target
 from o2o_lightning.objectives.sac import soft_value
 from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.steps import step_function
 
 
 class ReevaluateSAC(Phase):
@@ -32,6 +33,7 @@ class ReevaluateSAC(Phase):
         discount, polyak: γ, and the target critics' rate, applied at every update.
         hidden, layer_norm: widths of the new critics, and LayerNorm before their activations.
         critics: how many; one on AntMaze.
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
     phase: ClassVar[str] = "reevaluate"
@@ -51,8 +53,9 @@ class ReevaluateSAC(Phase):
         hidden: Sequence[int] = (256, 256, 256),
         layer_norm: bool = True,
         critics: int = 2,
+        **options: Any,
     ) -> None:
-        super().__init__(init_from)
+        super().__init__(init_from, **options)
         at_least("--model.temperature", temperature, 1e-6)
         at_least("--model.critics", critics, 1)
         self.temperature, self.critic_lr, self.discount, self.polyak = temperature, critic_lr, discount, polyak
@@ -75,14 +78,18 @@ class ReevaluateSAC(Phase):
         return {"next_offline_mean": policy.mean, "next_offline_log_std": policy.log_std}
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
+        yield self._losses(batch, self.normal_like(batch["action"]))
+        self.agent.track_critic(self.polyak)
+
+    @step_function
+    def _losses(self, batch: TensorDictBase, noise: Tensor) -> Loss:
         agent = self.agent
         with torch.no_grad():
             policy = SquashedGaussian(batch["next_offline_mean"], batch["next_offline_log_std"])
-            next_action, log_prob = policy.sample(self.normal_like(policy.mean))
+            next_action, log_prob = policy.sample(noise)
             next_q = agent.target_critic(batch["next", "observation"], next_action)
             next_value = soft_value(next_q, log_prob, agent.log_alpha.exp())
             target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
         q = agent.critic(batch["observation"], batch["action"])
         loss = critic_loss(q, target)
-        yield Loss(loss, {"critic_loss": loss, "q": q, "target": target, "log_prob": log_prob})
-        agent.track_critic(self.polyak)
+        return Loss(loss, {"critic_loss": loss, "q": q, "target": target, "log_prob": log_prob})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -16,6 +16,7 @@ from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.objectives.bellman import critic_loss, td_target
 from o2o_lightning.objectives.td3 import smoothed_action
 from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.steps import step_function
 
 
 class ReevaluateTD3(Phase):
@@ -30,6 +31,7 @@ class ReevaluateTD3(Phase):
         discount, polyak: γ, and the target critics' rate, applied at every update.
         policy_noise, noise_clip: σ and c of target-policy smoothing.
         hidden, layer_norm: widths of the new critics, and LayerNorm before their activations (off on AntMaze, D12).
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
     phase: ClassVar[str] = "reevaluate"
@@ -49,8 +51,9 @@ class ReevaluateTD3(Phase):
         noise_clip: float = 0.5,
         hidden: Sequence[int] = (256, 256),
         layer_norm: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(init_from)
+        super().__init__(init_from, **options)
         self.critic_lr, self.discount, self.polyak = critic_lr, discount, polyak
         self.policy_noise, self.noise_clip = policy_noise, noise_clip
         self.hidden, self.layer_norm = tuple(hidden), layer_norm
@@ -67,15 +70,16 @@ class ReevaluateTD3(Phase):
         return {"next_offline_action": self.agent.offline_actor.mode(batch["next", "observation"])}
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
+        yield self._losses(batch, self.normal_like(batch["action"]))
+        self.agent.track_critic(self.polyak)
+
+    @step_function
+    def _losses(self, batch: TensorDictBase, noise: Tensor) -> Loss:
         agent, next_observation = self.agent, batch["next", "observation"]
         with torch.no_grad():
-            offline_action = batch["next_offline_action"]
-            next_action = smoothed_action(
-                offline_action, self.normal_like(offline_action), self.policy_noise, self.noise_clip
-            )
+            next_action = smoothed_action(batch["next_offline_action"], noise, self.policy_noise, self.noise_clip)
             next_value = agent.target_critic(next_observation, next_action).amin(0)
             target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
         q = agent.critic(batch["observation"], batch["action"])
         loss = critic_loss(q, target)
-        yield Loss(loss, {"critic_loss": loss, "q": q, "target": target})
-        agent.track_critic(self.polyak)
+        return Loss(loss, {"critic_loss": loss, "q": q, "target": target})

@@ -1,0 +1,108 @@
+"""The part of an update that is one graph: a loss from a batch, noise and networks, as written or compiled."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import lightning as L
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from o2o_lightning.phases.noise import Noise
+
+if TYPE_CHECKING:
+    from o2o_lightning.phases.base import Loss
+
+Method = TypeVar("Method", bound=Callable[..., "Loss"])
+
+
+def step_function(method: Method) -> Method:
+    """Marks a phase's ``(batch, *noise) → Loss`` as one graph, which ``--model.compile true`` compiles.
+
+    Whatever changes from one update to the next must reach it as a tensor: a parameter, a buffer, an argument.
+    """
+
+    def graph(phase: SteppingModule, batch: dict[Any, Tensor], *noise: Tensor) -> Loss:
+        loss = method(phase, batch, *noise)
+        # else the backward graph would carry a gradient for each of them
+        return loss._replace(metrics={name: value.detach() for name, value in loss.metrics.items()})
+
+    @functools.wraps(method)
+    def step(phase: SteppingModule, batch: TensorDictBase, *noise: Tensor) -> Loss:
+        if phase.compiler is None:
+            return method(phase, batch, *noise)
+        return phase.compiler(graph, phase, dict(batch.items(True, True)), *noise)
+
+    return step  # type: ignore[return-value]
+
+
+class StepCompiler:
+    """Compiles the step functions of one phase, each when it is first called.
+
+    On a GPU each graph is recorded and replayed as a CUDA graph, forward and backward, for every update of a chunk.
+    """
+
+    def __init__(self, device: torch.device, backend: Any = "inductor") -> None:
+        # the graphs of an earlier phase of this process are done with, and would count against dynamo's limit
+        torch._dynamo.reset()
+        self.replays = device.type == "cuda"
+        # without a mode the backend may be any: a test's, for instance
+        self._options: dict[str, Any] = {"mode": "reduce-overhead"} if self.replays else {"backend": backend}
+        self._compiled: dict[Callable[..., Loss], Callable[..., Loss]] = {}
+
+    def __call__(self, graph: Callable[..., Loss], *arguments: Any) -> Loss:
+        if graph not in self._compiled:
+            self._compiled[graph] = torch.compile(graph, fullgraph=True, dynamic=False, **self._options)
+        if not self.replays:
+            return self._compiled[graph](*arguments)
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        loss = self._compiled[graph](*arguments)
+        # the next replay writes to the same memory, and the chunk's record outlives it
+        return loss._replace(
+            value=loss.value.clone(), metrics={name: value.clone() for name, value in loss.metrics.items()}
+        )
+
+
+class SteppingModule(L.LightningModule):
+    """What step functions need besides networks: noise, and a compiler if ``compile``."""
+
+    def __init__(self, compile: bool = False) -> None:
+        super().__init__()
+        self.compiles = compile
+        self._noise: Noise | None = None
+        self._compiler: StepCompiler | None = None
+
+    @property
+    def compiler(self) -> StepCompiler | None:
+        """What runs the step functions, if not Python."""
+        if self.compiles and self._compiler is None:
+            self._compiler = StepCompiler(self.device)
+        return self._compiler
+
+    @property
+    def noise(self) -> Noise:
+        """The phase's own random stream, so that nothing else's draws can shift it."""
+        if self._noise is None:
+            seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1009 + self.global_rank + 1
+            self._noise = Noise(seed, self.device)
+        return self._noise
+
+    def normal_like(self, tensor: Tensor) -> Tensor:
+        """Standard normal noise of ``tensor``'s shape from the phase's own stream."""
+        return self.noise.normal(tuple(tensor.shape))
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Uniform noise in [−1, 1) from the phase's own stream."""
+        return self.noise.uniform(tuple(shape))
+
+    def local_state(self) -> dict[str, Any]:
+        """What this process needs to go on exactly, and a checkpoint does not hold: tensors and primitives."""
+        return {"noise": self.noise.state()}
+
+    def load_local_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`local_state`, when training starts."""
+        self.noise.load_state(state["noise"])
