@@ -81,6 +81,7 @@ class Bare:
 
 
 def offline_data(batch_size: int = BATCH) -> OfflineData:
+    """The embedded Hopper set."""
     data = OfflineData(DATASET, batch_size=batch_size)
     data.setup("fit")
     data.normalizer = data.fit_normalizer()
@@ -128,7 +129,8 @@ def columns(data: OfflineData) -> dict[str, torch.Tensor]:
 # ---- the package's phases ----------------------------------------------------------------------------------------
 
 
-def _phase(phase: Any, agent: Any, compiled: bool) -> Any:
+def ready(phase: Any, agent: Any, compiled: bool) -> Any:
+    """``phase`` with ``agent``, as its ``setup`` would leave it."""
     phase.agent = agent
     if hasattr(phase, "reference_settings"):
         phase.reference = frozen_copy(agent.actor)
@@ -138,10 +140,12 @@ def _phase(phase: Any, agent: Any, compiled: bool) -> Any:
 
 
 def sac_agent(norm: bool) -> SACAgent:
+    """SAC's and CQL's networks."""
     return SACAgent(SquashedGaussianActor(S, A, WIDE), Critics(S, A, WIDE, norm), 0.2)
 
 
 def td3_agent(norm: bool) -> TD3Agent:
+    """TD3's networks."""
     return TD3Agent(DeterministicActor(S, A, NARROW), Critics(S, A, NARROW, norm))
 
 
@@ -153,7 +157,7 @@ def _frozen(agent: Any, *names: str) -> Any:
 
 def _ours(make: Callable[[], Any], agent: Callable[[], Any], online: bool = False) -> Callable[[bool], Update]:
     def build(compiled: bool) -> Update:
-        phase = _phase(make(), agent(), compiled)
+        phase = ready(make(), agent(), compiled)
         if online:
             return Bare(phase, live(online_data()))
         data = offline_data()
@@ -174,21 +178,17 @@ def _attach(phase: Any, data: OfflineData) -> None:
 
 def _ppo(compiled: bool) -> Update:
     agent = PPOAgent(GaussianActor(S, A, NARROW), ValueNet(S, WIDE, "tanh"), 0.99)
-    phase = _phase(OnlinePPO(), agent, compiled)
-    rollout = TensorDict({**_rollout("observation", "action")}, [2048])
-    bare = Bare(phase, _minibatches(rollout, 128))
-
-    def update() -> None:
-        bare()
-
-    return update
+    phase = ready(OnlinePPO(), agent, compiled)
+    rollout = TensorDict(_rollout("observation", "action"), [2048])
+    return Bare(phase, _minibatches(rollout, 128))
 
 
 def _rollout(observation: str, action: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     shapes = {observation: (2048, S), action: (2048, A)}
     rows = {name: torch.randn(shape) for name, shape in shapes.items()}
-    return {**rows, "log_prob": torch.full((2048,), -4.0), "advantage": torch.randn(2048), "value_target": torch.randn(2048)}
+    columns = {"log_prob": torch.full((2048,), -4.0), "advantage": torch.randn(2048), "value_target": torch.randn(2048)}
+    return {**rows, **columns}
 
 
 def _minibatches(rollout: TensorDict, size: int) -> Iterator[TensorDictBase]:
@@ -200,7 +200,7 @@ def _minibatches(rollout: TensorDict, size: int) -> Iterator[TensorDictBase]:
 def _ppo_values(compiled: bool) -> Update:
     agent = PPOAgent(GaussianActor(S, A, NARROW), ValueNet(S, WIDE, "tanh"), 0.99)
     agent.actor.requires_grad_(False)
-    phase, data = _phase(ReevaluatePPO("unused"), agent, compiled), offline_data(512)
+    phase, data = ready(ReevaluatePPO("unused"), agent, compiled), offline_data(512)
     assert data.store is not None
     data.store.attach("return_to_go", data.store.returns_to_go(0.99))
     return Bare(phase, chunked(data))
@@ -246,44 +246,40 @@ def _their_ppo_values() -> Update:
     return lambda: subject.update(replay.sample())
 
 
-def _case(name: str, ours: Callable[[bool], Update], theirs: Callable[[], Update], period: int = 1) -> Case:
-    return Case(name, ours, theirs, period)
-
-
 CASES = [
-    _case(
+    Case(
         "SAC online",
         _ours(OnlineSAC, lambda: sac_agent(True), online=True),
         _theirs(lambda: textbook.SAC(S, A, WIDE), online=True),
     ),
-    _case(
+    Case(
         "SAC re-evaluation",
         _ours(lambda: ReevaluateSAC("unused"), lambda: _frozen(sac_agent(True), "actor", "log_alpha")),
         _theirs(lambda: textbook.SACReevaluation(S, A, WIDE)),
     ),
-    _case(
+    Case(
         "SAC alignment",
         _ours(lambda: AlignSAC("unused"), lambda: _frozen(sac_agent(True), "log_alpha")),
         _theirs(lambda: textbook.SACAlignment(S, A, WIDE)),
     ),
-    _case(
+    Case(
         "TD3 online",
         _ours(OnlineTD3, lambda: td3_agent(True), online=True),
         _theirs(lambda: textbook.TD3(S, A, NARROW), online=True),
         period=2,
     ),
-    _case(
+    Case(
         "TD3 re-evaluation",
         _ours(lambda: ReevaluateTD3("unused"), lambda: _frozen(td3_agent(True), "actor")),
         _theirs(lambda: textbook.TD3Reevaluation(S, A, NARROW)),
     ),
-    _case(
+    Case(
         "TD3 alignment",
         _ours(lambda: AlignTD3("unused"), lambda: td3_agent(True)),
         _theirs(lambda: textbook.TD3Alignment(S, A, NARROW)),
     ),
-    _case("CQL", _ours(CQL, lambda: sac_agent(False)), _theirs(lambda: textbook.CQL(S, A, WIDE))),
-    _case(
+    Case("CQL", _ours(CQL, lambda: sac_agent(False)), _theirs(lambda: textbook.CQL(S, A, WIDE))),
+    Case(
         "IQL",
         _ours(
             lambda: IQL(anneal_updates=1_000_000),
@@ -291,7 +287,7 @@ CASES = [
         ),
         _theirs(lambda: textbook.IQL(S, A, NARROW)),
     ),
-    _case("TD3+BC", _ours(TD3BC, lambda: td3_agent(False)), _theirs(lambda: textbook.TD3BC(S, A, NARROW)), period=2),
-    _case("PPO online", _ppo, _their_ppo),
-    _case("PPO re-evaluation", _ppo_values, _their_ppo_values),
+    Case("TD3+BC", _ours(TD3BC, lambda: td3_agent(False)), _theirs(lambda: textbook.TD3BC(S, A, NARROW)), period=2),
+    Case("PPO online", _ppo, _their_ppo),
+    Case("PPO re-evaluation", _ppo_values, _their_ppo_values),
 ]

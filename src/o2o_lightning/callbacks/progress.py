@@ -51,6 +51,9 @@ class PhaseProgress(ProgressBar, PhaseCallback):
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
         self._speed_mark = (time.monotonic(), phase.updates)
+        note = phase.compile_note(phase.planned_updates)
+        if note is not None and self._enabled:
+            self._console.print(f"{phase.phase}: {note}", highlight=False, soft_wrap=True)
         if not (self._enabled and self._console.is_terminal):
             return
         self._bar = TwoLines(

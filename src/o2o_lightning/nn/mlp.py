@@ -21,6 +21,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": F.leaky_relu,
     "silu": F.silu,
 }
+Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+class _Views:
+    """Arrays over the parameters' memory; the copy of a network, in this process or another, makes its own."""
+
+    def __init__(self) -> None:
+        self.at: list[int] = []
+        self.layers: list[Layer] = []
+
+    def __reduce__(self) -> tuple[type[_Views], tuple[()]]:
+        return _Views, ()
 
 
 class MLP(nn.Module):
@@ -44,6 +56,7 @@ class MLP(nn.Module):
         self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in hidden) if layer_norm else None
         self.activation = activation
+        self._views = _Views()
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """``[…, in_dim] → […, out_dim]``."""
@@ -66,13 +79,23 @@ class MLP(nn.Module):
         if self.norms is not None or self.activation not in ("relu", "tanh"):
             with torch.no_grad():
                 return np.asarray(self(torch.from_numpy(x)).numpy(), np.float32)
-        last = len(self.linears) - 1
-        for i, linear in enumerate(self._linears()):
-            weight, bias = linear.weight.detach().cpu().numpy(), linear.bias.detach().cpu().numpy()
-            x = x @ weight.T + bias
-            if i < last:
-                x = np.tanh(x) if self.activation == "tanh" else np.maximum(x, 0.0)
-        return x
+        layers = self._arrays()
+        for weight, bias in layers[:-1]:
+            x = x @ weight + bias
+            x = np.tanh(x, out=x) if self.activation == "tanh" else np.maximum(x, 0.0, out=x)
+        weight, bias = layers[-1]
+        return x @ weight + bias
+
+    def _arrays(self) -> list[Layer]:
+        """Transposed weights and biases: on the CPU views, made again only when the parameters' memory is another."""
+        linears = self._linears()
+        at = [linear.weight.data_ptr() for linear in linears]
+        if self._views.at != at:
+            pairs = [[p.detach().cpu().numpy() for p in (linear.weight, linear.bias)] for linear in linears]
+            self._views.layers = [(weight.T, bias) for weight, bias in pairs]
+            on_cpu = linears[0].weight.device.type == "cpu"
+            self._views.at = at if on_cpu else []  # elsewhere they are copies, and soon old
+        return self._views.layers
 
     def _linears(self) -> list[nn.Linear]:
         return cast(list[nn.Linear], list(self.linears))

@@ -108,8 +108,8 @@ class SquashedGaussianActor(StochasticActor):
         return np.tanh(mean + np.exp(log_std) * noise)
 
     def _numpy_moments(self, observation: FloatArray) -> tuple[FloatArray, FloatArray]:
-        mean, raw = np.split(self.body.numpy(observation), 2, axis=-1)
-        log_std: NDArray[np.float32] = np.float32(self.log_std_scale.item()) * raw + np.float32(
-            self.log_std_offset.item()
-        )
-        return mean, np.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+        out = self.body.numpy(observation)
+        size = out.shape[-1] // 2
+        scale, offset = np.float32(self.log_std_scale.item()), np.float32(self.log_std_offset.item())
+        log_std: NDArray[np.float32] = scale * out[..., size:] + offset
+        return out[..., :size], np.minimum(np.maximum(log_std, LOG_STD_MIN), LOG_STD_MAX)

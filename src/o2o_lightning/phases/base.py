@@ -211,6 +211,11 @@ class Phase(SteppingModule):
         """What ``summary.json`` says of this phase beyond what it says of all."""
         return {}
 
+    @property
+    def planned_updates(self) -> int:
+        """Gradient updates that the phase is going to make, if all goes well."""
+        return int(self.trainer.max_steps)
+
     def conclusion(self) -> str | None:
         """One line for the user when the phase has ended."""
         return None

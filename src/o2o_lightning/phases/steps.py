@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import lightning as L
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from o2o_lightning.errors import UserError
 from o2o_lightning.phases.noise import Noise
 
 if TYPE_CHECKING:
@@ -70,8 +72,15 @@ class StepCompiler:
 class SteppingModule(L.LightningModule):
     """What step functions need besides networks: noise, and a compiler if ``compile``."""
 
+    pays_back: ClassVar[int | None] = None  # updates that earn the compilation, docs/speed.md; None where none do
+
     def __init__(self, compile: bool = False) -> None:
         super().__init__()
+        if compile and not (torch.cuda.is_available() or shutil.which(os.environ.get("CXX", "g++"))):
+            raise UserError(
+                "--model.compile true: it needs a C++ compiler, and there is no g++. Install one, or name it in the "
+                "environment variable CXX."
+            )
         self.compiles = compile
         self._noise: Noise | None = None
         self._compiler: StepCompiler | None = None
@@ -82,6 +91,17 @@ class SteppingModule(L.LightningModule):
         if self.compiles and self._compiler is None:
             self._compiler = StepCompiler(self.device)
         return self._compiler
+
+    def compile_note(self, updates: int) -> str | None:
+        """What a user should know of compiling a run of so many updates."""
+        if self.device.type != "cpu":
+            return None
+        if self.pays_back is None:
+            return "compiling, which is not known to pay back in this phase" if self.compiles else None
+        earned = f"earns its compilation after about {self.pays_back:,} updates; this phase makes {updates:,}"
+        if self.compiles:
+            return f"compiling, which takes some seconds to a minute and {earned}"
+        return f"--model.compile true {earned}" if updates >= 2 * self.pays_back else None
 
     @property
     def noise(self) -> Noise:

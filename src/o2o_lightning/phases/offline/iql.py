@@ -40,6 +40,7 @@ class IQL(Phase):
 
     phase: ClassVar[str] = "offline"
     algorithm: ClassVar[str] = "iql"
+    pays_back: ClassVar[int | None] = 20_000
     agent: IQLAgent
 
     def __init__(

@@ -122,6 +122,11 @@ class OnlinePhase(ReferencedPhase):
         super().on_env_step()
         self._multiplier_moved = False
 
+    @property
+    def planned_updates(self) -> int:
+        data = cast(Any, self.data)
+        return int(max(data.budget - data.warmup_steps, 0) * data.utd)
+
     def multiplier_due(self, policy_update: bool) -> bool:
         """Whether λ moves in this update: at most once an environment step, whatever the update-to-data ratio."""
         if not self.constraint or self._multiplier_moved:

@@ -38,6 +38,7 @@ class ReevaluateSAC(Phase):
 
     phase: ClassVar[str] = "reevaluate"
     algorithm: ClassVar[str] = "o2sac"
+    pays_back: ClassVar[int | None] = 12_000
     accepts: ClassVar[tuple[str, ...]] = POLICIES
     actor_kind: ClassVar[str | None] = SquashedGaussianActor.kind
     evaluates: ClassVar[bool] = False

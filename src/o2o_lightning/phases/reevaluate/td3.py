@@ -36,6 +36,7 @@ class ReevaluateTD3(Phase):
 
     phase: ClassVar[str] = "reevaluate"
     algorithm: ClassVar[str] = "o2td3"
+    pays_back: ClassVar[int | None] = 40_000
     actor_kind: ClassVar[str | None] = DeterministicActor.kind
     accepts: ClassVar[tuple[str, ...]] = POLICIES
     evaluates: ClassVar[bool] = False

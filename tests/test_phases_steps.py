@@ -1,0 +1,225 @@
+"""What a step is made of: no product too many, torch's own Adam, noise that no chunk changes, views of the weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import sac_by_hand as sac
+import td3_by_hand as td3
+import test_phases_ppo_gradients as ppo
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from o2o_lightning.nn.mlp import MLP
+from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
+from o2o_lightning.phases import CQL, TD3BC, AlignSAC, AlignTD3, ReevaluateSAC, ReevaluateTD3
+from o2o_lightning.phases.adam import Adam
+from o2o_lightning.phases.noise import Noise
+
+# ---- matrix products ---------------------------------------------------------------------------------------------
+
+S, A, N = 5, 3, 4
+ACTOR, DETERMINISTIC, CRITIC, VALUE = [S, 16, 12, 2 * A], [S, 16, 12, A], [S + A, 16, 12, 1], [S, 16, 12, 1]
+
+
+def forward(widths: list[int], rows: int) -> int:
+    return sum(2 * rows * i * o for i, o in pairwise(widths))
+
+
+def trained(widths: list[int], rows: int) -> int:
+    """Forward, the gradient of each weight, and that of each layer's input but the first's."""
+    return 3 * forward(widths, rows) - forward(widths[:2], rows)
+
+
+def climbed(widths: list[int], rows: int) -> int:
+    """Forward, and the gradient of each layer's input: none of any weight."""
+    return 2 * forward(widths, rows)
+
+
+def sac_phase(phase: Any, *frozen: str, **options: Any) -> tuple[Any, Any]:
+    phase = sac.ready(phase, **options)
+    for name in frozen:
+        getattr(phase.agent, name).requires_grad_(False)
+    return phase, sac.cached(phase, sac.draw())
+
+
+def td3_phase(phase: Any, *frozen: str, layer_norm: bool = True) -> tuple[Any, Any]:
+    phase = td3.ready(phase, 0, layer_norm)
+    for name in frozen:
+        getattr(phase.agent, name).requires_grad_(False)
+    return phase, td3.cached(phase, td3.draw(0))
+
+
+B, C, D = sac.B, td3.B, ppo.B
+LEAST: dict[str, tuple[Callable[[], tuple[Any, Any]], int]] = {
+    "SAC": (
+        lambda: (sac.online(), sac.transitions(sac.draw())),
+        trained(ACTOR, B) + 3 * forward(ACTOR, B)  # π(s); π(s'), π_ref(s), π_ref(s')
+        + 2 * (trained(CRITIC, B) + climbed(CRITIC, B) + forward(CRITIC, B)),
+    ),
+    "SAC re-evaluation": (
+        lambda: sac_phase(ReevaluateSAC("unused"), "actor", "log_alpha"),
+        2 * (trained(CRITIC, B) + forward(CRITIC, B)),  # no policy at all
+    ),
+    "SAC alignment": (
+        lambda: sac_phase(AlignSAC("unused"), "log_alpha"),
+        trained(ACTOR, B) + 2 * (trained(CRITIC, 2 * B) + climbed(CRITIC, B) + forward(CRITIC, B)),
+    ),
+    "CQL": (
+        lambda: sac_phase(CQL(samples=N), layer_norm=False),
+        trained(ACTOR, B) + forward(ACTOR, B)  # one pass for each set of states, not one a draw
+        + 2 * (trained(CRITIC, B) + trained(CRITIC, 3 * N * B) + climbed(CRITIC, B) + forward(CRITIC, B)),
+    ),
+    "TD3": (
+        lambda: (td3.online(0), td3.transitions(td3.draw(0))),
+        3 * forward(DETERMINISTIC, C) + 2 * (trained(CRITIC, C) + forward(CRITIC, C))
+        + trained(DETERMINISTIC, C) + forward(DETERMINISTIC, C) + climbed(CRITIC, C),
+    ),
+    "TD3 re-evaluation": (
+        lambda: td3_phase(ReevaluateTD3("unused"), "actor"),
+        2 * (trained(CRITIC, C) + forward(CRITIC, C)),
+    ),
+    "TD3 alignment": (
+        lambda: td3_phase(AlignTD3("unused")),
+        trained(DETERMINISTIC, C) + climbed(CRITIC, C) + 2 * (trained(CRITIC, 2 * C) + forward(CRITIC, C)),
+    ),
+    "TD3+BC": (
+        lambda: td3_phase(TD3BC(), layer_norm=False),
+        forward(DETERMINISTIC, C) + 2 * (trained(CRITIC, C) + forward(CRITIC, C))
+        + trained(DETERMINISTIC, C) + climbed(CRITIC, C),
+    ),
+    "IQL": (
+        lambda: (ppo.iql(0), ppo.draw(0)),
+        trained(DETERMINISTIC, D) + trained(VALUE, D) + forward(VALUE, D)
+        + 2 * (trained(CRITIC, D) + forward(CRITIC, D)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_a_step_makes_no_matrix_product_that_its_mathematics_does_not_need(name: str) -> None:
+    (phase, batch), expected = LEAST[name][0](), LEAST[name][1]
+    with FlopCounterMode(display=False) as counter:
+        for loss in phase.update(batch):
+            phase.zero_grad(set_to_none=True)
+            loss.value.backward()
+    assert counter.get_total_flops() == expected
+
+
+# ---- Adam --------------------------------------------------------------------------------------------------------
+
+
+def groups() -> list[dict[str, Any]]:
+    torch.manual_seed(0)
+    nets = [nn.Linear(7, 5), nn.Linear(5, 3), nn.Linear(3, 2)]
+    return [{"params": list(net.parameters()), "lr": 0.01 * (i + 1)} for i, net in enumerate(nets)]
+
+
+def descend(optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        torch.manual_seed(100 + step)
+        optimizer.zero_grad()
+        for i, group in enumerate(optimizer.param_groups):
+            for parameter in group["params"]:
+                gradient = torch.randn_like(parameter)
+                # the second group learns at every second step, the third now and then and not as a whole
+                if i == 0 or (i == 1 and step % 2) or (i == 2 and step % 5 == 4 and parameter.ndim == 2):
+                    parameter.grad = gradient
+        optimizer.param_groups[0]["lr"] *= 0.9
+        optimizer.step()
+
+
+def weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def test_adam_is_torch_s_own_to_the_last_bit_also_after_a_state_was_loaded() -> None:
+    ours, theirs = Adam(groups(), eps=1e-5), torch.optim.Adam(groups(), eps=1e-5, fused=True)
+    for optimizer in (ours, theirs):
+        descend(optimizer, range(8))
+    assert all(torch.equal(a, b) for a, b in zip(weights(ours), weights(theirs), strict=True))
+    saved, other = copy.deepcopy(ours.state_dict()), copy.deepcopy(theirs.state_dict())
+    for optimizer, state in ((ours, saved), (theirs, other)):
+        descend(optimizer, range(8, 11))
+        optimizer.load_state_dict(state)
+        descend(optimizer, range(11, 16))
+    assert all(torch.equal(a, b) for a, b in zip(weights(ours), weights(theirs), strict=True))
+    assert ours.state_dict()["state"].keys() == theirs.state_dict()["state"].keys()
+
+
+def test_adam_leaves_a_scaled_gradient_to_torch() -> None:
+    ours, theirs = Adam(groups()), torch.optim.Adam(groups(), fused=True)
+    for optimizer in (ours, theirs):
+        descend(optimizer, range(2))
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(0.0)
+        descend(optimizer, range(2, 4))
+    assert all(torch.equal(a, b) for a, b in zip(weights(ours), weights(theirs), strict=True))
+
+
+# ---- noise -------------------------------------------------------------------------------------------------------
+
+
+def noise(seed: int = 3) -> Noise:
+    return Noise(seed, torch.device("cpu"))
+
+
+def test_noise_is_standard_normal_and_uniform_on_both_sides_of_zero() -> None:
+    source = noise()
+    normal = torch.stack([source.normal((50, 3)) for _ in range(200)])
+    uniform = torch.stack([source.uniform((50, 3)) for _ in range(200)])
+    assert abs(float(normal.mean())) < 0.03 and abs(float(normal.std()) - 1.0) < 0.03
+    assert abs(float(uniform.mean())) < 0.02 and abs(float(uniform.var()) - 1 / 3) < 0.01  # of U(−1, 1)
+    assert -1.0 <= float(uniform.min()) < -0.99 and 0.99 < float(uniform.max()) < 1.0
+    assert len(torch.unique(normal)) > 0.99 * normal.numel()  # no number is handed out twice
+
+
+def test_noise_goes_on_in_the_middle_of_a_block() -> None:
+    first, second = noise(), noise(9)
+    for _ in range(21):
+        first.normal((4, 2))
+    first.uniform((3,))
+    second.load_state(first.state())
+    for _ in range(30):
+        assert torch.equal(first.normal((4, 2)), second.normal((4, 2)))
+        assert torch.equal(first.uniform((3,)), second.uniform((3,)))
+
+
+# ---- views of the weights ----------------------------------------------------------------------------------------
+
+
+def assert_numpy_is_torch(net: MLP) -> None:
+    x = torch.randn(5, dtype=net.linears[0].weight.dtype)
+    np.testing.assert_allclose(net.numpy(x.numpy()), net(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_acting_follows_the_weights_whatever_happens_to_them(activation: str) -> None:
+    net = MLP(5, (8, 8), 2, activation=activation)
+    assert_numpy_is_torch(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1.0)
+    assert_numpy_is_torch(net)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.linears[0].weight.mul_(-1.0)
+    assert_numpy_is_torch(other)
+    assert_numpy_is_torch(net)
+    net.load_state_dict(MLP(5, (8, 8), 2).state_dict())
+    assert_numpy_is_torch(net)
+    assert_numpy_is_torch(net.double())
+
+
+def test_exploration_is_the_policy_s_sample_of_the_same_noise() -> None:
+    torch.manual_seed(0)
+    actor, observation = SquashedGaussianActor(S, A, (16, 12)), torch.randn(6, S)
+    drawn = np.random.default_rng(0).standard_normal((6, A), dtype=np.float32)
+    expected = actor.sampled(observation, torch.from_numpy(drawn)).detach().numpy()
+    found = actor.explore(observation.numpy(), np.random.default_rng(0))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
