@@ -129,13 +129,16 @@ class Replay:
 
     def sample(self, generator: torch.Generator) -> TensorDict:
         """One batch of raw transitions ``[B]``."""
+        return nested(self.columns(generator), torch.Size([self.online_count + self.offline_count]))
+
+    def columns(self, generator: torch.Generator) -> dict[Any, Tensor]:
+        """:meth:`sample`, not yet nested."""
         parts = [self.buffer.pick(self.buffer.sample_rows(self.online_count, generator))]
         if self.offline_count:
             assert self.store is not None
             parts.append(self.store.pick(self.store.sample_rows(self.offline_count, generator)))
         # column by column: TensorDict's own concatenation takes as long as the gathers
-        columns = {key: torch.cat([part[key] for part in parts]) for key in parts[0]} if len(parts) > 1 else parts[0]
-        return nested(columns, torch.Size([self.online_count + self.offline_count]))
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]} if len(parts) > 1 else parts[0]
 
 
 def _blank(observation_dim: int, action_dim: int) -> TensorDict:

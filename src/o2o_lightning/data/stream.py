@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.data.rewards import RewardMap
-from o2o_lightning.data.store import TransitionStore
+from o2o_lightning.data.store import TransitionStore, nested
 
 
 def prepare(batch: TensorDictBase, normalizer: Normalizer, rewards: RewardMap, device: torch.device) -> TensorDictBase:
     """Raw transitions ``[…]`` to what networks take: normalised observations, mapped rewards, float flags, device."""
-    if batch["reward"].device != device:
-        batch = batch.to(device)
-    batch["observation"] = normalizer(batch["observation"])
-    batch["next", "observation"] = normalizer(batch["next", "observation"])
+    columns = dict(batch.items(include_nested=True, leaves_only=True))
+    return nested(prepare_columns(columns, normalizer, rewards, device), batch.batch_size)
+
+
+def prepare_columns(
+    columns: dict[Any, Tensor], normalizer: Normalizer, rewards: RewardMap, device: torch.device
+) -> dict[Any, Tensor]:
+    """:func:`prepare` of columns that are not yet nested."""
+    if columns["reward"].device != device:
+        columns = {key: column.to(device) for key, column in columns.items()}
+    for key in ("observation", ("next", "observation")):
+        columns[key] = normalizer(columns[key])
     if rewards != RewardMap():
-        batch["reward"] = batch["reward"] * rewards.scale + rewards.shift
-    batch["next", "terminated"] = batch["next", "terminated"].to(batch["reward"].dtype)
-    return batch
+        columns["reward"] = columns["reward"] * rewards.scale + rewards.shift
+    columns["next", "terminated"] = columns["next", "terminated"].to(columns["reward"].dtype)
+    return columns
 
 
 def next_boundary(clock: int, total: int, every: int) -> int:

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-# in place where the derivative needs only the result: a layer's own output is nobody else's
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu_,
-    "tanh": torch.tanh_,
+    "relu": F.relu,
+    "tanh": torch.tanh,
     "elu": F.elu,
     "gelu": F.gelu,
     "leaky_relu": F.leaky_relu,

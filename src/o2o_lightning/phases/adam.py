@@ -17,7 +17,7 @@ class Adam(torch.optim.Adam):
 
     def __init__(self, groups: list[dict[str, Any]], eps: float = 1e-8) -> None:
         super().__init__(groups, eps=eps, fused=True)
-        self._lists: dict[int, list[list[Tensor]]] = {}
+        self._lists: dict[int, tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -58,9 +58,13 @@ class Adam(torch.optim.Adam):
     def _step_group(self, i: int, group: dict[str, Any], gradients: list[Tensor]) -> None:
         if i not in self._lists:
             states = [self.state[p] for p in group["params"]]
-            self._lists[i] = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")]
-        means, squares, steps = self._lists[i]
-        torch._foreach_add_(steps, 1)
+            counts = torch.stack([state["step"] for state in states])  # views of one tensor, counted up in one addition
+            for state, count in zip(states, counts.unbind(), strict=True):
+                state["step"] = count
+            lists = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")]
+            self._lists[i] = (counts, lists[0], lists[1], lists[2])
+        counts, means, squares, steps = self._lists[i]
+        counts.add_(1)
         torch._fused_adam_(
             group["params"], gradients, means, squares, [], steps,
             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
