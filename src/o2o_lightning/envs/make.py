@@ -82,9 +82,7 @@ def unit_actions(actions: FloatArray, low: FloatArray, high: FloatArray) -> Floa
     return ((actions - low) / (high - low) * 2 - 1).astype(np.float32)
 
 
-def make_env(
-    env_id: str, observation_dim: int | None = None, layout: Sequence[str] = (), **kwargs: Any
-) -> UnitAction:
+def make_env(env_id: str, observation_dim: int | None = None, layout: Sequence[str] = (), **kwargs: Any) -> UnitAction:
     """Makes ``env_id`` with flat float32 observations ``[S]`` and actions in ``[-1, 1]^A``.
 
     Args:
