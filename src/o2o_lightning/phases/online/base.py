@@ -121,6 +121,15 @@ class OnlinePhase(ReferencedPhase):
         super().on_env_step()
         self._multiplier_moved = False
 
+    def explore(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+        if self.source is None and self.updates == 0:  # from scratch, the warm-up is uniform (A7)
+            return generator.uniform(-1.0, 1.0, self.policy().spec.action_dim).astype(np.float32)
+        return self.noisy_action(observation, generator)
+
+    def noisy_action(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+        """The policy's exploring action ``[A]`` at a normalised observation ``[S]``."""
+        raise NotImplementedError(f"{type(self).__name__}.noisy_action")
+
     def multiplier_due(self, policy_update: bool) -> bool:
         """Whether λ moves in this update: at most once an environment step, whatever the update-to-data ratio."""
         if not self.constraint or self._multiplier_moved:

@@ -100,7 +100,7 @@ class OnlineTD3(OnlinePhase):
     def gradient_limits(self) -> dict[str, float]:
         return {} if self.actor_grad_clip is None else {"actor": self.actor_grad_clip}
 
-    def explore(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+    def noisy_action(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
         action = self.agent.actor.act(observation)
         noise = generator.standard_normal(action.shape, dtype=np.float32) * self.exploration_noise
         return np.clip(action + noise, -1.0, 1.0)
