@@ -78,11 +78,11 @@ def chosen_phases(command: Command) -> tuple[list[str], str]:
         offline = _from_dataset(plain)
     else:
         return phases, _note(phases, "there is no offline policy to prepare")
-    cloned = offline.cloned or "clone" in with_cloning(command, phases)[0]
+    cloned = offline.cloned or "clone" in with_cloning(plain, phases)[0]
     online = class_of(compose("online", plain)["model"]["class_path"])
     wanted, why = needed(replace(offline, cloned=cloned), online.needs_critic)
     phases = [phase for phase in phases if phase in ("offline", "online", *wanted)]
-    return phases, _note(with_cloning(command, phases)[0], f"{why} (paper, appendix B)")
+    return phases, _note(with_cloning(plain, phases)[0], f"{why} (paper, appendix B)")
 
 
 def _from_dataset(command: Command) -> Offline:
