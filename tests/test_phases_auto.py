@@ -40,13 +40,27 @@ def phases(*tokens: str) -> list[str]:
 
 @pytest.mark.parametrize("source", TABLE)
 @pytest.mark.parametrize(("column", "online"), [(0, "o2td3"), (1, "o2sac"), (2, "o2ppo")])
-def test_a_source_runs_the_phases_that_its_critic_needs(source: str, column: int, online: str) -> None:
-    assert phases(f"offline={source}", f"online={online}") == TABLE[source][column]
+def test_a_source_needs_what_its_critic_lacks(source: str, column: int, online: str) -> None:
+    expected = TABLE[source][column]
+    offline = Offline(source, critic=not source.startswith("bc"), cloned=C in expected)
+    found, why = needed(offline, reads_critic=online != "o2ppo")
+    # O2PPO has no phase of alignment to leave out
+    assert [phase for phase in (O, *([C] if C in expected else []), R, V, N) if phase in {O, C, N, *found}] == (
+        expected if online != "o2ppo" else [*expected[:-1], V, N]
+    )
+    assert "\n" not in why
 
 
 @pytest.mark.parametrize(
-    ("source", "online", "expected"), [("bc", "td3", [O, N]), ("cql", "td3", [O, C, N]), ("awac", "ppo", FIT)]
-)
+    ("source", "column", "online"),
+    [("td3_bc", 0, "o2td3"), ("awac", 1, "o2sac"), ("cql", 1, "o2sac"), ("cql", 0, "o2td3"), ("iql", 2, "o2ppo"),
+     ("bc10", 1, "o2sac")],
+)  # fmt: skip
+def test_the_command_line_runs_the_phases_of_the_table(source: str, column: int, online: str) -> None:
+    assert phases(f"offline={source}", f"online={online}") == TABLE[source][column]
+
+
+@pytest.mark.parametrize(("source", "online", "expected"), [("cql", "td3", [O, C, N]), ("awac", "ppo", FIT)])
 def test_direct_fine_tuning_stays_direct(source: str, online: str, expected: list[str]) -> None:
     assert phases(f"offline={source}", f"online={online}") == expected
 
