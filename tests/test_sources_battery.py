@@ -80,8 +80,9 @@ class Made:
 def fit(source: Source, dataset: str, folder: Path) -> int:
     """`o2o fit --phase offline` of the source, 24 updates, a point to resume from every 8."""
     options = [
-        "dataset=file", "tier=medium", "--data.dataset", dataset, "--data.batch_size", "16", "--data.chunk", "4", "--data.eval_episodes", "1",
-        "--data.eval_every_updates", "16", "--trainer.log_every_n_steps", "4", "--trainer.accelerator", "cpu",
+        "dataset=file", "tier=medium", "--data.dataset", dataset, "--data.batch_size", "16", "--data.chunk", "4",
+        "--data.eval_episodes", "1", "--data.eval_every_updates", "16", "--trainer.log_every_n_steps", "4",
+        "--trainer.accelerator", "cpu",
     ]  # fmt: skip
     line = ["fit", "--phase", "offline", f"steps.offline={STEPS}", f"checkpoint_every={EVERY}", *options]
     return main([*line, *source.tokens, "--run_dir", str(folder)])

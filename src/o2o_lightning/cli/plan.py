@@ -172,10 +172,11 @@ def _check_critics(built: list[Built]) -> None:
         if start is not None and read_handover(start).critic is not None:
             return
         names = [step.model.phase for step in built]
+        mended = ",".join([*names[:i], "reevaluate", *names[i:]])
         where = f"--phase {names[0]} ({built[0].model.method})" if start is None else f"checkpoint {start}"
         raise UserError(
             f"{where}: it hands on a policy without an action-value critic, and phase '{names[i]}' starts from one. "
-            f"Run the re-evaluation before it: `--phase all 'phases=[{','.join([*names[:i], 'reevaluate', *names[i:]])}]'`."
+            f"Run the re-evaluation before it: `--phase all 'phases=[{mended}]'`."
         )
 
 
