@@ -34,7 +34,7 @@ class Handover:
 
     ``state`` holds the networks' tensors under ``actor.…``, ``critic.…``, ``target_critic.…``, ``value.…``,
     ``offline_actor.…``; ``adam`` the optimizer's moments by parameter name; ``scores`` what evaluations have said so
-    far.
+    far; ``origin`` the algorithm that made π_off, which cloning and every later phase pass on.
     """
 
     phase: str
@@ -44,6 +44,7 @@ class Handover:
     normalizer: dict[str, Any]
     env_id: str | None
     manifest: dict[str, Any]
+    origin: str = ""
     value: dict[str, Any] | None = None
     layout: list[str] = field(default_factory=list)
     scores: dict[str, float | None] = field(default_factory=dict)
@@ -53,6 +54,9 @@ class Handover:
     path: str = ""
     state: dict[str, Tensor] = field(default_factory=dict)
     adam: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.origin = self.origin or self.algorithm
 
     def pack(self) -> dict[str, Any]:
         """The part that is written under ``checkpoint["o2o"]``; the tensors are in the checkpoint already."""

@@ -83,3 +83,10 @@ def orthogonal_(module: nn.Module, gain: float = 1.0) -> None:
         if isinstance(part, nn.Linear):
             nn.init.orthogonal_(part.weight, gain)
             nn.init.zeros_(part.bias)
+
+
+def uniform_(module: nn.Module) -> None:
+    """The framework's own initialisation of every linear layer, uniform in ±1/√fan_in, as CORL's AWAC."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            part.reset_parameters()

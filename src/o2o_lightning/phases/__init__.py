@@ -3,6 +3,8 @@
 from o2o_lightning.phases.align.sac import AlignSAC
 from o2o_lightning.phases.align.td3 import AlignTD3
 from o2o_lightning.phases.clone import ClonePolicy
+from o2o_lightning.phases.offline.awac import AWAC
+from o2o_lightning.phases.offline.bc import BC
 from o2o_lightning.phases.offline.cql import CQL
 from o2o_lightning.phases.offline.iql import IQL
 from o2o_lightning.phases.offline.td3_bc import TD3BC
@@ -14,6 +16,8 @@ from o2o_lightning.phases.reevaluate.sac import ReevaluateSAC
 from o2o_lightning.phases.reevaluate.td3 import ReevaluateTD3
 
 __all__ = [
+    "AWAC",
+    "BC",
     "CQL",
     "IQL",
     "TD3BC",

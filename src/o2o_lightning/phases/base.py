@@ -50,6 +50,8 @@ class Phase(L.LightningModule):
     adam_eps: ClassVar[float] = 1e-8
     carries_moments: ClassVar[bool] = True
     actor_kind: ClassVar[str | None] = None  # family of policy that the phase works on or makes; None for any
+    makes_critic: ClassVar[bool] = False  # an action-value critic, which it hands on
+    needs_critic: ClassVar[bool] = False  # of the checkpoint that it starts from
 
     agent: Agent
     normalizer: Normalizer
@@ -177,6 +179,7 @@ class Phase(L.LightningModule):
         checkpoint[KEY] = Handover(
             phase=self.phase,
             algorithm=self.method,
+            origin=self.method if self.source is None else self.source.origin,
             actor=self.policy().spec.to_dict(),
             critic=critic.spec.to_dict() if critic is not None else None,
             value=value.spec.to_dict() if value is not None else None,

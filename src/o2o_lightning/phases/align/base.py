@@ -20,6 +20,7 @@ class AlignPhase(Phase):
 
     phase: ClassVar[str] = "align"
     accepts: ClassVar[tuple[str, ...]] = ("reevaluate", *POLICIES)
+    needs_critic: ClassVar[bool] = True
     agent: ActorCritic
 
     def run_evaluation(self) -> Evaluation:

@@ -38,6 +38,7 @@ class IQL(Phase):
 
     phase: ClassVar[str] = "offline"
     algorithm: ClassVar[str] = "iql"
+    makes_critic: ClassVar[bool] = True
     agent: IQLAgent
 
     def __init__(

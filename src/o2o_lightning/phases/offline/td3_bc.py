@@ -36,6 +36,7 @@ class TD3BC(Phase):
     phase: ClassVar[str] = "offline"
     algorithm: ClassVar[str] = "td3_bc"
     actor_kind: ClassVar[str | None] = DeterministicActor.kind
+    makes_critic: ClassVar[bool] = True
     agent: TD3Agent
 
     def __init__(

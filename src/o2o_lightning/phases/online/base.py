@@ -99,6 +99,8 @@ class ReferencedPhase(Phase):
 class OnlinePhase(ReferencedPhase):
     """What constrained fine-tuning by a penalty shares across algorithms: the multiplier and the threshold."""
 
+    needs_critic: ClassVar[bool] = True
+
     log_multiplier: nn.Parameter
     threshold: Tensor
 

@@ -39,6 +39,7 @@ class ReevaluateSAC(Phase):
     accepts: ClassVar[tuple[str, ...]] = POLICIES
     actor_kind: ClassVar[str | None] = SquashedGaussianActor.kind
     evaluates: ClassVar[bool] = False
+    makes_critic: ClassVar[bool] = True
     agent: SACAgent
 
     def __init__(

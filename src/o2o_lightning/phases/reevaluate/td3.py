@@ -37,6 +37,7 @@ class ReevaluateTD3(Phase):
     actor_kind: ClassVar[str | None] = DeterministicActor.kind
     accepts: ClassVar[tuple[str, ...]] = POLICIES
     evaluates: ClassVar[bool] = False
+    makes_critic: ClassVar[bool] = True
     agent: TD3Agent
 
     def __init__(
