@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from o2o_lightning.data.raw import RawDataset
 from o2o_lightning.envs.make import FlatObservation, make_env
+from o2o_lightning.envs.simulator import simulator_of
 
 Row = tuple[str, Literal["ok", "warn", "fail", "skip"], str]
 
@@ -37,7 +38,7 @@ def _replay(raw: RawDataset, env_id: str, flat: Any, count: int, seed: int) -> l
     assert isinstance(flat, FlatObservation)
     # the inner environment is stepped: wrappers count steps and would end the episode
     inner: Any = flat.unwrapped
-    simulator = _simulator(inner)
+    simulator = simulator_of(inner)
     if simulator is None:
         return [("replay", "skip", f"{env_id} offers no set_state on a MuJoCo model")]
     states = [np.asarray(raw.infos[key], np.float64) for key in ("qpos", "qvel")]
@@ -60,14 +61,6 @@ def _replay(raw: RawDataset, env_id: str, flat: Any, count: int, seed: int) -> l
         errors[i, 0] = np.abs(flat.observation(observed) - _successor(raw, row)).max()
         errors[i, 1] = abs(float(reward) - float(raw.rewards[row]))
     return [_row("replay: observation", errors[:, 0]), _row("replay: reward", errors[:, 1])]
-
-
-def _simulator(inner: Any) -> Any:
-    """The MuJoCo environment itself, which a maze keeps inside; None where there is none."""
-    for candidate in (inner, getattr(inner, "point_env", None), getattr(inner, "ant_env", None)):
-        if hasattr(candidate, "set_state") and hasattr(getattr(candidate, "model", None), "nq"):
-            return candidate
-    return None
 
 
 def _usable_rows(raw: RawDataset, count: int, seed: int) -> NDArray[np.int64]:

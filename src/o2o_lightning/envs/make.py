@@ -71,8 +71,13 @@ class UnitAction(gym.ActionWrapper[Any, FloatArray, FloatArray]):
         self.action_space = spaces.Box(-1.0, 1.0, self.low.shape, np.float32)
 
     def action(self, action: FloatArray) -> FloatArray:
-        native = self.low + (np.clip(action, -1.0, 1.0) + 1.0) * ((self.high - self.low) / 2)
+        native = native_actions(action, self.low, self.high)
         return native.reshape(self._shape).astype(self._dtype, copy=False)
+
+
+def native_actions(actions: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
+    """Maps actions ``[..., A]`` of ``[-1, 1]`` to the simulator's bounds, exactly as they are executed."""
+    return np.asarray(low + (np.clip(actions, -1.0, 1.0) + 1.0) * ((high - low) / 2), np.float32)
 
 
 def unit_actions(actions: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
