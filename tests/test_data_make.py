@@ -122,6 +122,16 @@ def test_simulator_states_of_random_data_replay(tmp_path):
     assert found["replay: observation"] == found["replay: reward"] == "ok" and "fail" not in found.values()
 
 
+def test_states_that_are_not_all_there_is_are_not_replayed(tmp_path):
+    # the pen's target orientation is neither in qpos nor in qvel
+    pytest.importorskip("gymnasium_robotics")
+    path = tmp_path / "pen.hdf5"
+    assert make("--env", "AdroitHandPen-v1", "--level", "random", "--transitions", 20, "--output", path) == 0
+    found = statuses(path)
+    assert found["replay"] == "skip" and "fail" not in found.values()
+    assert columns(path)["infos/qpos"].shape == (20, 30)
+
+
 def test_another_seed_makes_another_dataset_and_the_same_one_the_same_bytes(tmp_path, random_pendulum):
     digests = []
     for seed in (0, 1):

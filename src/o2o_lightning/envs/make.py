@@ -159,6 +159,11 @@ def _make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
                 f"environment {env_id}: Gymnasium cannot make it ({error}). Check --data.env_id; ids of other "
                 "packages take the form `package.module:Env-v0`, and Gymnasium-Robotics needs the extra [robotics]."
             ) from error
+        except Exception as error:  # whatever the environment's own constructor trips over
+            raise UserError(
+                f"environment {env_id}: making it raised {type(error).__name__}: {error}. Check the versions of its "
+                "packages; O2O_TRACEBACK=1 shows where."
+            ) from error
 
 
 def _register_robotics(env_id: str) -> None:
