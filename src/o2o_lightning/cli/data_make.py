@@ -165,6 +165,8 @@ def _fill(
     facts: dict[str, Any] = {} if trained is None else trained.facts()
     if arguments.policy is not None:
         facts = {"policy_file": Path(arguments.policy).name, "policy_sha256": file_sha256(Path(arguments.policy))}
+    if arguments.rest:
+        facts["training_options"] = " ".join(arguments.rest)
     steps = env.horizon or EPISODE_STEPS
     facts = provenance(arguments.level or "policy", arguments.seed, env, source, steps, facts)
     group = {} if source is None else policy_group(source.build_actor(), source.build_normalizer())

@@ -64,9 +64,7 @@ class Working:
                 f"--output {self.output}: it exists, and nothing is written over. Pass another --output, or remove it."
             )
         if not self.path.parent.is_dir() or not os.access(self.path.parent, os.W_OK | os.X_OK):
-            raise UserError(
-                f"--output {self.output}: the folder {self.path.parent} is missing, or cannot be written."
-            )
+            raise UserError(f"--output {self.output}: the folder {self.path.parent} is missing, or cannot be written.")
         try:
             lock(self.path)
         except Busy as error:
