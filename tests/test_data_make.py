@@ -268,6 +268,18 @@ def test_a_goal_that_is_not_reached_is_reached_with_more_steps(tmp_path, capsys)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["once.hdf5", "twice.hdf5"]
 
 
+def test_a_simulator_that_fails_says_to_make_again(tmp_path, monkeypatch, capsys):
+    from gymnasium.envs.classic_control.pendulum import PendulumEnv
+
+    def fails(self: Any, action: Any) -> Any:
+        raise RuntimeError("no contact")
+
+    monkeypatch.setattr(PendulumEnv, "step", fails)
+    assert make(*RANDOM, "--output", tmp_path / "a.hdf5") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "no contact" in error and error.endswith("Here the same `o2o data make` does.")
+
+
 def test_minari_reads_the_same_rows(tmp_path, monkeypatch, random_pendulum):
     minari = pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))

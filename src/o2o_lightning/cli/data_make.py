@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from o2o_lightning.cli.data_train import RESERVED, Goal, Trained, train
-from o2o_lightning.errors import Interrupted, UserError
+from o2o_lightning.errors import Failure, Interrupted, UserError
 
 if TYPE_CHECKING:
     from o2o_lightning.checkpoint.handover import Handover
@@ -75,6 +75,9 @@ def make(arguments: argparse.Namespace) -> int:
         number = stop.exit_code - 128 if isinstance(stop, Interrupted) else int(signal.SIGINT)
         name = signal.Signals(number).name
         raise Interrupted(f"{name}: stopped. Give the same command again to go on.", number) from stop
+    except Failure as error:
+        hint = " Here the same `o2o data make` does." if "o2o resume" in str(error) else ""
+        raise Failure(f"{error}{hint}") from error
     finally:
         working.release()
     return _report(working, env, arguments.json)

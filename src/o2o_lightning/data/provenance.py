@@ -39,9 +39,12 @@ def provenance(
     what = f"{kind} rollout of one policy, at most {steps} steps an episode"
     if level == "medium-replay":
         what = "replay buffer of the run until the policy reached its level, oldest transition first"
+    origin = f"phase {source.phase} of o2o-lightning, in {source.env_id or 'an environment unknown'}"
+    if "training_steps" in facts:
+        origin = "from scratch, trained for this dataset by o2o-lightning"
     return {
         "algorithm": source.algorithm.upper(),
-        "source": f"{source.algorithm.upper()}, phase {source.phase} of o2o-lightning, in {source.env_id or 'unknown'}",
+        "source": f"{source.algorithm.upper()}, {origin}",
         "protocol": f"{what}; next_observations stored; {ENDS}",
         **metadata,
     }
