@@ -20,7 +20,7 @@ from o2o_lightning.cli.main import main
 from o2o_lightning.data.buffer import OnlineBuffer
 from o2o_lightning.data.check import check
 from o2o_lightning.data.hdf5 import read_hdf5
-from o2o_lightning.data.making import replay
+from o2o_lightning.data.making import Rollouts, replay
 from o2o_lightning.data.spec import load_raw
 from o2o_lightning.data.writer import closed, write_dataset
 from o2o_lightning.policies.behaviour import PolicyBehaviour
@@ -295,6 +295,31 @@ def test_minari_reads_the_same_rows(tmp_path, monkeypatch, random_pendulum):
     assert dataset.storage.metadata["o2o_seed"] == 0 and "uniformly random" in dataset.storage.metadata["description"]
     assert make(*argv, "--output", "pendulum/random-v0") == 2
     assert [path.name for path in tmp_path.iterdir()] == ["minari"]
+
+
+def test_a_minari_dataset_that_was_half_written_is_written_again_and_anothers_is_not(tmp_path, monkeypatch, capsys):
+    minari = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.chdir(tmp_path)
+    create, record = minari.create_dataset_from_buffers, Rollouts.record
+    target = tmp_path / "minari/a-v0"
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        (target / "data").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    def meanwhile(self: Rollouts, *args: Any) -> None:
+        record(self, *args)
+        (tmp_path / "minari/b-v0/data").mkdir(parents=True)
+
+    argv = [*RANDOM, "--format", "minari", "--output"]
+    monkeypatch.setattr(minari, "create_dataset_from_buffers", interrupted)
+    assert make(*argv, "a-v0") == 130 and (tmp_path / "a-v0.making").is_dir()
+    monkeypatch.setattr(minari, "create_dataset_from_buffers", create)
+    assert make(*argv, "a-v0") == 0 and minari.load_dataset("a-v0").total_steps == 10
+    monkeypatch.setattr(Rollouts, "record", meanwhile)
+    assert make(*argv, "b-v0") == 2 and "nothing is written over" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "minari/b-v0").iterdir()] == ["data"]
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------

@@ -59,10 +59,7 @@ class Working:
             UserError: the output exists, the directory was begun for another request, another process has it, or its
                 folder is not there.
         """
-        if self.target.exists() and not self.finished and not (self.path / WRITING).exists():
-            raise UserError(
-                f"--output {self.output}: it exists, and nothing is written over. Pass another --output, or remove it."
-            )
+        self._refuse_another()
         if not self.path.parent.is_dir() or not os.access(self.path.parent, os.W_OK | os.X_OK):
             raise UserError(f"--output {self.output}: the folder {self.path.parent} is missing, or cannot be written.")
         try:
@@ -91,6 +88,7 @@ class Working:
         self, rows: int, blocks: Iterable[Block], env: EnvSpec, metadata: Mapping[str, Any], policy: Mapping[str, Any]
     ) -> None:
         """Writes the dataset; see :func:`write_dataset` for what it takes. :meth:`finish` comes next."""
+        self._refuse_another()
         if self.format == "minari":
             write_json(self.path / WRITING, {"output": self.output})
             whole = joined(list(closed(blocks)))
@@ -116,6 +114,12 @@ class Working:
             unlock(self.path)
             if {path.name for path in self.path.iterdir()} <= {REQUEST, LOCK}:
                 shutil.rmtree(self.path)
+
+    def _refuse_another(self) -> None:
+        if self.target.exists() and not self.finished and not (self.path / WRITING).exists():
+            raise UserError(
+                f"--output {self.output}: it exists, and nothing is written over. Pass another --output, or remove it."
+            )
 
     def _name(self) -> None:
         made = self.path / DATASET
