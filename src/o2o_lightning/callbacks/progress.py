@@ -101,7 +101,9 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         parts = []
         offline = phase.scores.get("offline", phase.returns.get("offline"))
         offline = phase.returns.get("offline") if offline is None else offline
-        for name, value in (("π_off", offline), ("now", phase.display.get("now")), ("best", self._best)):
+        shown = phase.display
+        scores = [("π_off", offline), ("now", shown.get("now")), ("best", self._best)]
+        for name, value in [*scores, ("sampled", shown.get("sampled")), ("goal", shown.get("goal"))]:
             if value is not None:
                 parts.append(f"{name} {value:.1f}")
         parts += phase.status()

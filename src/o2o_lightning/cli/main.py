@@ -17,7 +17,7 @@ o2o: fine-tune any offline policy online, without the collapse
   o2o predict  --ckpt_path CKPT     the policy's actions on a dataset, to a file
   o2o resume   RUN_DIR              goes on after a crash, exactly where it stopped
   o2o policy   import | clone | export | inspect     policies of other libraries in, ours out
-  o2o data     info | check | list | cut
+  o2o data     info | check | list | cut | make
   o2o demo                          the whole pipeline on the embedded Hopper data, next to naive fine-tuning
 
 `o2o COMMAND -h` tells more. Results go to --run_dir; nothing is ever written over.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from torchrl.data import LazyTensorStorage, ReplayBuffer
 from o2o_lightning.data.store import TransitionStore
 
 Mix = Literal["half", "all", "part", "none"]
+logging.getLogger("torchrl").setLevel(logging.WARNING)  # one line a buffer on stderr, of no use to a user
 BEST_EPISODES = 50  # size of the replay mode `part` (D44)
 
 

@@ -89,3 +89,11 @@ class StochasticActor(Actor):
     def sampled(self, observation: Tensor, noise: Tensor) -> Tensor:
         """Actions ``[B, A]`` as they are executed, made of standard normal ``noise`` ``[B, A]``."""
         raise NotImplementedError(type(self).__name__)
+
+    def perform(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
+        """:meth:`sampled` on numpy observations ``[S]`` or ``[B, S]``, for stepping environments."""
+        raise NotImplementedError(type(self).__name__)
+
+    def sampled_log_prob(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """Log-density ``[B]`` of what :meth:`sampled` draws, before a Gaussian's clip to the bounds."""
+        raise NotImplementedError(type(self).__name__)

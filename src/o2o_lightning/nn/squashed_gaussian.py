@@ -103,9 +103,15 @@ class SquashedGaussianActor(StochasticActor):
 
     def explore(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
         """Sampled actions at numpy observations ``[S]`` or ``[B, S]``, for stepping environments."""
+        shape = (*observation.shape[:-1], self.spec.action_dim)
+        return self.perform(observation, generator.standard_normal(shape, dtype=np.float32))
+
+    def perform(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
         mean, log_std = self._numpy_moments(observation)
-        noise = generator.standard_normal(mean.shape, dtype=np.float32)
         return np.tanh(mean + np.exp(log_std) * noise)
+
+    def sampled_log_prob(self, observation: Tensor, noise: Tensor) -> Tensor:
+        return self.distribution(observation).sample(noise)[1]
 
     def _numpy_moments(self, observation: FloatArray) -> tuple[FloatArray, FloatArray]:
         mean, raw = np.split(self.body.numpy(observation), 2, axis=-1)

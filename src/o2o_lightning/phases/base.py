@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
 from torch import Tensor, nn
@@ -272,8 +272,9 @@ class Phase(L.LightningModule):
         return result
 
     def tell(self, hook: str, *args: Any) -> None:
-        """Calls one of the hooks of :class:`o2o_lightning.callbacks.hooks.PhaseCallback`."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        """Calls one of the hooks of :class:`o2o_lightning.callbacks.hooks.PhaseCallback`; bars show what it brought."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        for callback in sorted(callbacks, key=lambda callback: isinstance(callback, ProgressBar)):
             if isinstance(callback, PhaseCallback):
                 getattr(callback, hook)(self.trainer, self, *args)
 

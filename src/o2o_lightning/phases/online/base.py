@@ -123,8 +123,13 @@ class OnlinePhase(ReferencedPhase):
         super().on_env_step()
         self._multiplier_moved = False
 
+    @property
+    def warming_up(self) -> bool:
+        """Whether actions are uniform: from scratch, until the first update (A7)."""
+        return self.source is None and self.updates == 0
+
     def explore(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
-        if self.source is None and self.updates == 0:  # from scratch, the warm-up is uniform (A7)
+        if self.warming_up:
             return generator.uniform(-1.0, 1.0, self.policy().spec.action_dim).astype(np.float32)
         return self.noisy_action(observation, generator)
 
