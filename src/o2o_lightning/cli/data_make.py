@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
     """Adds ``make`` to the parsers of ``o2o data``."""
     parser = commands.add_parser("make", help="record one: an environment is enough", description=DESCRIPTION,
                                allow_abbrev=False)  # fmt: skip
-    parser.add_argument("--env", "--env_id", "--data.env_id", dest="env_id", metavar="ID", help="Gymnasium's")
+    parser.add_argument("--env", "--env_id", "--data.env_id", dest="env_id", metavar="ID", help="in Gymnasium")
     parser.add_argument("--level", choices=LEVELS, help="of the policy that acts")
     parser.add_argument("--transitions", type=int, help="rows; of medium-replay the newest (default: the whole replay)")
     parser.add_argument("--output", help="file to write, or Minari's id; must not exist (default: ENV-LEVEL.hdf5)")
