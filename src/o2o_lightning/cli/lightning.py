@@ -100,9 +100,6 @@ class PhaseCLI(LightningCLI):
         """Seeds, and instantiates trainer, phase and data; ``command`` is what the run's plan remembers."""
         written = self.written()
         self.config = cast(Namespace, _substitute(self.config, {"$RUN_DIR": str(run_dir), "$PHASE": phase}))
-        if (strategy := self.config["trainer.strategy"]) in ("ddp", "ddp_fork", "ddp_spawn"):
-            # a phase's losses reach one network each, and plain DDP waits for the gradients of all
-            self.config["trainer.strategy"] = f"{strategy}_find_unused_parameters_true"
         try:
             super().instantiate_classes()
         except UserError:
@@ -154,7 +151,8 @@ def _parameters(class_path: str) -> list[Any]:
 
 def quiet() -> None:
     """Silences what Lightning and its parts say of themselves; warnings that concern the user still come."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch"):
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch",
+                 "lightning.fabric.utilities.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.*", ".*num_workers.*", ".*tensorboardX.*", ".*CSVLogger.*", ".*Checkpoint directory.*",
