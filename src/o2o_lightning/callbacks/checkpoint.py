@@ -70,8 +70,8 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
         _check_same(str(path), phase, checkpoint[KEY])
         if (processes := resume.get("processes", 1)) != trainer.world_size:
             raise UserError(
-                f"checkpoint {path}: {processes} process(es) made it, now there are {trainer.world_size}, and each goes "
-                f"on with its own buffer and environment. Run on {processes} again."
+                f"checkpoint {path}: {processes} process(es) made it, now there are {trainer.world_size}, and each "
+                f"goes on with its own buffer and environment. Run on {processes} again."
             )
         self._side = side_state.read(path, resume["token"], trainer.global_rank)
         files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]

@@ -7,6 +7,8 @@ import importlib
 import inspect
 import logging
 import os
+import re
+import signal
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,16 +22,19 @@ from jsonargparse import ArgumentError, Namespace
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from o2o_lightning.callbacks.run_directory import RunDirectory
 from o2o_lightning.cli.messages import instantiation_message, parser_message
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import Failure, Interrupted, Lost, UserError
 from o2o_lightning.phases.base import Phase
+from o2o_lightning.ranks import lost
 
 # Lightning calls what jsonargparse has deprecated
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 BAD_INPUT = (ArgumentError, MisconfigurationException, ModuleNotFoundError, TypeError, ValueError)
+LOST = "another process of this run has ended; its own line says why. `o2o resume RUN_DIR` goes on from the checkpoint."
 
 
 @dataclass
@@ -56,6 +61,12 @@ class Built:
                 self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
         except MisconfigurationException as error:
             raise UserError(f"--trainer: {error}") from error
+        except ProcessRaisedException as error:
+            raise from_another_process(error) from error
+        except RuntimeError as error:
+            if self.trainer.world_size > 1 and lost(error):
+                raise Lost(LOST) from error
+            raise
         except SystemExit:
             if self.trainer.interrupted:
                 raise KeyboardInterrupt from None
@@ -114,6 +125,17 @@ class PhaseCLI(LightningCLI):
         self.trainer.callbacks.append(RunDirectory(run_dir, written, command))  # type: ignore[attr-defined]
         _reorder(self.trainer)
         return Built(self.trainer, model, cast(OfflineData, self.datamodule), self.config["seed_everything"])
+
+
+def from_another_process(error: Exception) -> Exception:
+    """What a process that ``ddp_fork`` has forked died of, of which only the traceback's text is left."""
+    found = re.findall(r"^o2o_lightning\.[\w.]+\.(\w+): (.*)$", str(error), re.MULTILINE)
+    if not found:
+        return Lost(LOST) if lost(error) else error
+    kind, message = found[-1]
+    if number := re.match(r"(SIG\w+): ", message):
+        return Interrupted(message, signal.Signals[number[1]])
+    return (Failure if kind in ("Failure", "NonFinite") else UserError)(message)
 
 
 def build(config: dict[str, Any], options: list[str], run_dir: Path, phase: str) -> Built:

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import Failure, Lost, UserError
 
 USAGE = """\
 o2o: fine-tune any offline policy online, without the collapse
@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get("O2O_TRACEBACK"):
             raise
-        print(f"o2o: {error}", file=sys.stderr)
+        if _speaks(error):
+            print(f"o2o: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:  # a full or read-only disk, a lost mount
         if os.environ.get("O2O_TRACEBACK") or not error.filename:
@@ -66,6 +67,13 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except SystemExit as exit:  # argparse and jsonargparse end a process that may be a test's
         return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+
+
+def _speaks(error: UserError) -> bool:
+    """Whether this process says so: with several, all find the same bad input, and one may meet its own misfortune."""
+    from o2o_lightning.ranks import first_process
+
+    return first_process() or (isinstance(error, Failure) and not isinstance(error, Lost))
 
 
 if __name__ == "__main__":

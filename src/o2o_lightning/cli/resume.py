@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from o2o_lightning.cli.compose import Command, split
-from o2o_lightning.cli.run import LAST, is_first_process, say, write_run_summary
+from o2o_lightning.cli.run import LAST, say, write_run_summary
 from o2o_lightning.errors import UserError
+from o2o_lightning.ranks import first_process
 
 USAGE = """\
 o2o resume RUN_DIR [options]
@@ -44,11 +45,14 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0].startswith("-"):
         print(USAGE.format(safe=", ".join(f"--{name}" for name in SAFE)), end="")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    run_dir, changes = Path(argv[0]).resolve(), _changes(argv[1:])
+    # a process that Lightning starts runs this command again, from where the phase runs
+    inherited = os.environ.get("O2O_RUN_DIR") if "LOCAL_RANK" in os.environ else None
+    run_dir, changes = Path(inherited or argv[0]).resolve(), _changes(argv[1:])
+    os.environ["O2O_RUN_DIR"] = str(run_dir)
     plan = read_plan(run_dir)
     if not plan:
         raise UserError(f"{argv[0]}: no run of o2o is in it. Pass the --run_dir of one that had begun.")
-    if is_first_process():
+    if first_process():
         lock(run_dir)
         remove_temporaries(run_dir)
     went_on = False
@@ -58,7 +62,7 @@ def main(argv: list[str]) -> int:
         went_on |= _resume_command(entry, run_dir, changes)
     if not went_on and any(name in LENGTH for name, _ in changes):
         _continue(plan[-1]["phases"][-1], run_dir, changes)
-        if is_first_process():
+        if first_process():
             write_run_summary(run_dir)
         went_on = True
     if not went_on:
@@ -78,13 +82,13 @@ def _resume_command(entry: dict[str, Any], run_dir: Path, changes: list[tuple[st
             _continue(phase, run_dir, changes)
         else:
             # killed before its first checkpoint: nothing of it is worth keeping
-            if is_first_process():
+            if first_process():
                 shutil.rmtree(run_dir / phase, ignore_errors=True)
             step = next(step for step in plan_of(command)[0] if step.phase == phase)
             step.cli.build(run_dir, phase, entry).fit()
-        if is_first_process():
+        if first_process():
             write_run_summary(run_dir)
-    if not left and is_first_process():
+    if not left and first_process():
         write_run_summary(run_dir)  # the kill may have come just before
     return bool(left)
 

@@ -85,7 +85,7 @@ class OnlineData(OfflineData):
                     yield self.transition_batch(module.device)
 
     def _enough(self, env_steps: int) -> bool:
-        """Whether every process has two transitions to draw from: all must answer alike, or some would wait for ever."""
+        """Whether every process has two transitions to draw from: all must answer alike, or some would wait."""
         assert self.interaction is not None
         others = env_steps // self.ranks.count + self.preloaded if self.ranks.count > 1 else 2
         return len(self.interaction.buffer) >= 2 and others >= 2

@@ -27,8 +27,8 @@ class RolloutData(OfflineData):
         rollout: environment steps between two updates of the policy, across episodes; the budget if that is less.
             What is left of the budget after the last whole rollout is stepped, and not learned from.
         epochs: passes over a rollout.
-        num_envs: environments stepped side by side, in each process; those of all must divide ``rollout``, ``env_steps``
-            and ``eval_every``.
+        num_envs: environments stepped side by side, in each process; those of all must divide ``rollout``,
+            ``env_steps`` and ``eval_every``.
         batch_size: transitions a minibatch, drawn without replacement, of each process.
         chunk: environment steps a ``training_step``; changes speed, never results.
         eval_every: environment steps between evaluations.

@@ -23,8 +23,8 @@ from o2o_lightning.envs.evaluate import Evaluation
 from o2o_lightning.errors import at_least
 from o2o_lightning.nn.actor import Actor, FloatArray
 from o2o_lightning.phases.handed import carry_moments, clip_gradients
-from o2o_lightning.phases.health import ChunkRecord
 from o2o_lightning.phases.hardware import backward, check_hardware
+from o2o_lightning.phases.health import ChunkRecord
 from o2o_lightning.ranks import Ranks
 
 

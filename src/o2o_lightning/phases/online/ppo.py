@@ -100,7 +100,8 @@ class OnlinePPO(ReferencedPhase):
 
     def build(self, source: Handover | None) -> PPOAgent:
         sizes = self.data.sizes()
-        self.register_buffer("running_return", torch.zeros(self.rollouts.num_envs * self.ranks.count, dtype=torch.float64))
+        environments = self.rollouts.num_envs * self.ranks.count
+        self.register_buffer("running_return", torch.zeros(environments, dtype=torch.float64))
         actor = GaussianActor(*sizes, self.hidden) if source is None else cast(GaussianActor, source.build_actor())
         if self.std_cap is not None:
             actor.cap_std(self.std_cap)
@@ -199,5 +200,6 @@ class OnlinePPO(ReferencedPhase):
             return advantage
         mean, log_std = cast(GaussianActor, self.reference)(rows["observation"])
         terms = log_density_terms(rows["action"], mean, log_std)
-        auxiliary = self.auxiliary.scale * self.ranks.gather(advantage).std() * auxiliary_advantage(terms, self.auxiliary.joint)
+        scale = self.auxiliary.scale * self.ranks.gather(advantage).std()
+        auxiliary = scale * auxiliary_advantage(terms, self.auxiliary.joint)
         return combined_advantage(advantage, auxiliary, self._auxiliary_weight(), self.auxiliary.pairwise)
