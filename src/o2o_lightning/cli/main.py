@@ -15,6 +15,7 @@ o2o: fine-tune any offline policy online, without the collapse
   o2o test     --ckpt_path CKPT     the paper's evaluation, with the normalised score
   o2o validate --ckpt_path CKPT     one quick evaluation
   o2o predict  --ckpt_path CKPT     the policy's actions on a dataset, to a file
+  o2o sweep    key=a,b,…            `o2o fit` for every combination of seeds, datasets, methods
   o2o resume   RUN_DIR              goes on after a crash, exactly where it stopped
   o2o policy   import | clone | export | inspect     policies of other libraries in, ours out
   o2o data     info | check | list | cut | make
@@ -24,6 +25,7 @@ o2o: fine-tune any offline policy online, without the collapse
 """
 COMMANDS = {
     "fit": "fit",
+    "sweep": "sweep",
     "resume": "resume",
     "test": "evaluate",
     "validate": "evaluate",
