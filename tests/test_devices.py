@@ -135,7 +135,8 @@ def test_two_processes_with_half_a_batch_each_learn_what_one_with_the_whole_lear
     scale = one["moments"].abs().max()
     torch.testing.assert_close(two["moments"] / scale, one["moments"] / scale, rtol=0, atol=2e-5)
     for key, value in one["weights"].items():
-        torch.testing.assert_close(two["weights"][key], value, rtol=1e-4, atol=2e-5, msg=lambda text, key=key: key + text)
+        found = two["weights"][key]
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=2e-5, msg=lambda text, key=key: key + text)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -187,7 +188,8 @@ def options(method: str, pendulum: str) -> list[str]:
     kept: list[str] = []
     for name, value in zip(SMALL[5::2], SMALL[6::2], strict=True):
         kept += [] if name in other else [name, value]
-    return ["fit", "--phase", "all", f"online={method}", *METHODS[method], "--data.dataset", pendulum, *SMALL[:5], *kept]
+    choices = [f"online={method}", *METHODS[method], *SMALL[:5]]
+    return ["fit", "--phase", "all", *choices, "--data.dataset", pendulum, *kept]
 
 
 def check_run(folder: Path) -> None:
@@ -298,7 +300,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both_before_the_step(ref
         module.td_target = spoiled
         ChunkRecord.check = looked  # type: ignore[method-assign]
 
-    words = ("update 13: target, critic_loss", "update 13: the loss of another process")
+    words = ("update 13: critic_loss, target: not finite", "update 13: the loss of another process")
     left = survives(reference, tmp_path, prepare, [1, 1], *words)
     assert "failed_batch.rank-1.pt" in left and "failed_batch.pt" not in left
 

@@ -58,7 +58,12 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
         if self._token is not None:
             files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
             rows = [file.rows for file in files]
-            checkpoint[RESUME] = {"token": self._token, "rows": rows, "processes": trainer.world_size}
+            checkpoint[RESUME] = {
+                "token": self._token,
+                "rows": rows,
+                "processes": trainer.world_size,
+                "loggers": [logger.version for logger in trainer.loggers],
+            }
 
     def on_load_checkpoint(self, trainer: L.Trainer, phase: Any, checkpoint: dict[str, Any]) -> None:
         path, resume = trainer.ckpt_path, checkpoint.get(RESUME)

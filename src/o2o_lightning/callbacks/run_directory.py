@@ -62,9 +62,8 @@ class RunDirectory(Callback):
 
     def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
         if isinstance(exception, NonFinite) and exception.dump:
-            rank = f".rank-{trainer.global_rank}" if trainer.global_rank else ""
             with contextlib.suppress(Failure):  # a disk that is full as well must not hide what happened
-                save_atomically(self.run_dir / phase.phase / f"failed_batch{rank}.pt", exception.dump)
+                save_atomically(self.run_dir / exception.file, exception.dump)
 
 
 def summarize(phase: Any, seconds: float) -> dict[str, Any]:

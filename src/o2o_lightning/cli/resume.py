@@ -95,8 +95,9 @@ def _resume_command(entry: dict[str, Any], run_dir: Path, changes: list[tuple[st
 
 def _continue(phase: str, run_dir: Path, changes: list[tuple[str, list[str]]]) -> None:
     """Goes on with one phase from its last checkpoint."""
-    from o2o_lightning.checkpoint.handover import read_handover
+    from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
     from o2o_lightning.cli.lightning import build
+    from o2o_lightning.cli.loggers import going_on
 
     checkpoint, written = run_dir / phase / LAST, run_dir / phase / "config.yaml"
     read_handover(checkpoint, (phase,), "o2o resume")
@@ -105,6 +106,11 @@ def _continue(phase: str, run_dir: Path, changes: list[tuple[str, list[str]]]) -
         data_class = config["data"]["class_path"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{written}: it cannot be read ({error}). Without it the run cannot go on.") from error
+    found = read_checkpoint(checkpoint)
+    clock = found["o2o_progress"]["env_steps" if phase == "online" else "updates"]
+    logger = config.get("trainer", {}).get("logger")
+    if logger is not None:
+        config["trainer"]["logger"] = going_on(logger, clock, found.get("o2o_resume", {}).get("loggers", []))
     say(f"{phase}: going on from {checkpoint}")
     options = [token for name, tokens in changes if _takes(data_class, name) for token in tokens]
     build(config, options, run_dir, phase).fit(checkpoint)

@@ -115,7 +115,8 @@ def main(argv: list[str]) -> int:
     command.overrides = [token for token in command.overrides if token not in own]
     _check_launcher(own)
     run_dir = Path(command.run_dir).resolve()
-    jobs, swept = _jobs(command)
+    hydra = _hydra()
+    jobs, swept = _jobs(hydra, command)
     job = Job(
         command.phase,
         tuple(command.options),
@@ -127,7 +128,7 @@ def main(argv: list[str]) -> int:
     if len({job.folder(tokens) for tokens in jobs}) < len(jobs):
         raise UserError("two jobs of the sweep have the same name. Give each choice once.")
     run_dir.mkdir(parents=True, exist_ok=True)
-    trouble = _launch(job, command.overrides, own)
+    trouble = _launch(hydra, job, command.overrides, own)
     return _report(job, jobs, trouble)
 
 
@@ -138,36 +139,41 @@ def finished(folder: Path) -> bool:
     return bool(phases) and done and (folder / "summary.json").exists()
 
 
-def _jobs(command: Command) -> tuple[list[list[str]], frozenset[str]]:
+def _hydra() -> Any:
+    from hydra import version
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.global_hydra import GlobalHydra
+
+    version.setbase("1.3")
+    GlobalHydra.instance().clear()
+    return Hydra.create_main_hydra2("o2o", create_config_search_path(str(config_dir())))
+
+
+def _jobs(hydra: Any, command: Command) -> tuple[list[list[str]], frozenset[str]]:
     """The Hydra tokens of every job, and the keys in which they differ."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        parsed = OverridesParser.create().parse_overrides(command.overrides)
+        parsed = OverridesParser.create(hydra.config_loader).parse_overrides(command.overrides)
         jobs = BasicSweeper.split_arguments(parsed, None)[0]
     except HydraException as error:
         raise UserError(hydra_message(error, list(groups()))) from error
     return jobs, frozenset(_key(item.get_key_element()) for item in parsed if item.is_sweep_override())
 
 
-def _launch(job: Job, overrides: list[str], own: list[str]) -> str | None:
+def _launch(hydra: Any, job: Job, overrides: list[str], own: list[str]) -> str | None:
     """Hands the jobs to Hydra; what the launcher itself has failed of, if it has."""
-    from hydra import version
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    version.setbase("1.3")
-    GlobalHydra.instance().clear()
     # what Hydra itself writes: nothing into the run directories
     places = [f"hydra.sweep.dir='{job.run_dir}'", "hydra.sweep.subdir=.hydra", *QUIET]
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
-        hydra = Hydra.create_main_hydra2("o2o", create_config_search_path(str(config_dir())))
         hydra.multirun("config", job, [*overrides, *places, *own], with_log_configuration=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(hydra_message(error, list(groups()))) from error

@@ -170,7 +170,7 @@ class Phase(L.LightningModule):
         return [EvaluationLoop()]
 
     def training_step(self, chunk: Iterable[TensorDictBase], batch_idx: int) -> None:
-        self._record = ChunkRecord(self.phase)
+        self._record = ChunkRecord(self.phase, self.ranks.rank)
         self._train_chunk(chunk)
         self._record.check()
 

@@ -13,11 +13,15 @@ from o2o_lightning.errors import Failure
 
 
 class NonFinite(Failure):
-    """A loss became infinite or NaN; ``dump`` is what an engineer needs to see why, empty in an innocent process."""
+    """A loss became infinite or NaN.
 
-    def __init__(self, message: str, dump: dict[str, Any]) -> None:
+    ``dump`` is what an engineer needs to see why, empty in an innocent process; ``file``, of the run directory, is for
+    it.
+    """
+
+    def __init__(self, message: str, dump: dict[str, Any], file: str = "") -> None:
         super().__init__(message)
-        self.dump = dump
+        self.dump, self.file = dump, file
 
 
 class ChunkRecord:
@@ -28,8 +32,9 @@ class ChunkRecord:
     that a GradScaler sets, and the run stops at the end of the chunk. Either way no weight ever takes the step.
     """
 
-    def __init__(self, phase: str) -> None:
+    def __init__(self, phase: str, rank: int = 0) -> None:
         self.phase = phase
+        self._file = f"{phase}/failed_batch{f'.rank-{rank}' if rank else ''}.pt"
         self._losses: list[Tensor] = []
         self._verdicts: list[Tensor] = []
         self._rows: list[tuple[int, TensorDictBase, dict[str, Tensor]]] = []
@@ -71,10 +76,11 @@ class ChunkRecord:
         wrong += [name for name, value in metrics.items() if not _finite(value)]
         names = ", ".join(wrong) or "its loss"
         raise NonFinite(
-            f"{where}: {names}: not finite. {kept}, the batch is in {self.phase}/failed_batch.pt. {advice}",
+            f"{where}: {names}: not finite. {kept}, the batch is in {self._file}. {advice}",
             {"update": update + 1, "wrong": wrong, "loss": float(self._losses[first])}
             | {"metrics": {name: value.detach() for name, value in metrics.items()}}
             | {"batch": {name: value.clone() for name, value in leaves.items()}},
+            self._file,
         )
 
 
