@@ -106,6 +106,7 @@ def test_a_job_inherits_nothing_of_the_processes_that_the_launcher_counts(jobs, 
     (["sed_everything=0,1", "--run_dir", "s"], "did you mean 'seed_everything'"),
     (["seed_everything=0,0", "--run_dir", "s"], "two jobs of the sweep have the same name"),
     (["seed_everything=0,", "--run_dir", "s"], "configuration"),
+    (["seed_everything=0,1", "--model.actor_rl", "1", "--run_dir", "s"], "did you mean 'actor_lr'"),
     (["seed_everything=0,1", "hydra/launcher=ray", "--run_dir", "s"], "pip install 'o2o-lightning[ray]'"),
 ])  # fmt: skip
 def test_a_sweep_that_can_not_be_is_refused_before_its_first_job(argv, words, jobs, tmp_path, monkeypatch, capsys):

@@ -80,7 +80,7 @@ class Ranks:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), loss.reshape(1).to(gradients[0].dtype)])
         dist.all_reduce(flat)
-        *means, loss = (flat / self.count).split([*(gradient.numel() for gradient in gradients), 1])
+        *means, loss = torch.split(flat / self.count, [*(gradient.numel() for gradient in gradients), 1])
         torch._foreach_copy_(gradients, [m.view_as(g) for m, g in zip(means, gradients, strict=True)])
         return loss.squeeze(0)
 

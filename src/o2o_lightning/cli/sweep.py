@@ -115,8 +115,7 @@ def main(argv: list[str]) -> int:
     command.overrides = [token for token in command.overrides if token not in own]
     _check_launcher(own)
     run_dir = Path(command.run_dir).resolve()
-    hydra = _hydra()
-    jobs, swept = _jobs(hydra, command)
+    jobs, swept = _jobs(command)
     job = Job(
         command.phase,
         tuple(command.options),
@@ -127,8 +126,9 @@ def main(argv: list[str]) -> int:
     )
     if len({job.folder(tokens) for tokens in jobs}) < len(jobs):
         raise UserError("two jobs of the sweep have the same name. Give each choice once.")
+    _check_options(command, [*jobs[0], *job.searchpath])
     run_dir.mkdir(parents=True, exist_ok=True)
-    trouble = _launch(hydra, job, command.overrides, own)
+    trouble = _launch(job, command.overrides, own)
     return _report(job, jobs, trouble)
 
 
@@ -150,21 +150,21 @@ def _hydra() -> Any:
     return Hydra.create_main_hydra2("o2o", create_config_search_path(str(config_dir())))
 
 
-def _jobs(hydra: Any, command: Command) -> tuple[list[list[str]], frozenset[str]]:
+def _jobs(command: Command) -> tuple[list[list[str]], frozenset[str]]:
     """The Hydra tokens of every job, and the keys in which they differ."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        parsed = OverridesParser.create(hydra.config_loader).parse_overrides(command.overrides)
+        parsed = OverridesParser.create(_hydra().config_loader).parse_overrides(command.overrides)
         jobs = BasicSweeper.split_arguments(parsed, None)[0]
     except HydraException as error:
         raise UserError(hydra_message(error, list(groups()))) from error
     return jobs, frozenset(_key(item.get_key_element()) for item in parsed if item.is_sweep_override())
 
 
-def _launch(hydra: Any, job: Job, overrides: list[str], own: list[str]) -> str | None:
+def _launch(job: Job, overrides: list[str], own: list[str]) -> str | None:
     """Hands the jobs to Hydra; what the launcher itself has failed of, if it has."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -174,7 +174,7 @@ def _launch(hydra: Any, job: Job, overrides: list[str], own: list[str]) -> str |
     places = [f"hydra.sweep.dir='{job.run_dir}'", "hydra.sweep.subdir=.hydra", *QUIET]
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
-        hydra.multirun("config", job, [*overrides, *places, *own], with_log_configuration=False)
+        _hydra().multirun("config", job, [*overrides, *places, *own], with_log_configuration=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(hydra_message(error, list(groups()))) from error
     except Exception as error:  # of the launcher: a cluster that is down, a job that was taken away
@@ -232,6 +232,13 @@ def _check_launcher(tokens: list[str]) -> None:
                 raise UserError(
                     f"{token}: its plugin is not installed. Run `pip install 'o2o-lightning[{PLUGINS[name]}]'`."
                 )
+
+
+def _check_options(command: Command, tokens: list[str]) -> None:
+    """Refuses what no job could take: by the first one, as `o2o fit` does before it starts."""
+    from o2o_lightning.cli.plan import plan
+
+    plan(Command(command.phase, None, tokens, [token for token in command.options if "print_config" not in token]))
 
 
 def _key(token: str) -> str:
