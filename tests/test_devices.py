@@ -16,12 +16,14 @@ import pytest
 import torch
 from every_phase import CASES
 from tensordict import TensorDict
+from test_faults import counted
 from test_resume import PENDULUM
 
 from o2o_lightning.cli.main import main
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.data.rollout import RolloutData
 from o2o_lightning.data.store import TransitionStore
+from o2o_lightning.envs.interaction import Interaction
 from o2o_lightning.errors import UserError
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.ranks import Ranks
@@ -305,6 +307,27 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both_before_the_step(ref
     assert "failed_batch.rank-1.pt" in left and "failed_batch.pt" not in left
 
 
+def test_a_failure_in_a_forked_process_is_one_line_and_its_run_goes_on(tmp_path):
+    from gymnasium.envs.classic_control.pendulum import PendulumEnv
+
+    killing.import_everything()
+    folder, log = tmp_path / "run", tmp_path / "log"
+
+    def crash(*_: Any) -> None:
+        raise RuntimeError("the gripper is stuck")
+
+    prepare = counted(Interaction, "step", 24, lambda: setattr(PendulumEnv, "step", crash))
+    fork = [*processes.DDP[:-1], "ddp_fork"]
+    argv = [*PENDULUM, "online=td3", *fork, "--run_dir", str(folder)]
+    assert killing.run(argv, log, prepare) == 1, log.read_text()
+    lines = [line for line in log.read_text().splitlines() if line.startswith("o2o: ")]
+    assert len(lines) == 1 and "the gripper is stuck" in lines[0] and "Traceback" not in log.read_text()
+    last = torch.load(folder / "online/checkpoints/last.ckpt", weights_only=True)
+    assert last["o2o_progress"]["env_steps"] == 40
+    assert killing.run(["resume", str(folder)], log) == 0, log.read_text()
+    assert json.loads((folder / "summary.json").read_text())["env_steps"] == 70
+
+
 def test_another_number_of_processes_is_refused(reference, tmp_path, capsys, monkeypatch):
     import shutil
 
@@ -321,6 +344,7 @@ def test_another_number_of_processes_is_refused(reference, tmp_path, capsys, mon
 
 @pytest.mark.parametrize("wrong, words", [
     (["--trainer.strategy", "fsdp", "--trainer.accelerator", "cpu"], "strategy"),
+    (["--trainer.strategy", "ddp_spawn"], "can't be sent to a process. Pass ddp."),
     (["--trainer.precision", "64-true"], "--trainer.precision 64-true: one of 32-true, bf16-mixed, 16-mixed"),
 ])  # fmt: skip
 def test_hardware_that_a_phase_cannot_use_is_refused_in_one_line(wrong, words, tmp_path, capsys):

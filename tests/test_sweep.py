@@ -124,6 +124,7 @@ PENDULUM = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_joblib_runs_two_jobs_at_a_time(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]

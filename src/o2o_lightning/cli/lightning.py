@@ -111,6 +111,8 @@ class PhaseCLI(LightningCLI):
         """Seeds, and instantiates trainer, phase and data; ``command`` is what the run's plan remembers."""
         written = self.written()
         self.config = cast(Namespace, _substitute(self.config, {"$RUN_DIR": str(run_dir), "$PHASE": phase}))
+        if str(self.config["trainer.strategy"]).startswith("ddp_spawn"):
+            raise UserError("--trainer.strategy ddp_spawn: data and environments can't be sent to a process. Pass ddp.")
         try:
             super().instantiate_classes()
         except UserError:
