@@ -9,6 +9,8 @@ from typing import Any
 from o2o_lightning.data import OfflineData, OnlineData
 from o2o_lightning.data.rollout import RolloutData
 from o2o_lightning.phases import (
+    AWAC,
+    BC,
     CQL,
     IQL,
     TD3BC,
@@ -63,6 +65,8 @@ CASES = {
     "online_sac": Case(
         "align_sac", lambda at: OnlineSAC(at, threshold=Threshold(0.1, 0.1), reference=FROZEN), OnlineData
     ),
+    "awac": Case(None, lambda _: AWAC(hidden=HIDDEN)),
+    "bc": Case(None, lambda _: BC("gaussian", hidden=HIDDEN)),
     "iql": Case(None, lambda _: IQL(hidden=HIDDEN)),
     "reevaluate_ppo": Case("iql", lambda at: ReevaluatePPO(at, hidden=HIDDEN)),
     "online_ppo": Case(

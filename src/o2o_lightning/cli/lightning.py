@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,6 +54,18 @@ class Built:
         """
         if self.seed is not False:
             L.seed_everything(self.seed, workers=True, verbose=False)
+        try:
+            self._fit(checkpoint)
+        except BaseException:
+            self._note_processes()
+            end_processes()
+            raise
+        self._note_processes()
+
+    def _note_processes(self) -> None:
+        _started.extend(getattr(self.trainer.strategy.launcher, "procs", ()))
+
+    def _fit(self, checkpoint: str | Path | None) -> None:
         try:
             if checkpoint is None:
                 self.trainer.fit(self.model, datamodule=self.datamodule)
@@ -127,6 +140,19 @@ class PhaseCLI(LightningCLI):
         self.trainer.callbacks.append(RunDirectory(run_dir, written, command))  # type: ignore[attr-defined]
         _reorder(self.trainer)
         return Built(self.trainer, model, cast(OfflineData, self.datamodule), self.config["seed_everything"])
+
+
+_started: list[Any] = []  # the processes of the other devices, which Lightning starts with the first phase
+
+
+def end_processes() -> None:
+    """Ends the other processes of a run that has failed here; on a GPU they would wait for this one for minutes."""
+    for process in _started:
+        if isinstance(process, subprocess.Popen):
+            try:
+                process.wait(5)  # time to say what they have failed of
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def from_another_process(error: Exception) -> Exception:

@@ -193,7 +193,7 @@ def _report(job: Job, jobs: list[list[str]], trouble: str | None) -> int:
             say(f"{folder.name}: finished{_score(folder)}")
         else:
             failed.append(f"{folder.name}: {_reason(job.log(tokens))}")
-    say(*(f"{line}" for line in failed))
+    say(*failed)
     if trouble is not None:
         raise Failure(f"the launcher failed: {trouble}. The same command goes on with what is left.")
     if failed:
