@@ -57,7 +57,13 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
     def on_save_checkpoint(self, trainer: L.Trainer, phase: Any, checkpoint: dict[str, Any]) -> None:
         if self._token is not None:
             files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
-            checkpoint[RESUME] = {"token": self._token, "rows": [file.rows for file in files]}
+            rows = [file.rows for file in files]
+            checkpoint[RESUME] = {
+                "token": self._token,
+                "rows": rows,
+                "processes": trainer.world_size,
+                "loggers": [logger.version for logger in trainer.loggers],
+            }
 
     def on_load_checkpoint(self, trainer: L.Trainer, phase: Any, checkpoint: dict[str, Any]) -> None:
         path, resume = trainer.ckpt_path, checkpoint.get(RESUME)
@@ -67,6 +73,11 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
                 f"checkpoint {path}: it is a policy, not a point to go on from. Pass it as --model.init_from."
             )
         _check_same(str(path), phase, checkpoint[KEY])
+        if (processes := resume.get("processes", 1)) != trainer.world_size:
+            raise UserError(
+                f"checkpoint {path}: {processes} process(es) made it, now there are {trainer.world_size}, and each "
+                f"goes on with its own buffer and environment. Run on {processes} again."
+            )
         self._side = side_state.read(path, resume["token"], trainer.global_rank)
         files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
         for file, rows in zip(files, resume["rows"], strict=False):

@@ -18,6 +18,7 @@ from o2o_lightning.cli.compose import PHASES
 from o2o_lightning.cli.lightning import Built
 from o2o_lightning.cli.plan import Step, check
 from o2o_lightning.errors import UserError
+from o2o_lightning.ranks import first_process
 
 LAST = "checkpoints/last.ckpt"
 
@@ -31,7 +32,7 @@ def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, A
     for phase in built:
         with _tidy(phase, run_dir):
             phase.fit()
-        if is_first_process():
+        if first_process():
             write_run_summary(run_dir)
         say(f"{phase.model.phase}: done, {run_dir / phase.model.phase / LAST}")
 
@@ -51,7 +52,9 @@ def _tidy(built: Built, run_dir: Path) -> Iterator[None]:
     except Busy:
         raise
     except BaseException:
-        if built.model.updates == built.model.env_steps == 0 and is_first_process() and _alone(run_dir):
+        # by the files: with ddp_fork it is another process's phase that has counted
+        begun = any(folder.rglob("*.ckpt")) or (folder / "metrics.csv").exists()
+        if not begun and built.model.updates == built.model.env_steps == 0 and first_process() and _alone(run_dir):
             write_plan(run_dir, before)
             unlock(run_dir)
             for path in [*(folder.iterdir() if folder.exists() else ()), *new]:
@@ -76,7 +79,7 @@ def _remove(path: Path, inside: Path) -> None:
 def say(*lines: str) -> None:
     """Lines for the user, on stderr and from one process only."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    for line in lines if is_first_process() else ():
+    for line in lines if first_process() else ():
         console.print(line)
 
 
@@ -110,8 +113,3 @@ def check_run_dir(run_dir: Path, phases: list[str]) -> None:
                 f"--run_dir {run_dir}: its phase '{phase}' was started and not finished. "
                 f"Go on with `o2o resume {run_dir}`, remove that folder, or pass another --run_dir."
             )
-
-
-def is_first_process() -> bool:
-    """Whether this process writes: with several devices each of them runs the whole command."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0

@@ -22,6 +22,7 @@ from o2o_lightning.envs.evaluate import Evaluation, Evaluator
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import FloatArray
+from o2o_lightning.ranks import Ranks
 
 PRECOMPUTE_BLOCK = 8192
 
@@ -32,7 +33,7 @@ class OfflineData(L.LightningDataModule):
     Args:
         dataset: ``path.hdf5``, ``d4rl:NAME``, ``minari:ID`` or ``embedded:hopper-medium``.
         env_id: Gymnasium id to evaluate in; the dataset's own by default.
-        batch_size: transitions a gradient update.
+        batch_size: transitions a gradient update, of each process.
         chunk: gradient updates a ``training_step``; changes speed, never results' counts.
         normalize: standardise observations with the dataset's mean and deviation.
         normalize_eps: added to the deviation.
@@ -81,6 +82,7 @@ class OfflineData(L.LightningDataModule):
         self.store: TransitionStore | None = None
         self.env: EnvSpec | None = None
         self.rows = torch.Generator()
+        self.ranks = Ranks()
         self._evaluator: Evaluator | None = None
 
     # ---- Lightning -----------------------------------------------------------------------------------------------
@@ -96,8 +98,8 @@ class OfflineData(L.LightningDataModule):
             raise UserError(
                 "no dataset: pass --data.dataset path.hdf5, d4rl:NAME, minari:ID or embedded:hopper-medium."
             )
-        rank = self.trainer.global_rank if self.trainer else 0
-        self.rows.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1013 + rank + 7)
+        self.ranks = Ranks.of(self.trainer)
+        self.rows.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1013 + self.ranks.rank + 7)
 
     def train_dataloader(self) -> OfflineStream:
         if self.store is None:
@@ -180,7 +182,9 @@ class OfflineData(L.LightningDataModule):
             assert self.env_id is not None
             reference = reference_scores(self.dataset or "") or reference_scores(self.env_id)
             width, episodes = self.sizes()[0], self.eval_episodes
-            self._evaluator = Evaluator(self.env_id, width, episodes, self.eval_seed, reference, self.layout)
+            self._evaluator = Evaluator(
+                self.env_id, width, episodes, self.eval_seed, reference, self.layout, self.ranks
+            )
         return self._evaluator.run(act)
 
     # ---- internals -----------------------------------------------------------------------------------------------

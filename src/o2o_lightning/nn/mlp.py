@@ -49,10 +49,10 @@ class MLP(nn.Module):
         act = ACTIVATIONS[self.activation]
         last = len(self.linears) - 1
         for i, linear in enumerate(self._linears()):
-            weight, bias = linear.weight, linear.bias
-            x = F.linear(x, weight.detach(), bias.detach()) if frozen else F.linear(x, weight, bias)
+            weight, bias = (linear.weight.detach(), linear.bias.detach()) if frozen else (linear.weight, linear.bias)
             if i == last:
-                return x
+                return _head(x, weight, bias)
+            x = F.linear(x, weight, bias)
             if self.norms is not None:
                 norm = cast(nn.LayerNorm, self.norms[i])
                 scale, shift = (norm.weight.detach(), norm.bias.detach()) if frozen else (norm.weight, norm.bias)
@@ -75,6 +75,15 @@ class MLP(nn.Module):
 
     def _linears(self) -> list[nn.Linear]:
         return cast(list[nn.Linear], list(self.linears))
+
+
+def _head(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # eight bits of a Q-value of 300 are steps of two: under autocast, too, the last layer keeps the weights' precision,
+    # and with it every value, log-probability, divergence and loss
+    if not torch.is_autocast_enabled(x.device.type):
+        return F.linear(x, weight, bias)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(weight.dtype), weight, bias)
 
 
 def orthogonal_(module: nn.Module, gain: float = 1.0) -> None:

@@ -23,7 +23,9 @@ from o2o_lightning.envs.evaluate import Evaluation
 from o2o_lightning.errors import at_least
 from o2o_lightning.nn.actor import Actor, FloatArray
 from o2o_lightning.phases.handed import carry_moments, clip_gradients
+from o2o_lightning.phases.hardware import backward, check_hardware
 from o2o_lightning.phases.health import ChunkRecord
+from o2o_lightning.ranks import Ranks
 
 
 class Loss(NamedTuple):
@@ -69,6 +71,7 @@ class Phase(L.LightningModule):
         self.config: dict[str, Any] = {}
         self.display: dict[str, float] = {}
         self.source: Handover | None = None
+        self.ranks = Ranks()
         self._noise: torch.Generator | None = None
 
     # ---- what a phase says ---------------------------------------------------------------------------------------
@@ -136,7 +139,8 @@ class Phase(L.LightningModule):
     def setup(self, stage: str) -> None:
         if hasattr(self, "agent"):
             return
-        data = self.data
+        check_hardware(self.trainer)
+        data, self.ranks = self.data, Ranks.of(self.trainer)
         if self.init_from is not None:
             self.source = read_handover(self.init_from, self.accepts, f"--phase {self.phase}")
             self.normalizer = self.source.build_normalizer()
@@ -166,13 +170,9 @@ class Phase(L.LightningModule):
         return [EvaluationLoop()]
 
     def training_step(self, chunk: Iterable[TensorDictBase], batch_idx: int) -> None:
-        record = ChunkRecord()
-        try:
-            self._train_chunk(chunk, record)
-        except Exception:
-            record.check(self.phase)  # a NaN that reached the environment is the cause, not the environment
-            raise
-        record.check(self.phase)
+        self._record = ChunkRecord(self.phase, self.ranks.rank)
+        self._train_chunk(chunk)
+        self._record.check()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         critic, value = getattr(self.agent, "critic", None), getattr(self.agent, "value", None)
@@ -227,6 +227,10 @@ class Phase(L.LightningModule):
         """Standard normal noise of ``tensor``'s shape from the phase's own stream."""
         return torch.randn(tensor.shape, generator=self.noise, device=tensor.device)
 
+    def mean_magnitude(self, q: Tensor) -> Tensor:
+        """Mean of ``|q|`` over the batches of all processes, a constant."""
+        return self.ranks.mean(q.detach().abs().mean())
+
     def facts(self) -> dict[str, Any]:
         """What ``summary.json`` says of this phase beyond what it says of all."""
         return {}
@@ -280,25 +284,28 @@ class Phase(L.LightningModule):
 
     # ---- internals -----------------------------------------------------------------------------------------------
 
-    def _train_chunk(self, chunk: Iterable[TensorDictBase], record: ChunkRecord) -> None:
+    def _train_chunk(self, chunk: Iterable[TensorDictBase]) -> None:
         every = max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
         for batch in chunk:
             due = (self.updates + 1) % every == 0
             metrics: dict[str, Tensor] = {}
             self._set_rates()
             for i, loss in enumerate(self.update(batch)):
-                record.add(self.updates, batch, loss.value, loss.metrics)
+                self._record.add(self.updates, batch, loss.value, loss.metrics)
                 self._descend(loss.value, counted=i == 0)
                 if due:
                     metrics.update(loss.metrics)
             self.updates += 1
             if due:
-                self.log_now({name: float(value.detach().float().mean()) for name, value in metrics.items()})
+                row = {name: float(value.detach().float().mean()) for name, value in metrics.items()}
+                self.log_now(self.ranks.mean_row(row))
 
     def _descend(self, loss: Tensor, counted: bool) -> None:
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad(set_to_none=True)
-        self.manual_backward(loss)
+        backward(self, loss)
+        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        self._record.admit(self.ranks.average_gradients(parameters, loss), optimizer.optimizer)
         clip_gradients(optimizer.optimizer, self.gradient_limits(), self.trainer.precision_plugin)
         if counted:
             optimizer.step()

@@ -216,7 +216,7 @@ class ClonePolicy(Phase):
         return mode if sampled is None else sampled
 
     def _check(self) -> None:
-        found = self._judge()
+        found = self.ranks.all(self._judge())[0]  # all processes must stop alike, to the last bit
         self.log_now({f"held_out_{name}": value for name, value in found.items()})
         if found.get("entropy", math.inf) < self.target_entropy * (1.0 + ENTROPY_SLACK):
             return

@@ -81,7 +81,7 @@ class TD3BC(Phase):
         if (self.updates + 1) % self.policy_delay == 0:
             policy_action = agent.actor(observation)
             q_policy = agent.critic.first(observation, policy_action, frozen=True)
-            loss = td3_bc_policy_loss(q_policy, policy_action, action, self.bc_q_weight)
+            loss = td3_bc_policy_loss(q_policy, policy_action, action, self.bc_q_weight, self.mean_magnitude(q_policy))
             yield Loss(loss, {"actor_loss": loss, "q_policy": q_policy})
             agent.track_critic(self.polyak)
             agent.track_actor(self.polyak)

@@ -55,10 +55,11 @@ class ReferencedPhase(Phase):
     def evaluation_period(self) -> int:
         return self.data.eval_every
 
-    def on_env_step(self) -> None:
-        """Advances the environment clock; the data calls it after each step, before the updates that follow."""
-        self.env_steps += 1
-        self.tell("on_env_step")
+    def on_env_step(self, count: int = 1) -> None:
+        """Advances the environment clock, by the steps that all processes have made; the updates come after it."""
+        for _ in range(count):
+            self.env_steps += 1
+            self.tell("on_env_step")
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -115,13 +116,14 @@ class OnlinePhase(ReferencedPhase):
         super().__init__(init_from, constraint, reference)
         self.constraint, self.multiplier, self.threshold_settings = constraint, multiplier, threshold
         self.log_multiplier = nn.Parameter(torch.tensor(math.log(multiplier.start)))
-        self._multiplier_moved = False  # within the current environment step
+        self._multiplier_moved = False  # since the environment was stepped
+        self._new_steps = 1
         # 0-d tensor, not a number: a schedule must not trigger a recompilation.
         self.register_buffer("threshold", torch.tensor(threshold.start))
 
-    def on_env_step(self) -> None:
-        super().on_env_step()
-        self._multiplier_moved = False
+    def on_env_step(self, count: int = 1) -> None:
+        super().on_env_step(count)
+        self._multiplier_moved, self._new_steps = False, count
 
     @property
     def warming_up(self) -> bool:
@@ -142,7 +144,7 @@ class OnlinePhase(ReferencedPhase):
         if not self.constraint or self._multiplier_moved:
             return False
         every = self.multiplier.every
-        self._multiplier_moved = policy_update if every is None else self.env_steps % every == 0
+        self._multiplier_moved = policy_update if every is None else self.env_steps % every < self._new_steps
         return self._multiplier_moved
 
     def multiplier_loss(self, divergence: Tensor) -> Tensor:

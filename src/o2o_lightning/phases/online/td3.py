@@ -126,7 +126,7 @@ class OnlineTD3(OnlinePhase):
             next_value = agent.target_critic(next_observation, next_action).amin(0)
             if self.constraint:
                 divergence = squared_divergence(agent.actor(next_observation), self.reference(next_observation))
-                penalty = divergence.mean(-1) if self.penalty == "state" else divergence.mean()
+                penalty = divergence.mean(-1) if self.penalty == "state" else self.ranks.mean(divergence.mean())
                 next_value = next_value - self.log_multiplier.exp() * penalty
             target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
         q = agent.critic(batch["observation"], action)
@@ -136,7 +136,7 @@ class OnlineTD3(OnlinePhase):
     def _policy_loss(self, observation: Tensor) -> Loss:
         action = self.agent.actor(observation)
         q = self.agent.critic.first(observation, action, frozen=True)
-        loss = normalized_policy_loss(q) if self.normalize_q else policy_loss(q)
+        loss = normalized_policy_loss(q, self.mean_magnitude(q)) if self.normalize_q else policy_loss(q)
         metrics = {"actor_loss": loss, "q_policy": q}
         if not self.constraint:
             return Loss(loss, metrics)
