@@ -37,7 +37,8 @@ class ClonePolicy(Phase):
     """Imitates a policy on a dataset's states: Eq. 52 into a Gaussian family, mean square into a deterministic one.
 
     Learns: the student. Frozen: the teacher, and its critics, which are only handed on.
-    Hands on: the student, which is π_off of the later phases.
+    Hands on: the student, which is π_off of the later phases. A teacher that acts on histories sees each state behind
+    its own episode's, and is asked for its evaluation return.
 
     The student is judged every ``check_every`` updates on the states of held-out episodes: a deterministic one by the
     root mean square distance to the teacher's actions, a Gaussian one by its log-likelihood once its entropy has met
