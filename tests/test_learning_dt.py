@@ -1,4 +1,4 @@
-"""Does the Decision Transformer learn from real physics to do better than the data? Minutes on a core: `make test-slow`."""
+"""Does the Decision Transformer do better than the data it learned from? Minutes on a core: `make test-slow`."""
 
 from __future__ import annotations
 

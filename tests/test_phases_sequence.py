@@ -25,6 +25,7 @@ from o2o_lightning.errors import UserError
 from o2o_lightning.nn.decision_transformer import DecisionTransformer, SequencePolicy, Window
 from o2o_lightning.phases import DT, ODT
 from o2o_lightning.phases.health import NonFinite
+from o2o_lightning.policies.history import HistoryTeacher
 
 KINDS = {"dt": "decision_transformer", "odt": "online_decision_transformer"}
 TINY = {"width": 8, "layers": 1, "heads": 1, "context": 4, "acting_context": 3}
@@ -261,6 +262,24 @@ def test_a_policy_with_a_memory_is_inspected_and_tested_like_any_other(
     assert o2o("test", "--ckpt_path", run.checkpoint, "--data.eval_episodes", "1", "--run_dir", tmp_path) == 0
     found = json.loads((tmp_path / "test.json").read_text())
     assert found["return_mean"] == pytest.approx(run.module.curve[-1][1], rel=1e-4)
+
+
+def test_predictions_on_a_dataset_are_a_clones_labels_in_the_environments_units(
+    policies: dict[str, Run], chain: dict[str, Run], o2o: Any, pendulum: str, tmp_path: Path
+) -> None:
+    store = policies["dt"].trainer.datamodule.store  # type: ignore[attr-defined]
+    for name, run in (("dt", policies["dt"]), ("td3_bc", chain["offline"])):
+        assert o2o("predict", "--ckpt_path", run.checkpoint, "--run_dir", tmp_path / name) == 0
+        source = read_handover(run.checkpoint)
+        policy, normalizer = source.build_policy(), source.build_normalizer()
+        if name == "dt":
+            assert isinstance(policy, SequencePolicy)
+            expected = HistoryTeacher(policy, normalizer).label(store, torch.device("cpu"))
+        else:
+            with torch.no_grad():
+                expected = source.build_actor().mode(normalizer(store.leaves["observation"]))
+        found = np.load(tmp_path / name / "actions.npz")["actions"]
+        np.testing.assert_allclose(found, 2 * expected.numpy(), atol=2e-6)
 
 
 # ---- configurations ----------------------------------------------------------------------------------------------
