@@ -191,18 +191,23 @@ def test_an_evaluation_asks_for_the_target_less_the_rewards(policies: dict[str, 
     assert run.module.eval_env_steps == len(history) == 200
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    ("name", "online", "phases"),
+    [("dt", "o2td3", ["offline", "reevaluate", "align", "online"]), ("odt", "o2sac", ["offline", "reevaluate"])],
+)
 def test_a_policy_with_a_memory_goes_online_as_a_clone_without(
-    name: str, o2o: Any, pendulum: str, tmp_path: Path
+    name: str, online: str, phases: list[str], o2o: Any, pendulum: str, tmp_path: Path
 ) -> None:
     steps = ["steps.offline=6", "steps.clone=20", "steps.reevaluate=3", "steps.align=3", "steps.env=30"]
-    sizes = [*OPTIONS, *SMALL, "--data.warmup_steps", "20", "--model.hidden", "[8]", "--data.eval_every", "30"]
-    command = ["fit", "--phase", "all", f"offline={name}", *steps, *sizes, "--data.dataset", pendulum]
-    assert o2o(*command, "--run_dir", tmp_path) == 0
+    sizes = [*OPTIONS, *SMALL, "--model.hidden", "[8]"]
+    if "online" in phases:
+        sizes += ["--data.warmup_steps", "20", "--data.eval_every", "30"]
+    method = [f"offline={name}", f"online={online}", f"phases=[{','.join(phases)}]"]
+    assert o2o("fit", "--phase", "all", *method, *steps, *sizes, "--data.dataset", pendulum, "--run_dir", tmp_path) == 0
     total = json.loads((tmp_path / "summary.json").read_text())
-    assert list(total["phases"]) == ["offline", "clone", "reevaluate", "align", "online"]
-    fidelity = total["phases"]["clone"]["fidelity"]
-    assert (fidelity["teacher_family"], fidelity["family"]) == (KINDS[name], "deterministic")
+    assert list(total["phases"]) == ["offline", "clone", *phases[1:]]
+    fidelity, family = total["phases"]["clone"]["fidelity"], {"o2td3": "deterministic", "o2sac": "squashed_gaussian"}
+    assert (fidelity["teacher_family"], fidelity["family"]) == (KINDS[name], family[online])
     # the teacher's score comes from the same start states as the offline phase's
     assert fidelity["teacher"] == pytest.approx(total["phases"]["offline"]["score"]["final"], rel=1e-4)
     assert {"student", "action_rmse"} <= fidelity.keys()
