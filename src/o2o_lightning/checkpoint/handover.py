@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.errors import UserError
-from o2o_lightning.nn.actor import Actor, ActorSpec
-from o2o_lightning.nn.actors import build_actor
+from o2o_lightning.nn.actor import Actor, Policy
+from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.critics import Critics, CriticSpec, build_critics
 from o2o_lightning.nn.values import ValueNet, ValueSpec, build_value
 
@@ -62,7 +62,7 @@ class Handover:
         """The part that is written under ``checkpoint["o2o"]``; the tensors are in the checkpoint already."""
         return {k: v for k, v in vars(self).items() if k not in ("path", "state", "adam")}
 
-    def build_actor(self, prefix: str = "actor") -> Actor:
+    def build_policy(self, prefix: str = "actor") -> Policy:
         """The policy stored under ``prefix``, the actor itself where there is none of that name.
 
         The result of an offline phase, a clone or an import is what later phases call π_off.
@@ -70,8 +70,18 @@ class Handover:
         if (prefix == "offline_actor" and self.phase in POLICIES) or not self.has(prefix):
             prefix = "actor"
         with _well_formed(self.path):
-            actor = build_actor(ActorSpec.from_dict(self.actor))
-        return self.load(actor, prefix)
+            policy = build_policy(self.actor)
+        return self.load(policy, prefix)
+
+    def build_actor(self, prefix: str = "actor") -> Actor:
+        """As :meth:`build_policy`, where only a policy without memory will do."""
+        policy = self.build_policy(prefix)
+        if not isinstance(policy, Actor):
+            raise UserError(
+                f"checkpoint {self.path}: its policy is a {policy.kind}, which acts on the episode so far. "
+                f"Clone it first: `o2o policy clone {self.path} --family deterministic`."
+            )
+        return policy
 
     def build_critic(self, prefix: str = "critic") -> Critics:
         """The critics stored under ``prefix`` (``critic`` or ``target_critic``)."""

@@ -16,6 +16,8 @@ NAMES = {
     "deterministic": ("deterministic", "a deterministic one"),
     "gaussian": ("a Gaussian", "a Gaussian"),
     "squashed_gaussian": ("a squashed Gaussian", "a squashed Gaussian"),
+    "decision_transformer": ("a Decision Transformer", "a Decision Transformer"),
+    "online_decision_transformer": ("an Online Decision Transformer", "an Online Decision Transformer"),
 }
 
 

@@ -201,8 +201,12 @@ def _parameters(class_path: str) -> list[Any]:
 
 def quiet() -> None:
     """Silences what Lightning and its parts say of themselves; warnings that concern the user still come."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch",
-                 "lightning.fabric.utilities.distributed"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.seed",
+        "lightning.pytorch",
+        "lightning.fabric.utilities.distributed",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.*", ".*num_workers.*", ".*tensorboardX.*", ".*CSVLogger.*", ".*Checkpoint directory.*",

@@ -17,11 +17,10 @@ from o2o_lightning.data.raw import blocks
 from o2o_lightning.data.rewards import RewardMap, return_range_scale
 from o2o_lightning.data.scores import reference_scores
 from o2o_lightning.data.store import TransitionStore
-from o2o_lightning.data.stream import OfflineStream, prepare
-from o2o_lightning.envs.evaluate import Evaluation, Evaluator
+from o2o_lightning.data.stream import OfflineStream, Source, prepare
+from o2o_lightning.envs.evaluate import Act, Evaluation, Evaluator, Player
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
 from o2o_lightning.errors import UserError
-from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.ranks import Ranks
 
 PRECOMPUTE_BLOCK = 8192
@@ -110,7 +109,7 @@ class OfflineData(L.LightningDataModule):
             raise UserError("--trainer.max_steps: pass how many gradient updates this phase makes.")
         module = cast(Any, self.trainer.lightning_module)
         return OfflineStream(
-            store=self.store,
+            source=self.source(),
             transform=lambda batch: self.prepare(batch, module.device),
             clock=lambda: module.updates,
             total=total,
@@ -135,6 +134,11 @@ class OfflineData(L.LightningDataModule):
     def manifest(self) -> dict[str, Any]:
         """Facts of the dataset, for checkpoints and results; empty without one."""
         return {} if self.store is None else self.store.manifest.to_dict()
+
+    def source(self) -> Source:
+        """What training batches are drawn from."""
+        assert self.store is not None
+        return self.store
 
     def fit_normalizer(self) -> Normalizer:
         """Constants from the observations that start a usable transition; the identity when switched off."""
@@ -176,7 +180,7 @@ class OfflineData(L.LightningDataModule):
         """The inverse of :meth:`local_state`."""
         self.rows.set_state(state["rows"])
 
-    def evaluate(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
+    def evaluate(self, act: Act | Player) -> Evaluation:
         """Episodes of ``act``, raw observations to actions, on environments that training never touches."""
         if self._evaluator is None:
             assert self.env_id is not None

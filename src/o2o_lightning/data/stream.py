@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.data.rewards import RewardMap
-from o2o_lightning.data.store import TransitionStore
+
+
+class Source(Protocol):
+    """What batches are drawn from: a store of transitions, or windows of its episodes."""
+
+    def sample_rows(self, shape: int | Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """Row numbers (int64) of the given shape."""
+
+    def gather(self, rows: Tensor) -> TensorDict:
+        """What belongs to the rows ``[...]``."""
 
 
 def prepare(batch: TensorDictBase, normalizer: Normalizer, rewards: RewardMap, device: torch.device) -> TensorDictBase:
@@ -48,7 +59,7 @@ class OfflineStream:
 
     def __init__(
         self,
-        store: TransitionStore,
+        source: Source,
         transform: Callable[[TensorDictBase], TensorDictBase],
         clock: Callable[[], int],
         total: int,
@@ -57,7 +68,7 @@ class OfflineStream:
         every: int,
         generator: torch.Generator,
     ) -> None:
-        self.store, self.transform, self.clock = store, transform, clock
+        self.source, self.transform, self.clock = source, transform, clock
         self.total, self.batch_size, self.chunk, self.every = total, batch_size, chunk, every
         self.generator = generator
         self.chunks = count_chunks(total, chunk, every, clock())
@@ -68,5 +79,5 @@ class OfflineStream:
     def __iter__(self) -> Iterator[tuple[TensorDictBase, ...]]:
         while (clock := self.clock()) < self.total:
             updates = min(self.chunk, next_boundary(clock, self.total, self.every) - clock)
-            rows = self.store.sample_rows((updates, self.batch_size), self.generator)
-            yield self.transform(self.store.gather(rows)).unbind(0)
+            rows = self.source.sample_rows((updates, self.batch_size), self.generator)
+            yield self.transform(self.source.gather(rows)).unbind(0)

@@ -14,6 +14,31 @@ from o2o_lightning.errors import Failure, UserError
 from o2o_lightning.ranks import Ranks
 
 FloatArray = NDArray[np.float32]
+Act = Callable[[FloatArray], FloatArray]
+
+
+class Player:
+    """A policy in episodes that run side by side: one that remembers what has happened in each of them."""
+
+    def reset(self, episodes: int) -> None:
+        """All of the ``episodes`` begin."""
+
+    def act(self, observation: FloatArray, running: Sequence[int]) -> FloatArray:
+        """Actions ``[R, A]`` at the raw observations ``[R, S]`` of the episodes that still run."""
+        raise NotImplementedError(f"{type(self).__name__}.act")
+
+    def observe(self, reward: FloatArray, running: Sequence[int]) -> None:
+        """The rewards ``[R]`` that those actions earned."""
+
+
+class Memoryless(Player):
+    """A policy that looks at the present observation only."""
+
+    def __init__(self, function: Act) -> None:
+        self.function = function
+
+    def act(self, observation: FloatArray, running: Sequence[int]) -> FloatArray:
+        return self.function(observation)
 
 
 @dataclass(frozen=True)
@@ -70,10 +95,11 @@ class Evaluator:
         self.ranks = ranks
         self._envs: list[UnitAction] = []
 
-    def run(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
-        """Evaluates ``act``, a map from raw observations ``[B, S]`` to actions ``[B, A]``."""
+    def run(self, act: Act | Player) -> Evaluation:
+        """Evaluates ``act``, a map from raw observations ``[B, S]`` to actions ``[B, A]``, or a policy with memory."""
         try:
-            result = self._together(self._run(act) if self.episodes else Evaluation([], [], None))
+            player = act if isinstance(act, Player) else Memoryless(act)
+            result = self._together(self._run(player) if self.episodes else Evaluation([], [], None))
         except UserError:
             raise
         except Exception as error:
@@ -102,21 +128,24 @@ class Evaluator:
     def _score(self, returns: Sequence[float]) -> float | None:
         return None if self.reference is None else normalized_score(float(np.mean(returns)), self.reference)
 
-    def _run(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
+    def _run(self, player: Player) -> Evaluation:
         while len(self._envs) < self.episodes:
             self._envs.append(make_env(self.env_id, self.observation_dim, self.layout))
         observations = np.stack([env.reset(seed=seed)[0] for seed, env in zip(self.seeds, self._envs, strict=True)])
         returns, lengths = np.zeros(self.episodes), np.zeros(self.episodes, dtype=int)
         running = list(range(self.episodes))
+        player.reset(self.episodes)
         while running:
-            actions = act(observations[running])
-            still = []
-            for env_index, action in zip(running, actions, strict=True):
+            actions = player.act(observations[running], running)
+            rewards, still = np.zeros(len(running), np.float32), []
+            for i, (env_index, action) in enumerate(zip(running, actions, strict=True)):
                 observation, reward, terminated, truncated, _ = self._envs[env_index].step(action)
                 observations[env_index] = observation
+                rewards[i] = reward
                 returns[env_index] += float(reward)
                 lengths[env_index] += 1
                 if not (terminated or truncated):
                     still.append(env_index)
+            player.observe(rewards, running)
             running = still
         return Evaluation(returns.tolist(), lengths.tolist(), self._score(returns.tolist()))

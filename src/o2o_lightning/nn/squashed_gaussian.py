@@ -36,9 +36,9 @@ class SquashedGaussian(NamedTuple):
         pre_tanh = self.mean + self.log_std.exp() * noise
         return torch.tanh(pre_tanh), self._log_prob(pre_tanh, noise)
 
-    def log_prob(self, action: Tensor) -> Tensor:
-        """Log-probability of given actions ``[…, B, A] → […, B]``, clipped to ±(1 − 1e-4) first."""
-        pre_tanh = torch.atanh(action.clamp(-ACTION_LIMIT, ACTION_LIMIT))
+    def log_prob(self, action: Tensor, limit: float = ACTION_LIMIT) -> Tensor:
+        """Log-probability of given actions ``[…, B, A] → […, B]``, clipped to ±``limit`` first."""
+        pre_tanh = torch.atanh(action.clamp(-limit, limit))
         return self._log_prob(pre_tanh, (pre_tanh - self.mean) * (-self.log_std).exp())
 
     def mode(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import lightning as L
@@ -14,17 +14,19 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from o2o_lightning.agents.base import Agent
+from o2o_lightning.agents.sequence import SequenceAgent
 from o2o_lightning.callbacks.evaluation import EvaluationLoop
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions, read_handover
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.normalize import Normalizer
-from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.envs.evaluate import Evaluation, Player
 from o2o_lightning.errors import at_least
-from o2o_lightning.nn.actor import Actor, FloatArray
+from o2o_lightning.nn.actor import Policy
 from o2o_lightning.phases.handed import carry_moments, clip_gradients
 from o2o_lightning.phases.hardware import backward, check_hardware
 from o2o_lightning.phases.health import ChunkRecord
+from o2o_lightning.policies.history import player_of
 from o2o_lightning.ranks import Ranks
 
 
@@ -55,7 +57,7 @@ class Phase(L.LightningModule):
     makes_critic: ClassVar[bool] = False  # an action-value critic, which it hands on
     needs_critic: ClassVar[bool] = False  # of the checkpoint that it starts from
 
-    agent: Agent
+    agent: Agent | SequenceAgent
     normalizer: Normalizer
 
     def __init__(self, init_from: str | None = None) -> None:
@@ -81,7 +83,7 @@ class Phase(L.LightningModule):
         """:attr:`actor_kind`, where it does not depend on the constructor's ``arguments``."""
         return cls.actor_kind
 
-    def build(self, source: Handover | None) -> Agent:
+    def build(self, source: Handover | None) -> Agent | SequenceAgent:
         """The agent: networks taken from ``source`` and networks made anew."""
         raise NotImplementedError(f"{type(self).__name__}.build")
 
@@ -101,12 +103,16 @@ class Phase(L.LightningModule):
         """Largest gradient norm of a group of :meth:`learners`, for those that are clipped."""
         return {}
 
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimizer of all groups of :meth:`learners`."""
+        return torch.optim.Adam(groups, eps=self.adam_eps, fused=True)
+
     def transition_cache(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """What depends only on frozen networks and the dataset: computed once a transition before the phase."""
         return {}
 
-    def policy(self) -> Actor:
-        """The actor that evaluations and exports use."""
+    def policy(self) -> Policy:
+        """The policy that evaluations and exports use."""
         return self.agent.actor
 
     # ---- Lightning -----------------------------------------------------------------------------------------------
@@ -161,7 +167,7 @@ class Phase(L.LightningModule):
             prefix = next(key for key, module in [*self.named_modules(), *self.named_parameters()] if module is part)
             named = [(prefix, part)] if isinstance(part, nn.Parameter) else list(part.named_parameters(prefix))
             groups.append({"params": named, "lr": rate, "name": name})
-        optimizer = torch.optim.Adam(groups, eps=self.adam_eps, fused=True)
+        optimizer = self.optimizer(groups)
         if self.carries_moments and self.source is not None and self.source.phase in ("reevaluate", "align"):
             carry_moments(optimizer, self.source)
         return optimizer
@@ -254,14 +260,13 @@ class Phase(L.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(row, step=self.clock)
 
-    def evaluate(self, actor: Actor | None = None) -> Evaluation:
-        """Evaluates ``actor`` (default: the policy) off the training environment; its steps are counted as a cost."""
-        normalizer, policy = self.normalizer, actor or self.policy()
-        return self.evaluate_function(lambda observation: policy.act(normalizer.numpy(observation)))
+    def evaluate(self, policy: Policy | None = None) -> Evaluation:
+        """Evaluates ``policy`` (default: the phase's) off the training environment; its steps are counted as a cost."""
+        return self.evaluate_player(player_of(policy or self.policy(), self.normalizer))
 
-    def evaluate_function(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
-        """As :meth:`evaluate`, of anything that maps raw observations ``[B, S]`` to actions ``[B, A]``."""
-        result = self.data.evaluate(act)
+    def evaluate_player(self, player: Player) -> Evaluation:
+        """As :meth:`evaluate`, of anything that can play episodes."""
+        result = self.data.evaluate(player)
         self.eval_env_steps += result.env_steps
         return result
 

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from o2o_lightning.agents.base import Agent
 from o2o_lightning.callbacks.reference import ReferencePolicy
 from o2o_lightning.callbacks.threshold import ThresholdSchedule
 from o2o_lightning.checkpoint.handover import POLICIES
@@ -30,6 +31,7 @@ class ReferencedPhase(Phase):
     clock_name: ClassVar[str] = "env_steps"
     evaluates_at_start: ClassVar[bool] = True
 
+    agent: Agent
     reference: Actor
     reference_score: Tensor
     start_values: dict[str, float]
@@ -64,7 +66,7 @@ class ReferencedPhase(Phase):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if not hasattr(self, "reference"):
-            self.reference = frozen_copy(self.policy())
+            self.reference = frozen_copy(self.agent.actor)
 
     def configure_callbacks(self) -> list[Callback]:
         callbacks = super().configure_callbacks()
