@@ -129,7 +129,7 @@ def test_a_bad_batch_ends_the_run_and_names_the_tensor(name: str, fit: Fit, pend
             return batch
 
     phase = {"dt": DT, "odt": ODT}[name]
-    with pytest.raises(NonFinite, match=r"update 3: batch\['return_to_go'\], .*: not finite\. Nothing of it was saved"):
+    with pytest.raises(NonFinite, match=r"update 3: batch\['return_to_go'\], .*: not finite\. The step was not made"):
         fit(lambda: phase(**TINY), lambda: Bad(dataset=pendulum, batch_size=16, chunk=3, eval_episodes=1), 3)
 
 
