@@ -25,7 +25,9 @@ from o2o_lightning.data.rollout import RolloutData
 from o2o_lightning.data.store import TransitionStore
 from o2o_lightning.envs.interaction import Interaction
 from o2o_lightning.errors import UserError
+from o2o_lightning.phases import OnlineTD3
 from o2o_lightning.phases.base import Phase
+from o2o_lightning.phases.settings import Multiplier
 from o2o_lightning.ranks import Ranks
 
 BATCH, UPDATES = 32, 6
@@ -166,6 +168,16 @@ def test_each_environment_step_belongs_to_one_process_and_no_process_is_left_out
                 made[rank] += 1
             clock += round_
     assert sum(made) == 34 and max(made) - min(made) <= 1
+
+
+def test_the_multiplier_moves_once_a_period_whatever_number_of_steps_is_made_at_once(monkeypatch):
+    phase = OnlineTD3("some.ckpt", multiplier=Multiplier(every=3))
+    monkeypatch.setattr(phase, "tell", lambda hook: None)
+    moved = []
+    for count in (2, 2, 2, 2, 1, 1, 2, 2):  # clocks 2, 4, 6, 8, 9, 10, 12, 14: 3 and 6, 9 and 12 are passed
+        phase.on_env_step(count)
+        moved += [phase.env_steps] if phase.multiplier_due(policy_update=False) else []
+    assert moved == [4, 6, 9, 12]
 
 
 def test_rollouts_that_the_processes_cannot_share_evenly_are_refused(pendulum):

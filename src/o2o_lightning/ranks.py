@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,19 +82,6 @@ class Ranks:
         *means, loss = torch.split(flat / self.count, [*(gradient.numel() for gradient in gradients), 1])
         torch._foreach_copy_(gradients, [m.view_as(g) for m, g in zip(means, gradients, strict=True)])
         return loss.squeeze(0)
-
-
-def first_process() -> bool:
-    """Whether this process writes and speaks for all, before a Trainer knows: by the launchers' variables."""
-    rank = next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), "0")
-    # Lightning's own launcher numbers the processes of a machine only
-    other_machine = "RANK" not in os.environ and os.environ.get("NODE_RANK", "0") != "0"
-    return int(rank) == 0 and not other_machine
-
-
-def launched_with_others() -> bool:
-    """Whether torchrun or SLURM has started this process as one of several."""
-    return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
 
 
 def lost(error: BaseException) -> bool:

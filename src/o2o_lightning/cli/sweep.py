@@ -15,10 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from o2o_lightning.checkpoint.run import read_plan
 from o2o_lightning.cli.compose import Command, config_dir, groups, split
 from o2o_lightning.cli.messages import hydra_message
-from o2o_lightning.cli.run import say
 from o2o_lightning.errors import Failure, UserError
 
 USAGE = """\
@@ -63,6 +61,9 @@ class Job:
 
     def run(self, tokens: list[str]) -> int:
         """As :meth:`__call__`, for the job of these Hydra tokens."""
+        from o2o_lightning.checkpoint.run import read_plan
+        from o2o_lightning.cli.run import say
+
         folder, log = self.folder(tokens), self.log(tokens)
         plan = read_plan(folder)
         asked = {"phase": self.phase, "overrides": [*tokens, *self.searchpath], "options": list(self.options)}
@@ -134,6 +135,8 @@ def main(argv: list[str]) -> int:
 
 def finished(folder: Path) -> bool:
     """Whether every phase that the run was to have has ended."""
+    from o2o_lightning.checkpoint.run import read_plan
+
     phases = [phase for entry in read_plan(folder) for phase in entry["phases"]]
     done = all((folder / phase / "summary.json").exists() for phase in phases)
     return bool(phases) and done and (folder / "summary.json").exists()
@@ -186,6 +189,8 @@ def _launch(job: Job, overrides: list[str], own: list[str]) -> str | None:
 
 
 def _report(job: Job, jobs: list[list[str]], trouble: str | None) -> int:
+    from o2o_lightning.cli.run import say
+
     failed = []
     for tokens in jobs:
         folder = job.folder(tokens)
