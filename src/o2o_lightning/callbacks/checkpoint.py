@@ -100,7 +100,7 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
             self._side = None
 
     def on_train_batch_end(self, trainer: L.Trainer, phase: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if phase.clock >= phase.total:
+        if phase.clock >= phase.total or trainer.should_stop:
             return  # saved in on_train_end, after the last evaluation: Lightning trains no further from here
         stop = trainer.strategy.reduce_boolean_decision(self.signals.received is not None, all=False)
         if stop or phase.clock // self.every > self.saved_at // self.every:

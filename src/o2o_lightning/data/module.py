@@ -115,7 +115,7 @@ class OfflineData(L.LightningDataModule):
             total=total,
             batch_size=self.batch_size,
             chunk=self.chunk,
-            every=self.eval_every_updates,
+            cadences=(self.eval_every_updates, module.cadence),
             generator=self.rows,
         )
 

@@ -142,6 +142,11 @@ class Phase(L.LightningModule):
         """How much of :attr:`clock` passes between evaluations; 0 for only at the end."""
         return self.data.eval_every_updates
 
+    @property
+    def cadence(self) -> int:
+        """Gradient updates between two moments, beside evaluations, that a chunk must end at; 0 for none."""
+        return 0
+
     def setup(self, stage: str) -> None:
         if hasattr(self, "agent"):
             return

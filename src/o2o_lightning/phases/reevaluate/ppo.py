@@ -13,11 +13,14 @@ from o2o_lightning.agents.ppo import PPOAgent
 from o2o_lightning.checkpoint.handover import POLICIES, Handover
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.values import ValueNet
+from o2o_lightning.objectives.diagnostics import bellman_residual
 from o2o_lightning.objectives.ppo import value_loss
-from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.base import Loss
+from o2o_lightning.phases.converging import ConvergingPhase, Stop
+from o2o_lightning.phases.settings import Convergence
 
 
-class ReevaluatePPO(Phase):
+class ReevaluatePPO(ConvergingPhase):
     """V fitted to the discounted returns of the dataset.
 
     It approximates the value of the policy that made the data, not of π_off: the auxiliary advantage of the online
@@ -34,6 +37,8 @@ class ReevaluatePPO(Phase):
             by a misspelt key (D22).
         reward_scaling: ``dynamic`` divides rewards by the running deviation of the discounted return.
         hidden: widths of V.
+        stop: ``steps``: after ``--trainer.max_steps``; ``converged``: at the plateau, or there if none comes before.
+        convergence: what counts as a plateau, see :mod:`o2o_lightning.phases.settings`.
     """
 
     phase: ClassVar[str] = "reevaluate"
@@ -41,6 +46,7 @@ class ReevaluatePPO(Phase):
     actor_kind: ClassVar[str | None] = GaussianActor.kind
     accepts: ClassVar[tuple[str, ...]] = POLICIES
     evaluates: ClassVar[bool] = False
+    magnitudes: ClassVar[tuple[str, ...]] = ("value",)
     agent: PPOAgent
 
     def __init__(
@@ -51,8 +57,10 @@ class ReevaluatePPO(Phase):
         leak_returns: bool = False,
         reward_scaling: Literal["none", "dynamic"] = "none",
         hidden: Sequence[int] = (256, 256, 256),
+        stop: Stop = "steps",
+        convergence: Convergence = Convergence(),
     ) -> None:
-        super().__init__(init_from)
+        super().__init__(init_from, stop, convergence)
         self.value_lr, self.discount, self.leak_returns = value_lr, discount, leak_returns
         self.reward_scaling, self.hidden = reward_scaling, tuple(hidden)
 
@@ -71,11 +79,16 @@ class ReevaluatePPO(Phase):
         if self.reward_scaling == "dynamic":
             reward = self._scaled(reward, data.store.leaves["next", "terminated"])
         data.store.attach("return_to_go", data.store.returns_to_go(self.discount, self.leak_returns, reward))
+        super().on_fit_start()
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
         value = self.agent.value(batch["observation"])
         loss = value_loss(value, batch["return_to_go"])
         yield Loss(loss, {"value_loss": loss, "value": value, "return_to_go": batch["return_to_go"]})
+
+    def curves(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        value = self.agent.value(batch["observation"])
+        return {"value": value.abs().mean(), "residual": bellman_residual(value, batch["return_to_go"])}
 
     def _scaled(self, reward: Tensor, terminated: Tensor) -> Tensor:
         # As the official code, a time-out does not restart the running return; halfcheetah never terminates. A fit
