@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -24,6 +23,7 @@ from o2o_lightning.errors import UserError
 from o2o_lightning.ranks import Ranks
 
 PRECOMPUTE_BLOCK = 8192
+PRECOMPUTE_ROWS = 2_000_000  # beyond, a phase need not wait; not a matter of storage, which changes no bit
 
 
 class OfflineData(L.LightningDataModule):
@@ -42,7 +42,9 @@ class OfflineData(L.LightningDataModule):
         eval_every: environment steps between evaluations of the online phase.
         eval_episodes: episodes an evaluation.
         eval_seed: start states of the evaluation; the same for every evaluation of every phase.
-        memory_limit_gb: datasets larger than this are memory-mapped.
+        memmap: ``true``: transitions lie in memory-mapped files in the cache, made at the first use and shared by later
+            runs; ``false``: in memory; ``auto``: mapped above ``memory_limit_gb``. The results are the same bits.
+        memory_limit_gb: size of the transitions for ``auto``.
         observation_layout: keys of a dictionary observation in the dataset's order; by width when empty.
     """
 
@@ -61,7 +63,8 @@ class OfflineData(L.LightningDataModule):
         eval_every: int = 1000,
         eval_episodes: int = 10,
         eval_seed: int = 1000,
-        memory_limit_gb: float = 4.0,
+        memmap: bool | Literal["auto"] = "auto",
+        memory_limit_gb: float = 0.5,
         observation_layout: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -76,13 +79,14 @@ class OfflineData(L.LightningDataModule):
         self.eval_every_updates, self.eval_every = eval_every_updates, eval_every
         self.eval_episodes, self.eval_seed = eval_episodes, eval_seed
         self.layout = tuple(observation_layout)
-        self.memory_limit = int(memory_limit_gb * 2**30)
+        self.memmap, self.memory_limit = memmap, int(memory_limit_gb * 2**30)
         self.normalizer: Normalizer | None = None
         self.store: TransitionStore | None = None
         self.env: EnvSpec | None = None
         self.rows = torch.Generator()
         self.ranks = Ranks()
         self._evaluator: Evaluator | None = None
+        self._live_cache: Callable[[TensorDictBase], dict[str, Tensor]] | None = None
 
     # ---- Lightning -----------------------------------------------------------------------------------------------
 
@@ -117,6 +121,7 @@ class OfflineData(L.LightningDataModule):
             chunk=self.chunk,
             cadences=(self.eval_every_updates, module.cadence),
             generator=self.rows,
+            complete=self.complete,
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -144,10 +149,7 @@ class OfflineData(L.LightningDataModule):
         """Constants from the observations that start a usable transition; the identity when switched off."""
         if not self.normalize or self.store is None:
             return Normalizer.identity(self.sizes()[0])
-        observations = self.store.leaves["observation"]
-        if self.store.td_rows is not None:
-            observations = observations[self.store.td_rows]
-        return Normalizer.fit(observations, self.normalize_eps)
+        return Normalizer.fit(self.store.leaves["observation"], self.normalize_eps, self.store.td_rows)
 
     def prepare(self, batch: TensorDictBase, device: torch.device) -> TensorDictBase:
         """Raw transitions to what networks take."""
@@ -156,21 +158,34 @@ class OfflineData(L.LightningDataModule):
 
     @torch.no_grad()
     def precompute(self, compute: Callable[[TensorDictBase], dict[str, Tensor]]) -> None:
-        """Attaches to every transition what ``compute`` makes of it (frozen networks only), once before a phase."""
+        """Attaches to every transition what ``compute`` makes of it (frozen networks only), once before a phase.
+
+        A large dataset would keep the phase from starting for minutes: then :meth:`complete` does it batch by batch.
+        """
+        self._live_cache = None
         if self.store is None:
             return
         assert self.trainer is not None
         device = cast(Any, self.trainer.lightning_module).device
-        parts: dict[str, list[Tensor]] = {}
+        caches: dict[str, Tensor] = {}
         for part in self.blocks():
-            block = self.store.gather(torch.arange(part.start, part.stop))
-            made = compute(self.prepare(block, device))
-            if not made:
+            made = compute(self.prepare(self.store.gather(torch.arange(part.start, part.stop)), device))
+            if made and len(self.store) > PRECOMPUTE_ROWS:
+                self._live_cache = compute
+            if not made or self._live_cache is not None:
                 return
             for name, values in made.items():
-                parts.setdefault(name, []).append(values.float().cpu())
-        for name, pieces in parts.items():
-            self.store.attach(name, torch.cat(pieces))
+                cache = caches.setdefault(name, torch.empty(len(self.store), *values.shape[1:]))
+                cache[part] = values
+        for name, cache in caches.items():
+            self.store.attach(name, cache)
+
+    @torch.no_grad()
+    def complete(self, batch: TensorDictBase) -> TensorDictBase:
+        """A prepared batch ``[B]`` with what :meth:`precompute` did not attach."""
+        if self._live_cache is not None:
+            batch.update({name: values.float() for name, values in self._live_cache(batch).items()})
+        return batch
 
     def local_state(self) -> dict[str, Any]:
         """What this process needs to go on exactly, beside the checkpoint: tensors and primitives."""
@@ -199,14 +214,16 @@ class OfflineData(L.LightningDataModule):
         return blocks(len(self.store), PRECOMPUTE_BLOCK)
 
     def _load(self, dataset: str) -> None:
-        from o2o_lightning.data.build import build_store
+        from o2o_lightning.data.build import build_store, store_bytes
+        from o2o_lightning.data.download import cache_dir
+        from o2o_lightning.data.mapped import mapped_store
         from o2o_lightning.data.spec import load_raw
 
         raw = load_raw(dataset)
         self.env_id = self.env_id or foreign_id(raw.env_id, f"dataset {dataset}")
         if self.env_id is not None:
             self.env = env_spec(self.env_id, raw.observations.shape[1], self.layout)
-        self._scratch = tempfile.TemporaryDirectory(prefix="o2o-")  # of a memory map; gone with this object
-        self.store = build_store(raw, self.env, memory_limit=self.memory_limit, scratch_dir=self._scratch.name)
+        mapped = store_bytes(raw) > self.memory_limit if self.memmap == "auto" else self.memmap
+        self.store = mapped_store(raw, self.env, cache_dir()) if mapped else build_store(raw, self.env)
         if self.reward_range:
             self.rewards = RewardMap(return_range_scale(self.store))

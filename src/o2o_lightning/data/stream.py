@@ -57,7 +57,7 @@ class OfflineStream:
 
     ``clock`` tells how many gradient updates the phase has made, so that the last chunk is trimmed to ``total`` and
     a resumed run goes on where it stopped; no chunk crosses a multiple of one of the ``cadences``, those of
-    evaluations and measurements.
+    evaluations and measurements. ``complete`` is done to each batch alone, so that its bits do not depend on the chunk.
     """
 
     def __init__(
@@ -70,8 +70,9 @@ class OfflineStream:
         chunk: int,
         cadences: Sequence[int],
         generator: torch.Generator,
+        complete: Callable[[TensorDictBase], TensorDictBase] = lambda batch: batch,
     ) -> None:
-        self.source, self.transform, self.clock = source, transform, clock
+        self.source, self.transform, self.complete, self.clock = source, transform, complete, clock
         self.total, self.batch_size, self.chunk, self.cadences = total, batch_size, chunk, tuple(cadences)
         self.generator = generator
         self.chunks = count_chunks(total, chunk, *cadences, start=clock())
@@ -83,4 +84,4 @@ class OfflineStream:
         while (clock := self.clock()) < self.total:
             updates = min(self.chunk, next_boundary(clock, self.total, *self.cadences) - clock)
             rows = self.source.sample_rows((updates, self.batch_size), self.generator)
-            yield self.transform(self.source.gather(rows)).unbind(0)
+            yield tuple(map(self.complete, self.transform(self.source.gather(rows)).unbind(0)))

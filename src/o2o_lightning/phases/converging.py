@@ -51,7 +51,7 @@ class ConvergingPhase(Phase):
         rows = store.hold_out(self.convergence.held_out, learn=self.stop == "steps")
         if len(rows) > MEASURED_ROWS:
             rows = rows[:: len(rows) // MEASURED_ROWS][:MEASURED_ROWS]
-        self._measured = self.data.prepare(store.gather(rows), self.device)
+        self._measured = self.data.complete(self.data.prepare(store.gather(rows), self.device))
 
     def on_fit_end(self) -> None:
         if self.data.store is not None:
