@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -19,6 +20,7 @@ from o2o_lightning.data.store import TransitionStore
 from o2o_lightning.data.stream import OfflineStream, Source, prepare
 from o2o_lightning.envs.evaluate import Act, Evaluation, Evaluator, Player
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
+from o2o_lightning.envs.worker import EvaluationWorker
 from o2o_lightning.errors import UserError
 from o2o_lightning.ranks import Ranks
 
@@ -42,6 +44,8 @@ class OfflineData(L.LightningDataModule):
         eval_every: environment steps between evaluations of the online phase.
         eval_episodes: episodes an evaluation.
         eval_seed: start states of the evaluation; the same for every evaluation of every phase.
+        eval_async: evaluate in a second process while training goes on, where it need not wait for the score; results
+            are recorded at their own step, one evaluation later, and are the same.
         memmap: ``true``: transitions lie in memory-mapped files in the cache, made at the first use and shared by later
             runs; ``false``: in memory; ``auto``: mapped above ``memory_limit_gb``. The results are the same bits.
         memory_limit_gb: size of the transitions for ``auto``.
@@ -63,6 +67,7 @@ class OfflineData(L.LightningDataModule):
         eval_every: int = 1000,
         eval_episodes: int = 10,
         eval_seed: int = 1000,
+        eval_async: bool = False,
         memmap: bool | Literal["auto"] = "auto",
         memory_limit_gb: float = 0.5,
         observation_layout: Sequence[str] = (),
@@ -77,7 +82,7 @@ class OfflineData(L.LightningDataModule):
         self.normalize, self.normalize_eps = normalize, normalize_eps
         self.rewards, self.reward_range = RewardMap(reward_scale, reward_shift), reward_range
         self.eval_every_updates, self.eval_every = eval_every_updates, eval_every
-        self.eval_episodes, self.eval_seed = eval_episodes, eval_seed
+        self.eval_episodes, self.eval_seed, self.eval_async = eval_episodes, eval_seed, eval_async
         self.layout = tuple(observation_layout)
         self.memmap, self.memory_limit = memmap, int(memory_limit_gb * 2**30)
         self.normalizer: Normalizer | None = None
@@ -86,6 +91,7 @@ class OfflineData(L.LightningDataModule):
         self.rows = torch.Generator()
         self.ranks = Ranks()
         self._evaluator: Evaluator | None = None
+        self._worker: EvaluationWorker | None = None
         self._live_cache: Callable[[TensorDictBase], dict[str, Tensor]] | None = None
 
     # ---- Lightning -----------------------------------------------------------------------------------------------
@@ -198,15 +204,31 @@ class OfflineData(L.LightningDataModule):
     def evaluate(self, act: Act | Player) -> Evaluation:
         """Episodes of ``act``, raw observations to actions, on environments that training never touches."""
         if self._evaluator is None:
-            assert self.env_id is not None
-            reference = reference_scores(self.dataset or "") or reference_scores(self.env_id)
-            width, episodes = self.sizes()[0], self.eval_episodes
-            self._evaluator = Evaluator(
-                self.env_id, width, episodes, self.eval_seed, reference, self.layout, self.ranks
-            )
+            self._evaluator = self._make_evaluator()(ranks=self.ranks)
         return self._evaluator.run(act)
 
+    @property
+    def worker(self) -> EvaluationWorker:
+        """The second process, for evaluations that training does not wait for."""
+        if self._worker is None:
+            self._worker = EvaluationWorker(self._make_evaluator())
+        return self._worker
+
+    def end_evaluations(self) -> None:
+        """Ends the second process, if there is one."""
+        if self._worker is not None:
+            self._worker.close()
+
+    def teardown(self, stage: str) -> None:
+        self.end_evaluations()
+
     # ---- internals -----------------------------------------------------------------------------------------------
+
+    def _make_evaluator(self) -> Callable[..., Evaluator]:
+        assert self.env_id is not None
+        reference = reference_scores(self.dataset or "") or reference_scores(self.env_id)
+        width, episodes = self.sizes()[0], self.eval_episodes
+        return partial(Evaluator, self.env_id, width, episodes, self.eval_seed, reference, self.layout)
 
     def blocks(self) -> Iterator[slice]:
         """The dataset's rows in blocks that a network takes at once."""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from o2o_lightning.agents.base import ActorCritic
 from o2o_lightning.checkpoint.handover import POLICIES
-from o2o_lightning.envs.evaluate import Evaluation
 from o2o_lightning.objectives.alignment import action_distance
 from o2o_lightning.objectives.diagnostics import Alignment, anchor_agreement, relative_drift
 from o2o_lightning.phases.converging import ConvergingPhase
@@ -27,9 +26,8 @@ class AlignPhase(ConvergingPhase):
     needs_critic: ClassVar[bool] = True
     agent: ActorCritic
 
-    def run_evaluation(self) -> Evaluation:
+    def before_evaluation(self) -> None:
         self.log_now({f"anchor_{name}": float(value) for name, value in self.agreement()._asdict().items()})
-        return super().run_evaluation()
 
     @torch.no_grad()
     def agreement(self) -> Alignment:
