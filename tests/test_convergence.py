@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o2o_lightning.callbacks.convergence import ConvergenceWatch
+from o2o_lightning.cli.compose import compose, split
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.stream import count_chunks, next_boundary
 from o2o_lightning.errors import UserError
 from o2o_lightning.objectives.diagnostics import bellman_residual, relative_change, relative_drift
-from o2o_lightning.phases import AlignTD3, ReevaluateTD3
+from o2o_lightning.phases import CQL, IQL, AlignSAC, AlignTD3, ReevaluatePPO, ReevaluateSAC, ReevaluateTD3
 from o2o_lightning.phases.settings import Convergence
 
 QUICK = Convergence(every=4, window=2, tolerance=1e9, patience=2, least=24)
@@ -157,6 +158,46 @@ def test_alignment_measures_anchors_drift_and_distance(fit: Fit, chain, pendulum
     with torch.no_grad():
         moved = (anchor.mode(batch["observation"]) - actor.mode(batch["observation"])).norm(dim=-1).mean()
     assert curves["actor_distance"][-1] == pytest.approx(float(moved), rel=1e-5)  # one action dimension
+
+
+def test_every_method_measures_the_same_twice_and_draws_from_no_stream(fit: Fit, pendulum) -> None:
+    start = {"sac": fit(lambda: CQL(hidden=HIDDEN, critic_hidden=HIDDEN), lambda: data(pendulum), 4)}
+    start["ppo"] = fit(lambda: IQL(hidden=HIDDEN), lambda: data(pendulum), 4)
+    paths = {name: str(run.checkpoint) for name, run in start.items()}
+    small = {"hidden": HIDDEN, "convergence": QUICK}
+    runs = [fit(lambda: ReevaluateSAC(paths["sac"], **small), lambda: data(pendulum), 8)]
+    runs.append(fit(lambda: AlignSAC(str(runs[0].checkpoint), convergence=QUICK), lambda: data(pendulum), 8))
+    runs.append(fit(lambda: ReevaluatePPO(paths["ppo"], **small), lambda: data(pendulum), 8))
+    names = [{"q", "residual"}, {"anchor_share", "anchor_drift", "actor_distance"}, {"value", "residual"}]
+    for run, expected in zip(runs, names, strict=True):
+        streams = [torch.get_rng_state(), run.module.noise.get_state(), run.module.data.rows.get_state()]
+        found = run.module.measure()
+        assert set(found) == expected and found == run.module.measure()
+        assert all(math.isfinite(value) for value in found.values())
+        after = [torch.get_rng_state(), run.module.noise.get_state(), run.module.data.rows.get_state()]
+        assert all(torch.equal(one, two) for one, two in zip(streams, after, strict=True))
+    batch = runs[2].module._measured
+    with torch.no_grad():
+        values = runs[2].module.agent.value(batch["observation"]).tolist()
+    errors = [(value - ret) ** 2 for value, ret in zip(values, batch["return_to_go"].tolist(), strict=True)]
+    size = sum(map(abs, values)) / len(values)
+    assert found["value"] == pytest.approx(size, rel=1e-5)
+    assert found["residual"] == pytest.approx(math.sqrt(sum(errors) / len(errors)) / size, rel=1e-5)
+
+
+@pytest.mark.parametrize("phase, online", [
+    ("reevaluate", "o2td3"), ("align", "o2td3"), ("reevaluate", "o2sac"), ("align", "o2sac"), ("reevaluate", "o2ppo"),
+])  # fmt: skip
+def test_one_key_decides_for_every_phase_that_can_converge(phase: str, online: str) -> None:
+    stops = [compose(phase, split([f"online={online}", *token]))["model"]["init_args"]["stop"]
+             for token in ([], ["stop=converged"])]  # fmt: skip
+    assert stops == ["steps", "converged"]
+
+
+def test_another_word_is_refused_in_one_line(o2o: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert o2o("fit", "--phase", "align", "--model.stop", "plateau", "--print_config") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "stop" in error and "converged" in error
 
 
 CONVERGING = [

@@ -15,12 +15,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tensordict import TensorDict
 from torchrl.data import ReplayBuffer, TensorStorage
 
 from o2o_lightning.data.build import build_store, store_bytes
+from o2o_lightning.data.download import cache_dir
 from o2o_lightning.data.manifest import Manifest
 from o2o_lightning.data.raw import RawDataset
 from o2o_lightning.data.store import TransitionStore
@@ -29,6 +31,15 @@ from o2o_lightning.errors import Failure, UserError
 
 FORMAT = 1  # of the folder; another one is built anew
 INDEX = "index.pt"
+LIMIT = 2**29
+
+
+def load_store(
+    raw: RawDataset, env: EnvSpec | None, memmap: bool | Literal["auto"] = "auto", limit: int = LIMIT
+) -> TransitionStore:
+    """The transitions in memory, or memory-mapped: ``auto`` maps those of more than ``limit`` bytes."""
+    mapped = store_bytes(raw) > limit if memmap == "auto" else memmap
+    return mapped_store(raw, env, cache_dir()) if mapped else build_store(raw, env)
 
 
 def mapped_store(raw: RawDataset, env: EnvSpec | None, cache: Path) -> TransitionStore:
@@ -85,7 +96,7 @@ def _open(raw: RawDataset, env: EnvSpec | None, folder: Path) -> TransitionStore
     try:
         index = torch.load(folder / INDEX, weights_only=True, mmap=True)
         manifest = Manifest(**index.pop("manifest"))
-        leaves = TensorDict.load_memmap(folder)
+        leaves = TensorDict.load_memmap(folder, allow_pickle=False)
         if len(leaves) != len(raw):
             raise ValueError(f"it has {len(leaves)} rows, not {len(raw)}")
         buffer = ReplayBuffer(storage=TensorStorage(leaves))

@@ -236,16 +236,13 @@ class OfflineData(L.LightningDataModule):
         return blocks(len(self.store), PRECOMPUTE_BLOCK)
 
     def _load(self, dataset: str) -> None:
-        from o2o_lightning.data.build import build_store, store_bytes
-        from o2o_lightning.data.download import cache_dir
-        from o2o_lightning.data.mapped import mapped_store
+        from o2o_lightning.data.mapped import load_store
         from o2o_lightning.data.spec import load_raw
 
         raw = load_raw(dataset)
         self.env_id = self.env_id or foreign_id(raw.env_id, f"dataset {dataset}")
         if self.env_id is not None:
             self.env = env_spec(self.env_id, raw.observations.shape[1], self.layout)
-        mapped = store_bytes(raw) > self.memory_limit if self.memmap == "auto" else self.memmap
-        self.store = mapped_store(raw, self.env, cache_dir()) if mapped else build_store(raw, self.env)
+        self.store = load_store(raw, self.env, self.memmap, self.memory_limit)
         if self.reward_range:
             self.rewards = RewardMap(return_range_scale(self.store))

@@ -23,11 +23,16 @@ class ConvergingPhase(Phase):
 
     They are measured on the states of a fixed share of the episodes. With ``stop`` ``converged`` these are held out,
     and the phase ends at its plateau; with ``steps``, the paper's rule, they are learned from like all others.
+
+    Args:
+        init_from: checkpoint of the phase before.
+        stop: ``steps``: after ``--trainer.max_steps``; ``converged``: at the plateau, or there if none comes before.
+        convergence: what counts as a plateau, see :mod:`o2o_lightning.phases.settings`.
     """
 
     magnitudes: ClassVar[tuple[str, ...]] = ()  # curves in the rewards' own unit, which may be tiny
 
-    def __init__(self, init_from: str, stop: Stop, convergence: Convergence) -> None:
+    def __init__(self, init_from: str, stop: Stop = "steps", convergence: Convergence = Convergence()) -> None:
         super().__init__(init_from)
         self.stop, self.convergence = stop, convergence
         self.watch = ConvergenceWatch(convergence, stop == "converged")

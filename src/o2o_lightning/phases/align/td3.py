@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -21,8 +21,6 @@ from o2o_lightning.objectives.alignment import (
 from o2o_lightning.objectives.td3 import policy_loss, smoothed_action
 from o2o_lightning.phases.align.base import AlignPhase
 from o2o_lightning.phases.base import Loss
-from o2o_lightning.phases.converging import Stop
-from o2o_lightning.phases.settings import Convergence
 
 
 class AlignTD3(AlignPhase):
@@ -36,8 +34,7 @@ class AlignTD3(AlignPhase):
         actor_lr, critic_lr: Adam's rates; the critics keep their moments of the re-evaluation (D47).
         curvature: k of Eq. 15.
         policy_noise, noise_clip: σ and c of the perturbed action; σ is also the distance's cap.
-        stop: ``steps``: after ``--trainer.max_steps``; ``converged``: at the plateau, or there if none comes before.
-        convergence: what counts as a plateau, see :mod:`o2o_lightning.phases.settings`.
+        options: as in :class:`o2o_lightning.phases.converging.ConvergingPhase`.
     """
 
     algorithm: ClassVar[str] = "o2td3"
@@ -52,10 +49,9 @@ class AlignTD3(AlignPhase):
         curvature: float = 1.0,
         policy_noise: float = 0.2,
         noise_clip: float = 0.5,
-        stop: Stop = "steps",
-        convergence: Convergence = Convergence(),
+        **options: Any,
     ) -> None:
-        super().__init__(init_from, stop, convergence)
+        super().__init__(init_from, **options)
         self.actor_lr, self.critic_lr, self.curvature = actor_lr, critic_lr, curvature
         self.policy_noise, self.noise_clip = policy_noise, noise_clip
 

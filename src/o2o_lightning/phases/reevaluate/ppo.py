@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -16,8 +16,7 @@ from o2o_lightning.nn.values import ValueNet
 from o2o_lightning.objectives.diagnostics import bellman_residual
 from o2o_lightning.objectives.ppo import value_loss
 from o2o_lightning.phases.base import Loss
-from o2o_lightning.phases.converging import ConvergingPhase, Stop
-from o2o_lightning.phases.settings import Convergence
+from o2o_lightning.phases.converging import ConvergingPhase
 
 
 class ReevaluatePPO(ConvergingPhase):
@@ -37,8 +36,7 @@ class ReevaluatePPO(ConvergingPhase):
             by a misspelt key (D22).
         reward_scaling: ``dynamic`` divides rewards by the running deviation of the discounted return.
         hidden: widths of V.
-        stop: ``steps``: after ``--trainer.max_steps``; ``converged``: at the plateau, or there if none comes before.
-        convergence: what counts as a plateau, see :mod:`o2o_lightning.phases.settings`.
+        options: as in :class:`o2o_lightning.phases.converging.ConvergingPhase`.
     """
 
     phase: ClassVar[str] = "reevaluate"
@@ -57,10 +55,9 @@ class ReevaluatePPO(ConvergingPhase):
         leak_returns: bool = False,
         reward_scaling: Literal["none", "dynamic"] = "none",
         hidden: Sequence[int] = (256, 256, 256),
-        stop: Stop = "steps",
-        convergence: Convergence = Convergence(),
+        **options: Any,
     ) -> None:
-        super().__init__(init_from, stop, convergence)
+        super().__init__(init_from, **options)
         self.value_lr, self.discount, self.leak_returns = value_lr, discount, leak_returns
         self.reward_scaling, self.hidden = reward_scaling, tuple(hidden)
 

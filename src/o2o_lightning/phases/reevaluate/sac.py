@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -18,8 +18,7 @@ from o2o_lightning.objectives.bellman import critic_loss, td_target
 from o2o_lightning.objectives.diagnostics import bellman_residual
 from o2o_lightning.objectives.sac import soft_value
 from o2o_lightning.phases.base import Loss
-from o2o_lightning.phases.converging import ConvergingPhase, Stop
-from o2o_lightning.phases.settings import Convergence
+from o2o_lightning.phases.converging import ConvergingPhase
 
 
 class ReevaluateSAC(ConvergingPhase):
@@ -35,8 +34,7 @@ class ReevaluateSAC(ConvergingPhase):
         discount, polyak: γ, and the target critics' rate, applied at every update.
         hidden, layer_norm: widths of the new critics, and LayerNorm before their activations.
         critics: how many; one on AntMaze.
-        stop: ``steps``: after ``--trainer.max_steps``; ``converged``: at the plateau, or there if none comes before.
-        convergence: what counts as a plateau, see :mod:`o2o_lightning.phases.settings`.
+        options: as in :class:`o2o_lightning.phases.converging.ConvergingPhase`.
     """
 
     phase: ClassVar[str] = "reevaluate"
@@ -58,10 +56,9 @@ class ReevaluateSAC(ConvergingPhase):
         hidden: Sequence[int] = (256, 256, 256),
         layer_norm: bool = True,
         critics: int = 2,
-        stop: Stop = "steps",
-        convergence: Convergence = Convergence(),
+        **options: Any,
     ) -> None:
-        super().__init__(init_from, stop, convergence)
+        super().__init__(init_from, **options)
         at_least("--model.temperature", temperature, 1e-6)
         at_least("--model.critics", critics, 1)
         self.temperature, self.critic_lr, self.discount, self.polyak = temperature, critic_lr, discount, polyak

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -17,8 +17,7 @@ from o2o_lightning.objectives.bellman import critic_loss, td_target
 from o2o_lightning.objectives.diagnostics import bellman_residual
 from o2o_lightning.objectives.td3 import smoothed_action
 from o2o_lightning.phases.base import Loss
-from o2o_lightning.phases.converging import ConvergingPhase, Stop
-from o2o_lightning.phases.settings import Convergence
+from o2o_lightning.phases.converging import ConvergingPhase
 
 
 class ReevaluateTD3(ConvergingPhase):
@@ -33,8 +32,7 @@ class ReevaluateTD3(ConvergingPhase):
         discount, polyak: γ, and the target critics' rate, applied at every update.
         policy_noise, noise_clip: σ and c of target-policy smoothing.
         hidden, layer_norm: widths of the new critics, and LayerNorm before their activations (off on AntMaze, D12).
-        stop: ``steps``: after ``--trainer.max_steps``; ``converged``: at the plateau, or there if none comes before.
-        convergence: what counts as a plateau, see :mod:`o2o_lightning.phases.settings`.
+        options: as in :class:`o2o_lightning.phases.converging.ConvergingPhase`.
     """
 
     phase: ClassVar[str] = "reevaluate"
@@ -56,10 +54,9 @@ class ReevaluateTD3(ConvergingPhase):
         noise_clip: float = 0.5,
         hidden: Sequence[int] = (256, 256),
         layer_norm: bool = True,
-        stop: Stop = "steps",
-        convergence: Convergence = Convergence(),
+        **options: Any,
     ) -> None:
-        super().__init__(init_from, stop, convergence)
+        super().__init__(init_from, **options)
         self.critic_lr, self.discount, self.polyak = critic_lr, discount, polyak
         self.policy_noise, self.noise_clip = policy_noise, noise_clip
         self.hidden, self.layer_norm = tuple(hidden), layer_norm
