@@ -73,8 +73,15 @@ def test_nothing_settles_before_the_least_number_of_updates_or_without_patience(
 def test_one_restless_curve_is_enough_to_go_on() -> None:
     watch = ConvergenceWatch(Convergence(), stops=True)
     for updates in range(1000, 50_001, 1000):
-        watch._judge(updates, {"share": 0.5, "drift": updates / 1e5}, ())
+        watch._judge(updates, {"share": 0.5, "drift": updates / 1e5})
     assert watch.settled_at is None
+
+
+def test_a_curve_that_never_rests_decides_nothing() -> None:
+    watch = ConvergenceWatch(Convergence(), stops=True)
+    for updates in range(1000, 50_001, 1000):
+        watch._judge(updates, {"share": 0.5, "drift": updates / 1e5}, restless=("drift",))
+    assert watch.settled_at == 12_000 and watch.curves["drift"][-1] == 0.5
 
 
 @pytest.mark.parametrize("wrong", [{"window": 0}, {"patience": 0}, {"every": 0}, {"held_out": 0.0}, {"held_out": 1.0}])
@@ -150,8 +157,9 @@ def test_held_out_episodes_are_not_learned_from_when_they_decide(fit: Fit, chain
 def test_alignment_measures_anchors_drift_and_distance(fit: Fit, chain, pendulum) -> None:
     run = fit(lambda: AlignTD3(str(chain["reevaluate"].checkpoint), convergence=QUICK), lambda: data(pendulum), 8)
     curves = run.module.watch.curves
-    assert set(curves) == {"anchor_share", "anchor_drift", "actor_distance"}
-    assert all(0.0 <= share <= 1.0 for share in curves["anchor_share"])
+    assert set(curves) == {"anchor_share", "perturbed_share", "anchor_drift", "actor_distance"}
+    for share, perturbed in zip(curves["anchor_share"], curves["perturbed_share"], strict=True):
+        assert 0.0 <= share <= perturbed <= 1.0
     assert min(curves["anchor_drift"] + curves["actor_distance"]) > 0.0
     batch = run.module._measured
     anchor, actor = run.module.agent.offline_actor, run.module.agent.actor
@@ -168,7 +176,11 @@ def test_every_method_measures_the_same_twice_and_draws_from_no_stream(fit: Fit,
     runs = [fit(lambda: ReevaluateSAC(paths["sac"], **small), lambda: data(pendulum), 8)]
     runs.append(fit(lambda: AlignSAC(str(runs[0].checkpoint), convergence=QUICK), lambda: data(pendulum), 8))
     runs.append(fit(lambda: ReevaluatePPO(paths["ppo"], **small), lambda: data(pendulum), 8))
-    names = [{"q", "residual"}, {"anchor_share", "anchor_drift", "actor_distance"}, {"value", "residual"}]
+    names = [
+        {"q", "residual"},
+        {"anchor_share", "perturbed_share", "anchor_drift", "actor_distance"},
+        {"value", "residual"},
+    ]
     for run, expected in zip(runs, names, strict=True):
         streams = [torch.get_rng_state(), run.module.noise.get_state(), run.module.data.rows.get_state()]
         found = run.module.measure()

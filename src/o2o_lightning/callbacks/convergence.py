@@ -46,17 +46,20 @@ class ConvergenceWatch(PhaseCallback):
             return
         measured = phase.measure()
         phase.log_now({f"measured_{name}": value for name, value in measured.items()})
-        self._judge(phase.updates, measured, phase.magnitudes)
+        self._judge(phase.updates, measured, phase.magnitudes, phase.restless)
         settled = self.stops and self.settled_at is not None
         if trainer.strategy.reduce_boolean_decision(settled, all=True):  # processes must end together
             trainer.should_stop = True
 
-    def _judge(self, updates: int, measured: dict[str, float], magnitudes: Container[str]) -> None:
+    def _judge(
+        self, updates: int, measured: dict[str, float], magnitudes: Container[str] = (), restless: Container[str] = ()
+    ) -> None:
         window, changes = self.settings.window, []
         for name, value in measured.items():
             # two windows are all that the rule looks at, and all that a checkpoint need hold
             curve = self.curves[name] = [*self.curves.get(name, ()), value][-2 * window :]
-            changes.append(relative_change(curve, window, TINY if name in magnitudes else FLOOR))
+            if name not in restless:
+                changes.append(relative_change(curve, window, TINY if name in magnitudes else FLOOR))
         self.change = max(changes)
         self.calm = self.calm + 1 if self.change <= self.settings.tolerance else 0
         if self.settled_at is None and self.calm >= self.settings.patience and updates >= self.settings.least:

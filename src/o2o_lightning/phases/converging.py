@@ -31,6 +31,7 @@ class ConvergingPhase(Phase):
     """
 
     magnitudes: ClassVar[tuple[str, ...]] = ()  # curves in the rewards' own unit, which may be tiny
+    restless: ClassVar[tuple[str, ...]] = ()  # curves that jump for ever, and decide nothing
 
     def __init__(self, init_from: str, stop: Stop = "steps", convergence: Convergence = Convergence()) -> None:
         super().__init__(init_from)

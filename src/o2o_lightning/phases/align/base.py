@@ -24,6 +24,8 @@ class AlignPhase(ConvergingPhase):
     phase: ClassVar[str] = "align"
     accepts: ClassVar[tuple[str, ...]] = ("reevaluate", *POLICIES)
     needs_critic: ClassVar[bool] = True
+    # the actor climbs Q all the time: whether its action is worth a little more or less than the anchor's never settles
+    restless: ClassVar[tuple[str, ...]] = ("anchor_share",)
     agent: ActorCritic
 
     def before_evaluation(self) -> None:
@@ -48,10 +50,11 @@ class AlignPhase(ConvergingPhase):
         observation, anchor = batch["observation"], batch["anchor"]
         action = self.agent.actor.mode(observation)
         q_anchor = self.agent.critic(observation, anchor).amin(0)
-        others = self._around(observation, anchor, 8, torch.Generator().manual_seed(0))
-        others = torch.cat((others, self.agent.critic(observation, action).amin(0, keepdim=True)))
+        around = self._around(observation, anchor, 8, torch.Generator().manual_seed(0))
+        others = torch.cat((around, self.agent.critic(observation, action).amin(0, keepdim=True)))
         return {
             "anchor_share": anchor_agreement(q_anchor, others).share,
+            "perturbed_share": anchor_agreement(q_anchor, around).share,
             "anchor_drift": relative_drift(q_anchor, batch["anchor_value"]),
             "actor_distance": action_distance(action, anchor, math.inf).mean(),
         }
