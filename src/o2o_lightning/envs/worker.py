@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -68,10 +70,10 @@ class EvaluationWorker:
             name: value.numpy() if isinstance(value, torch.Tensor) else value
             for name, value in policy.normalizer.items()
         }
-        try:
-            self._connection.send((policy.actor, weights, normalizer))
-        except OSError as error:
-            raise self._died() from error
+        # in a thread: while the other process starts, nobody takes what is sent
+        threading.Thread(
+            target=_send, args=(self._connection, (policy.actor, weights, normalizer)), daemon=True
+        ).start()
 
     def result(self) -> Evaluation:
         """Waits for the evaluation that was submitted.
@@ -103,6 +105,11 @@ class EvaluationWorker:
             f"the evaluation process ended unexpectedly (exit code {code}; -9 is often a lack of memory). `o2o resume "
             "RUN_DIR` goes on from the last checkpoint; without --data.eval_async evaluations need no second process."
         )
+
+
+def _send(connection: Connection[Any, Any], message: Any) -> None:
+    with contextlib.suppress(OSError):  # a process that has ended is told of where its result is asked for
+        connection.send(message)
 
 
 def _serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], threads: int) -> None:

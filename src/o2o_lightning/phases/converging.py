@@ -53,7 +53,8 @@ class ConvergingPhase(Phase):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         store = self.data.store
-        assert store is not None
+        if store is None:
+            return  # the DataModule refuses in a moment, with a reason
         rows = store.hold_out(self.convergence.held_out, learn=self.stop == "steps")
         if len(rows) > MEASURED_ROWS:
             rows = rows[:: len(rows) // MEASURED_ROWS][:MEASURED_ROWS]

@@ -71,7 +71,8 @@ class ReevaluatePPO(ConvergingPhase):
 
     def on_fit_start(self) -> None:
         data = self.data
-        assert data.store is not None
+        if data.store is None:
+            return  # the DataModule refuses in a moment, with a reason
         reward = data.store.leaves["reward"] * data.rewards.scale + data.rewards.shift
         if self.reward_scaling == "dynamic":
             reward = self._scaled(reward, data.store.leaves["next", "terminated"])
