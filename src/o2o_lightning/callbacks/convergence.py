@@ -13,7 +13,7 @@ from o2o_lightning.objectives.diagnostics import relative_change
 if TYPE_CHECKING:
     from o2o_lightning.phases.settings import Convergence
 
-FLOOR, TINY = 0.1, 1e-8  # least units of ratios and of magnitudes
+FLOOR, TINY = 0.25, 1e-8  # least units of ratios and of magnitudes
 
 
 class ConvergenceWatch(PhaseCallback):
