@@ -357,7 +357,7 @@ def test_chunks_from_any_clock_are_counted_as_they_come():
             while clock < total:
                 clock += min(chunk, next_boundary(clock, total, every) - clock)
                 chunks += 1
-            assert count_chunks(total, chunk, every, start) == chunks
+            assert count_chunks(total, chunk, every, start=start) == chunks
 
 
 def test_resuming_what_is_no_run_says_so(tmp_path, capsys):

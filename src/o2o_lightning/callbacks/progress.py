@@ -75,7 +75,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         self._best = result.value if self._best is None else max(self._best, result.value)
         phase.display["now"] = result.value
         if self._enabled and self._bar is None:
-            clock = f"{phase.clock:,}/{self._total(trainer, phase):,} {phase.clock_name.replace('_', ' ')}"
+            clock = f"{phase.curve[-1][0]:,}/{self._total(trainer, phase):,} {phase.clock_name.replace('_', ' ')}"
             line = f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}"
             self._console.print(line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
 

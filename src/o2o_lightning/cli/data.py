@@ -64,13 +64,13 @@ def _info(arguments: argparse.Namespace) -> int:
 
 def info(spec: str, env_id: str | None, as_json: bool) -> None:
     """Prints what a dataset holds."""
-    from o2o_lightning.data.build import build_store
+    from o2o_lightning.data.mapped import load_store
     from o2o_lightning.data.scores import normalized_score
     from o2o_lightning.data.spec import load_raw
 
     raw = load_raw(spec)
     env, note = _environment(raw, env_id)
-    manifest = build_store(raw, env).manifest
+    manifest = load_store(raw, env).manifest
     facts = manifest.to_dict()
     reference = _reference(raw, manifest.env_id)
     scored = reference is not None and manifest.return_mean is not None

@@ -33,6 +33,7 @@ SAFE = (
     "trainer.enable_progress_bar",
     "data.eval_every",
     "data.eval_every_updates",
+    "data.memmap",
     "data.memory_limit_gb",
 )
 

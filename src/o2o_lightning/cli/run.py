@@ -28,13 +28,20 @@ def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, A
     check_run_dir(run_dir, [step.phase for step in steps])
     built = [step.cli.build(run_dir, step.phase, command) for step in steps]
     check(built)
-    say(*notes)
+    say(*notes, *(_waits(phase) for phase in built if phase.datamodule.eval_async and phase.model.waits_for_scores))
     for phase in built:
         with _tidy(phase, run_dir):
             phase.fit()
         if first_process():
             write_run_summary(run_dir)
         say(f"{phase.model.phase}: done, {run_dir / phase.model.phase / LAST}")
+
+
+def _waits(built: Built) -> str:
+    return (
+        f"{built.model.phase}: --data.eval_async is left unused, each score decides on the reference policy; "
+        "--model.reference.mode interval does not ask for it"
+    )
 
 
 @contextlib.contextmanager

@@ -110,6 +110,7 @@ class OnlineData(OfflineData):
         self.interaction.load_state(state["interaction"])
 
     def teardown(self, stage: str) -> None:
+        super().teardown(stage)
         if stage == "fit" and self.interaction is not None:
             self.interaction.env.close()
 
@@ -135,7 +136,7 @@ class OnlineStream:
     def _chunks(self) -> int:
         # counted once, before the first chunk: Lightning compares it with the chunks that it has fetched
         start = cast(Any, self.data.trainer).lightning_module.env_steps
-        return count_chunks(self.budget, self.chunk, self.data.eval_every, start)
+        return count_chunks(self.budget, self.chunk, self.data.eval_every, start=start)
 
     def __iter__(self) -> Iterator[Iterator[TensorDictBase]]:
         data, module = self.data, cast(Any, self.data.trainer).lightning_module

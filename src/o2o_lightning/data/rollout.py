@@ -96,6 +96,7 @@ class RolloutData(OfflineData):
             interaction.load_state(saved)
 
     def teardown(self, stage: str) -> None:
+        super().teardown(stage)
         if stage == "fit":
             for interaction in self.interactions:
                 interaction.env.close()

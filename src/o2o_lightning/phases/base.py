@@ -142,6 +142,16 @@ class Phase(L.LightningModule):
         """How much of :attr:`clock` passes between evaluations; 0 for only at the end."""
         return self.data.eval_every_updates
 
+    @property
+    def waits_for_scores(self) -> bool:
+        """Whether training depends on each evaluation's result, so that none can be left to the background."""
+        return False
+
+    @property
+    def cadence(self) -> int:
+        """Gradient updates between two moments, beside evaluations, that a chunk must end at; 0 for none."""
+        return 0
+
     def setup(self, stage: str) -> None:
         if hasattr(self, "agent"):
             return
@@ -253,12 +263,13 @@ class Phase(L.LightningModule):
         """Uniform noise in [−1, 1) from the phase's own stream."""
         return torch.rand(*shape, generator=self.noise, device=self.device) * 2.0 - 1.0
 
-    def log_now(self, metrics: dict[str, float]) -> None:
-        """One row to every logger, on the phase's own clock; both clocks are columns."""
-        row = {"updates": self.updates, **({"env_steps": self.env_steps} if self.env_steps else {}), **metrics}
+    def log_now(self, metrics: dict[str, float], moment: tuple[int, int] | None = None) -> None:
+        """One row to every logger, on the phase's own clock; both clocks, of now or of ``moment``, are columns."""
+        updates, env_steps = moment or (self.updates, self.env_steps)
+        row = {"updates": updates, **({"env_steps": env_steps} if env_steps else {}), **metrics}
         self.display.update(metrics)
         for logger in self.trainer.loggers:
-            logger.log_metrics(row, step=self.clock)
+            logger.log_metrics(row, step=env_steps if self.clock_name == "env_steps" else updates)
 
     def evaluate(self, policy: Policy | None = None) -> Evaluation:
         """Evaluates ``policy`` (default: the phase's) off the training environment; its steps are counted as a cost."""
@@ -270,15 +281,24 @@ class Phase(L.LightningModule):
         self.eval_env_steps += result.env_steps
         return result
 
+    def before_evaluation(self) -> None:
+        """What a phase measures of its networks whenever its policy is evaluated."""
+
     def run_evaluation(self) -> Evaluation:
-        """Evaluates the policy, keeps the point of the curve, logs it, and tells the callbacks."""
+        """Evaluates the policy now."""
+        self.before_evaluation()
         result = self.evaluate()
-        self.curve.append([self.clock, result.return_mean, result.score])
+        self.record_evaluation(result, (self.updates, self.env_steps))
+        return result
+
+    def record_evaluation(self, result: Evaluation, moment: tuple[int, int]) -> None:
+        """Keeps the point of the curve at ``moment`` (updates, environment steps), logs it, and tells the callbacks."""
+        clock = moment[self.clock_name == "env_steps"]
+        self.curve.append([clock, result.return_mean, result.score])
         row = {"eval_env_steps": float(self.eval_env_steps), "return_mean": result.return_mean}
-        self.log_now(row if result.score is None else {**row, "score": result.score})
+        self.log_now(row if result.score is None else {**row, "score": result.score}, moment)
         self.trainer.callback_metrics["score"] = torch.tensor(result.value)
         self.tell("on_evaluation", result)
-        return result
 
     def tell(self, hook: str, *args: Any) -> None:
         """Calls one of the hooks of :class:`o2o_lightning.callbacks.hooks.PhaseCallback`; bars show what it brought."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -30,6 +30,7 @@ class AlignSAC(AlignPhase):
         temperature: α, fixed, the re-evaluation's.
         actor_lr, critic_lr: Adam's rates; the critics keep their moments of the re-evaluation (D47).
         log_prob_floor: lower bound of log π_off at explored actions; None for none, as the official code (D13).
+        options: as in :class:`o2o_lightning.phases.converging.ConvergingPhase`.
     """
 
     algorithm: ClassVar[str] = "o2sac"
@@ -43,8 +44,9 @@ class AlignSAC(AlignPhase):
         actor_lr: float = 1e-4,
         critic_lr: float = 3e-4,
         log_prob_floor: float | None = -50.0,
+        **options: Any,
     ) -> None:
-        super().__init__(init_from)
+        super().__init__(init_from, **options)
         at_least("--model.temperature", temperature, 1e-6)
         self.temperature, self.actor_lr, self.critic_lr = temperature, actor_lr, critic_lr
         self.log_prob_floor = log_prob_floor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -34,6 +34,7 @@ class AlignTD3(AlignPhase):
         actor_lr, critic_lr: Adam's rates; the critics keep their moments of the re-evaluation (D47).
         curvature: k of Eq. 15.
         policy_noise, noise_clip: σ and c of the perturbed action; σ is also the distance's cap.
+        options: as in :class:`o2o_lightning.phases.converging.ConvergingPhase`.
     """
 
     algorithm: ClassVar[str] = "o2td3"
@@ -48,8 +49,9 @@ class AlignTD3(AlignPhase):
         curvature: float = 1.0,
         policy_noise: float = 0.2,
         noise_clip: float = 0.5,
+        **options: Any,
     ) -> None:
-        super().__init__(init_from)
+        super().__init__(init_from, **options)
         self.actor_lr, self.critic_lr, self.curvature = actor_lr, critic_lr, curvature
         self.policy_noise, self.noise_clip = policy_noise, noise_clip
 

@@ -50,6 +50,10 @@ class ReferencedPhase(Phase):
         return self.algorithm if self.follows else self.algorithm.removeprefix("o2")
 
     @property
+    def waits_for_scores(self) -> bool:
+        return self.follows and self.reference_settings.mode == "best"
+
+    @property
     def total(self) -> int:
         return int(cast(Any, self.data).budget)
 

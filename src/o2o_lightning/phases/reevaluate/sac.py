@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -15,11 +15,13 @@ from o2o_lightning.errors import at_least
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
 from o2o_lightning.objectives.bellman import critic_loss, td_target
+from o2o_lightning.objectives.diagnostics import bellman_residual
 from o2o_lightning.objectives.sac import soft_value
-from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.base import Loss
+from o2o_lightning.phases.converging import ConvergingPhase
 
 
-class ReevaluateSAC(Phase):
+class ReevaluateSAC(ConvergingPhase):
     """Fitted Q-evaluation of π_off by SAC's target, Eq. 3.
 
     Learns: the critics, from random weights. Frozen: π_off and the temperature.
@@ -32,6 +34,7 @@ class ReevaluateSAC(Phase):
         discount, polyak: γ, and the target critics' rate, applied at every update.
         hidden, layer_norm: widths of the new critics, and LayerNorm before their activations.
         critics: how many; one on AntMaze.
+        options: as in :class:`o2o_lightning.phases.converging.ConvergingPhase`.
     """
 
     phase: ClassVar[str] = "reevaluate"
@@ -40,6 +43,7 @@ class ReevaluateSAC(Phase):
     actor_kind: ClassVar[str | None] = SquashedGaussianActor.kind
     evaluates: ClassVar[bool] = False
     makes_critic: ClassVar[bool] = True
+    magnitudes: ClassVar[tuple[str, ...]] = ("q",)
     agent: SACAgent
 
     def __init__(
@@ -52,8 +56,9 @@ class ReevaluateSAC(Phase):
         hidden: Sequence[int] = (256, 256, 256),
         layer_norm: bool = True,
         critics: int = 2,
+        **options: Any,
     ) -> None:
-        super().__init__(init_from)
+        super().__init__(init_from, **options)
         at_least("--model.temperature", temperature, 1e-6)
         at_least("--model.critics", critics, 1)
         self.temperature, self.critic_lr, self.discount, self.polyak = temperature, critic_lr, discount, polyak
@@ -74,6 +79,16 @@ class ReevaluateSAC(Phase):
     def transition_cache(self, batch: TensorDictBase) -> dict[str, Tensor]:
         policy = self.agent.offline_actor.distribution(batch["next", "observation"])
         return {"next_offline_mean": policy.mean, "next_offline_log_std": policy.log_std}
+
+    def curves(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        policy = SquashedGaussian(batch["next_offline_mean"], batch["next_offline_log_std"])
+        noise = torch.randn(policy.mean.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        next_action, log_prob = policy.sample(noise)  # the same at every measurement
+        next_q = self.agent.critic(batch["next", "observation"], next_action)
+        next_value = soft_value(next_q, log_prob, self.agent.log_alpha.exp())
+        target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
+        q = self.agent.critic(batch["observation"], batch["action"]).mean(0)
+        return {"q": q.abs().mean(), "residual": bellman_residual(q, target)}
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
         agent = self.agent

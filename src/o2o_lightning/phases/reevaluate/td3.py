@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -14,11 +14,13 @@ from o2o_lightning.checkpoint.handover import POLICIES, Handover
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.objectives.bellman import critic_loss, td_target
+from o2o_lightning.objectives.diagnostics import bellman_residual
 from o2o_lightning.objectives.td3 import smoothed_action
-from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.base import Loss
+from o2o_lightning.phases.converging import ConvergingPhase
 
 
-class ReevaluateTD3(Phase):
+class ReevaluateTD3(ConvergingPhase):
     """Fitted Q-evaluation of π_off by TD3's target, Eq. 6.
 
     Learns: the critics, from random weights. Frozen: π_off, which is also the target actor.
@@ -30,6 +32,7 @@ class ReevaluateTD3(Phase):
         discount, polyak: γ, and the target critics' rate, applied at every update.
         policy_noise, noise_clip: σ and c of target-policy smoothing.
         hidden, layer_norm: widths of the new critics, and LayerNorm before their activations (off on AntMaze, D12).
+        options: as in :class:`o2o_lightning.phases.converging.ConvergingPhase`.
     """
 
     phase: ClassVar[str] = "reevaluate"
@@ -38,6 +41,7 @@ class ReevaluateTD3(Phase):
     accepts: ClassVar[tuple[str, ...]] = POLICIES
     evaluates: ClassVar[bool] = False
     makes_critic: ClassVar[bool] = True
+    magnitudes: ClassVar[tuple[str, ...]] = ("q",)
     agent: TD3Agent
 
     def __init__(
@@ -50,8 +54,9 @@ class ReevaluateTD3(Phase):
         noise_clip: float = 0.5,
         hidden: Sequence[int] = (256, 256),
         layer_norm: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(init_from)
+        super().__init__(init_from, **options)
         self.critic_lr, self.discount, self.polyak = critic_lr, discount, polyak
         self.policy_noise, self.noise_clip = policy_noise, noise_clip
         self.hidden, self.layer_norm = tuple(hidden), layer_norm
@@ -66,6 +71,12 @@ class ReevaluateTD3(Phase):
 
     def transition_cache(self, batch: TensorDictBase) -> dict[str, Tensor]:
         return {"next_offline_action": self.agent.offline_actor.mode(batch["next", "observation"])}
+
+    def curves(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        next_value = self.agent.critic(batch["next", "observation"], batch["next_offline_action"]).amin(0)
+        target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
+        q = self.agent.critic(batch["observation"], batch["action"]).mean(0)
+        return {"q": q.abs().mean(), "residual": bellman_residual(q, target)}
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
         agent, next_observation = self.agent, batch["next", "observation"]
