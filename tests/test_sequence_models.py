@@ -145,6 +145,15 @@ def test_lamb_without_decay_is_adam() -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
 
 
+def test_lamb_skips_a_step_that_fused_adam_would_skip() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = LAMB([parameter], lr=0.1, weight_decay=0.01)
+    parameter.grad = torch.full((2,), math.nan)
+    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    optimizer.step()
+    assert torch.equal(parameter.detach(), torch.ones(2)) and not optimizer.state
+
+
 def test_lamb_moves_a_parameter_of_zeros() -> None:
     parameter = nn.Parameter(torch.zeros(2))
     optimizer = LAMB([parameter], lr=0.1, weight_decay=0.01)
