@@ -29,6 +29,8 @@ TABLE = {
     "iql": (CLONED, CLONED, FIT),
     "bc": (FULL, FULL, FIT),
     "bc10": (FULL, FULL, FIT),
+    "dt": (CLONED, CLONED, CLONED_FIT),
+    "odt": (CLONED, CLONED, CLONED_FIT),
 }
 
 
@@ -42,7 +44,7 @@ def phases(*tokens: str) -> list[str]:
 @pytest.mark.parametrize(("column", "online"), [(0, "o2td3"), (1, "o2sac"), (2, "o2ppo")])
 def test_a_source_needs_what_its_critic_lacks(source: str, column: int, online: str) -> None:
     expected = TABLE[source][column]
-    offline = Offline(source, critic=not source.startswith("bc"), cloned=C in expected)
+    offline = Offline(source, critic=source not in ("bc", "bc10", "dt", "odt"), cloned=C in expected)
     found, why = needed(offline, reads_critic=online != "o2ppo")
     # O2PPO has no phase of alignment to leave out
     assert [phase for phase in (O, *([C] if C in expected else []), R, V, N) if phase in {O, C, N, *found}] == (
@@ -54,7 +56,7 @@ def test_a_source_needs_what_its_critic_lacks(source: str, column: int, online: 
 @pytest.mark.parametrize(
     ("source", "column", "online"),
     [("td3_bc", 0, "o2td3"), ("awac", 1, "o2sac"), ("cql", 1, "o2sac"), ("cql", 0, "o2td3"), ("iql", 2, "o2ppo"),
-     ("bc10", 1, "o2sac")],
+     ("bc10", 1, "o2sac"), ("dt", 0, "o2td3"), ("odt", 2, "o2ppo")],
 )  # fmt: skip
 def test_the_command_line_runs_the_phases_of_the_table(source: str, column: int, online: str) -> None:
     assert phases(f"offline={source}", f"online={online}") == TABLE[source][column]
@@ -65,9 +67,8 @@ def test_direct_fine_tuning_stays_direct(source: str, online: str, expected: lis
     assert phases(f"offline={source}", f"online={online}") == expected
 
 
-def test_every_source_is_in_the_table_or_hands_on_no_critic() -> None:
-    # the sequence models are policies without a critic: everything is run
-    assert set(groups()["offline"]) - set(TABLE) <= {"dt", "odt"}
+def test_every_source_is_in_the_table() -> None:
+    assert set(groups()["offline"]) == set(TABLE)
 
 
 @pytest.mark.parametrize("origin", ["dt", "odt", "bc", "td3_bc", "cql", "somebody's own"])

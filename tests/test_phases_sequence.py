@@ -1,4 +1,4 @@
-"""The Decision Transformers as offline sources: learning, resuming, evaluating, cloning, exporting, and bad batches."""
+"""The Decision Transformers as offline sources: learning, evaluating, cloning; test_sources_battery.py has the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import gymnasium as gym
 import h5py
-import killing
 import numpy as np
 import pytest
 import torch
@@ -24,7 +23,6 @@ from o2o_lightning.data.trajectories import TrajectoryData
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.decision_transformer import DecisionTransformer, SequencePolicy, Window
 from o2o_lightning.phases import DT, ODT
-from o2o_lightning.phases.health import NonFinite
 from o2o_lightning.policies.history import HistoryTeacher
 
 KINDS = {"dt": "decision_transformer", "odt": "online_decision_transformer"}
@@ -102,35 +100,6 @@ def test_gradients_are_clipped_to_the_policys_limit(fit: Fit, pendulum: str) -> 
 
     fit(lambda: Watched(**TINY), lambda: TrajectoryData(dataset=pendulum, batch_size=16, eval_episodes=1), 2)
     assert norms == [pytest.approx(0.25, rel=1e-3)] * 2
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_a_killed_run_that_is_resumed_ends_with_the_same_bits(name: str, pendulum: str, tmp_path: Path) -> None:
-    killing.import_everything()
-    command = [
-        "fit", "--phase", "offline", f"offline={name}", "steps.offline=30", "checkpoint_every=10", "--data.dataset",
-        pendulum, "--data.eval_every_updates", "15", "--data.chunk", "4", *OPTIONS, *SMALL,
-    ]  # fmt: skip
-    whole, log = tmp_path / "whole", tmp_path / "log"
-    assert killing.run([*command, "--run_dir", str(whole)], log) == 0, log.read_text()
-    folder = ["--run_dir", str(tmp_path / "killed")]
-    assert killing.run([*command, *folder], log, killing.die_at("update", 25)) == -9, log.read_text()
-    assert killing.run(["resume", folder[1]], log) == 0, log.read_text()
-    assert killing.differences(whole, tmp_path / "killed", ["offline"]) == []
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_a_bad_batch_ends_the_run_and_names_the_tensor(name: str, fit: Fit, pendulum: str) -> None:
-    class Bad(TrajectoryData):
-        def prepare(self, batch: Any, device: torch.device) -> Any:
-            batch = super().prepare(batch, device)
-            if "return_to_go" in set(batch.keys()):
-                batch["return_to_go"][-1, 0, 0] = float("nan")
-            return batch
-
-    phase = {"dt": DT, "odt": ODT}[name]
-    with pytest.raises(NonFinite, match=r"update 3: batch\['return_to_go'\], .*: not finite\. The step was not made"):
-        fit(lambda: phase(**TINY), lambda: Bad(dataset=pendulum, batch_size=16, chunk=3, eval_episodes=1), 3)
 
 
 @pytest.mark.parametrize(
@@ -223,31 +192,6 @@ def test_a_phase_that_needs_a_policy_without_memory_says_how_to_get_one(policies
     source = read_handover(policies["dt"].checkpoint)
     with pytest.raises(UserError, match=r"acts on the episode so far\. Clone it first: `o2o policy clone"):
         source.build_actor()
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_an_exported_program_is_the_checkpoint_on_raw_histories_of_any_length(
-    policies: dict[str, Run], o2o: Any, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint, target = policies[name].checkpoint, tmp_path / "policy.pt2"
-    assert o2o("policy", "export", checkpoint, "--out", target) == 0
-    assert "observations [batch, steps, 3], actions [batch, steps, 1]" in capsys.readouterr().out
-    source = read_handover(checkpoint)
-    policy, normalizer = source.build_policy(), source.build_normalizer()
-    assert isinstance(policy, SequencePolicy)
-    program = torch.export.load(target).module()
-    for batch, steps in ((1, 1), (5, 2), (2, 3)):
-        to_go, observation, native = (
-            torch.randn(batch, steps),
-            torch.randn(batch, steps, 3),
-            torch.randn(batch, steps, 1),
-        )
-        time = torch.arange(steps).expand(batch, -1) + 4
-        with torch.no_grad():
-            seen = Window(to_go * policy.spec.return_scale, normalizer(observation), native / 2, time)
-            expected = 2 * policy.eval().modes(seen)[:, -1]  # Pendulum's actions are in ±2
-            found = program(to_go, observation, native, time)
-        torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
 
 
 def test_onnx_is_refused_for_a_policy_with_a_memory(

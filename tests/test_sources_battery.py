@@ -8,7 +8,6 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,14 @@ import torch
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.main import main
 from o2o_lightning.data.module import OfflineData
+from o2o_lightning.data.normalize import Normalizer
+from o2o_lightning.data.trajectories import TrajectoryData
 from o2o_lightning.errors import Failure
+from o2o_lightning.nn.actor import Actor, Policy
+from o2o_lightning.nn.decision_transformer import SequencePolicy, Window
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.policies import onnx_file
+from o2o_lightning.policies.history import player_of
 
 STEPS, EVERY = 24, 8
 FAMILIES = ("deterministic", "gaussian", "squashed_gaussian")
@@ -49,6 +53,10 @@ class Source:
 
 
 SMALL = ("--model.hidden", "[8,8]")
+TINY = (
+    "--model.width", "8", "--model.layers", "1", "--model.heads", "1", "--model.context", "4",
+    "--model.acting_context", "3",
+)  # fmt: skip
 SOURCES = {
     "td3_bc": Source(("offline=td3_bc", *SMALL), "deterministic"),
     "cql": Source(("offline=cql", *SMALL, "--model.critic_hidden", "[8,8]"), "squashed_gaussian"),
@@ -57,6 +65,8 @@ SOURCES = {
     "bc": Source(("offline=bc", *SMALL), "deterministic", critic=False, learns_from="action"),
     "bc10": Source(("offline=bc10", *SMALL), "deterministic", critic=False, learns_from="action"),
     "bc, squashed": Source(("offline=bc", "family=squashed_gaussian", *SMALL), "squashed_gaussian", False, "action"),
+    "dt": Source(("offline=dt", *TINY), "decision_transformer", False, "return_to_go", ("torch",)),
+    "odt": Source(("offline=odt", *TINY), "online_decision_transformer", False, "return_to_go", ("torch",)),
 }
 
 
@@ -119,8 +129,7 @@ def test_what_is_loaded_scores_what_was_saved(made: Made, pendulum: str, capsys:
     data = OfflineData(dataset=pendulum, eval_episodes=1)
     data.setup("test")
     source = read_handover(made.checkpoint)
-    actor, normalizer = source.build_actor(), source.build_normalizer()
-    found = data.evaluate(lambda observation: actor.act(normalizer.numpy(observation)))
+    found = data.evaluate(player_of(source.build_policy(), source.build_normalizer()))
     assert found.return_mean == made.summary["score"]["final"]
 
 
@@ -144,24 +153,46 @@ def test_an_interrupted_fit_ends_with_the_bits_of_one_that_was_not(
 
 def test_an_export_acts_as_the_checkpoint(made: Made, tmp_path: Path) -> None:
     source = read_handover(made.checkpoint)
-    states = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
-    with torch.no_grad():
-        expected = 2 * source.build_actor().mode(source.build_normalizer()(torch.from_numpy(states))).numpy()
+    policy, normalizer = source.build_policy().eval(), source.build_normalizer()
     for format in made.source.formats:
         target = tmp_path / format
         assert main(["policy", "export", str(made.checkpoint), "--format", format, "--out", str(target)]) == 0
         act = torch_program if format == "torch" else onnx_program
-        # Pendulum's actions range over ±2: 1e-6 of half that range
-        np.testing.assert_allclose(act(target)(states), expected, rtol=0, atol=2e-6)
+        for inputs in [histories(steps) for steps in (1, 2, 3)] if isinstance(policy, SequencePolicy) else [states(64)]:
+            with torch.no_grad():
+                expected = 2 * mode_of(policy, normalizer, inputs)  # Pendulum's actions range over ±2
+            # 1e-6 of half that range
+            np.testing.assert_allclose(act(target)(*inputs), expected, rtol=0, atol=2e-6)
 
 
-def torch_program(file: Path) -> Callable[[Any], Any]:
+def states(*shape: int) -> tuple[torch.Tensor, ...]:
+    return (torch.from_numpy(np.random.default_rng(0).normal(size=(*shape, 3)).astype(np.float32)),)
+
+
+def histories(steps: int) -> tuple[torch.Tensor, ...]:
+    """Raw returns to go, observations, native actions and time steps of 5 episodes' last ``steps``."""
+    returns, actions = 10 * torch.randn(5, steps), 2 * torch.rand(5, steps, 1)
+    return returns, *states(5, steps), actions, torch.arange(steps).expand(5, -1) + 4
+
+
+def mode_of(policy: Policy, normalizer: Normalizer, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The checkpoint's action in [−1, 1] for what its export takes."""
+    if isinstance(policy, SequencePolicy):
+        returns, observations, actions, time = inputs
+        window = Window(returns * policy.spec.return_scale, normalizer(observations), actions / 2, time)
+        return policy.modes(window)[:, -1]
+    assert isinstance(policy, Actor)
+    return policy.mode(normalizer(inputs[0]))
+
+
+def torch_program(file: Path) -> Callable[..., Any]:
     program = torch.export.load(file).module()
-    return lambda states: program(torch.from_numpy(states)).detach().numpy()
+    return lambda *inputs: program(*inputs).detach().numpy()
 
 
-def onnx_program(file: Path) -> Callable[[Any], Any]:
-    return partial(onnx_file.run, onnx_file.decode(file.read_bytes()))
+def onnx_program(file: Path) -> Callable[..., Any]:
+    graph = onnx_file.decode(file.read_bytes())
+    return lambda states: onnx_file.run(graph, states.numpy())
 
 
 def test_its_policy_can_be_cloned_into_every_other_family(made: Made, pendulum: str, tmp_path: Path) -> None:
@@ -195,14 +226,17 @@ def test_a_nan_in_the_data_is_refused_before_the_first_update(
 def test_a_nan_in_a_batch_is_named_and_reaches_no_checkpoint(
     made: Made, pendulum: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare, column = OfflineData.prepare, made.source.learns_from
+    column = made.source.learns_from
+    owner = TrajectoryData if column == "return_to_go" else OfflineData
+    prepare = owner.prepare
 
-    def spoilt(self: OfflineData, *arguments: Any) -> Any:
+    def spoilt(self: Any, *arguments: Any) -> Any:
         batch = prepare(self, *arguments)
-        batch[column] = torch.full_like(batch[column], math.nan)
+        if column in set(batch.keys()):
+            batch[column] = torch.full_like(batch[column], math.nan)
         return batch
 
-    monkeypatch.setattr(OfflineData, "prepare", spoilt)
+    monkeypatch.setattr(owner, "prepare", spoilt)
     assert fit(made.source, pendulum, tmp_path / "run") == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"update 1: batch['{column}']" in error

@@ -30,6 +30,9 @@ class LAMB(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step on every parameter that has a gradient."""
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return None  # the flag by which fused Adam skips a step, too: the loss was not finite
         loss = None
         if closure is not None:
             with torch.enable_grad():
