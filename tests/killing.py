@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -45,6 +46,35 @@ def run(argv: list[str], log: Path, prepare: Callable[[], None] = lambda: None, 
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        os._exit(code)
+
+
+def on_a_file_system_of_its_own(folder: Path, size: str, scenario: Callable[[], None], log: Path) -> bool:
+    """Runs ``scenario`` in a forked process that sees a tmpfs of ``size`` at ``folder``; False where that can't be."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        code = waited(pid)
+        assert code in (0, 77), log.read_text()
+        return code == 0
+    code = 70
+    try:
+        libc, user, group = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
+        if libc.unshare(0x10000000 | 0x00020000):  # a user namespace, and mounts of its own
+            os._exit(77)
+        try:
+            for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+                Path(f"/proc/self/{name}").write_text(text)
+        except OSError:
+            os._exit(77)
+        if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={size}".encode()):
+            os._exit(77)
+        scenario()
+        code = 0
+    except BaseException:
+        with log.open("a") as file:
+            traceback.print_exc(file=file)
+    finally:
         os._exit(code)
 
 

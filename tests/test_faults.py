@@ -16,10 +16,12 @@ import killing
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 
 from o2o_lightning.checkpoint import io, side_state
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.checkpoint.run import lock, unlock
+from o2o_lightning.cli.loggers import going_on
 from o2o_lightning.cli.main import main
 from o2o_lightning.data.buffer import OnlineBuffer
 from o2o_lightning.data.stream import count_chunks, next_boundary
@@ -94,6 +96,35 @@ def test_a_disk_that_fills_up_in_mid_checkpoint_leaves_the_previous_one(referenc
     fails_then_resumes(reference, tmp_path, prepare, 1, "cannot be written", "what was there before is intact")
 
 
+def test_a_small_file_system_that_fills_up_leaves_the_previous_checkpoint_and_the_run_goes_on(reference, tmp_path):
+    from o2o_lightning.callbacks.checkpoint import PhaseCheckpoint
+
+    small, log = tmp_path / "small", tmp_path / "log"
+    small.mkdir()
+    run = small / "run"
+
+    def fill() -> None:
+        space = os.statvfs(small)
+        (small / "other").write_bytes(b"x" * (space.f_bavail * space.f_frsize - 6000))
+
+    def scenario() -> None:
+        # saves: best at 0, last at 20, last at 40
+        prepare = counted(PhaseCheckpoint, "_write_side_state", 2, fill)
+        assert killing.run([*RUN, str(run)], log, prepare) == 1
+        assert os.statvfs(small).f_blocks * os.statvfs(small).f_frsize == 2 * 2**20
+        assert torch.load(run / "online/checkpoints/last.ckpt", weights_only=True)["o2o_progress"]["env_steps"] == 20
+        assert killing.run(["resume", str(run)], log) == 1  # it is still full
+        (small / "other").unlink()
+        assert killing.run(["resume", str(run)], log) == 0
+        assert killing.differences(reference, run, ["online"]) == []
+
+    if not killing.on_a_file_system_of_its_own(small, "2m", scenario, log):
+        pytest.skip("this kernel lets no user mount a tmpfs in a namespace of his own")
+    said = log.read_text()
+    assert "No space left on device" in said and "what was there before is intact" in said
+    assert "Traceback" not in said, said
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
 def test_a_file_that_cannot_be_written_keeps_its_content(number, tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
@@ -166,6 +197,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_its_batch(reference,
     folder = fails_then_resumes(reference, tmp_path, prepare, 1, "update 25", "target", "critic_loss", "online/")
     dump = torch.load(folder / "online/failed_batch.pt", weights_only=True)
     assert dump["update"] == 25 and "target" in dump["wrong"] and dump["batch"]["observation"].shape == (8, 3)
+
+
+def test_where_a_look_would_wait_the_optimizer_itself_skips_the_step_and_all_after_it(monkeypatch):
+    from o2o_lightning.phases import health
+
+    monkeypatch.setattr(health, "readable", lambda loss: False)
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([weight], fused=True)
+    record, after = health.ChunkRecord("align"), []
+    for update, loss in enumerate((torch.tensor(1.0), torch.tensor(math.nan), torch.tensor(2.0))):
+        record.add(update, TensorDict({"reward": loss.expand(2)}, [2]), loss, {"critic_loss": loss})
+        weight.grad = loss.expand(3).clone()
+        record.admit(loss, optimizer)
+        optimizer.step()
+        after.append(weight.detach().clone())
+    assert not torch.equal(after[0], torch.ones(3))
+    assert torch.equal(after[1], after[0]) and torch.equal(after[2], after[0])
+    with pytest.raises(Failure, match=r"phase align, update 2: batch\['reward'\], critic_loss: not finite"):
+        record.check()
 
 
 def test_weights_that_are_not_finite_never_reach_a_checkpoint(reference, tmp_path):
@@ -307,10 +357,41 @@ def test_chunks_from_any_clock_are_counted_as_they_come():
             while clock < total:
                 clock += min(chunk, next_boundary(clock, total, every) - clock)
                 chunks += 1
-            assert count_chunks(total, chunk, every, start) == chunks
+            assert count_chunks(total, chunk, every, start=start) == chunks
 
 
 def test_resuming_what_is_no_run_says_so(tmp_path, capsys):
     assert main(["resume", str(tmp_path / "nothing")]) == 2
     assert "no run of o2o is in it" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- loggers -------------------------------------------------------------------------------------------------------
+
+
+def test_loggers_are_told_where_a_run_goes_on():
+    path = "lightning.pytorch.loggers"
+    board = {"class_path": f"{path}.TensorBoardLogger", "init_args": {"save_dir": "s", "version": ""}}
+    wandb = {"class_path": f"{path}.WandbLogger", "init_args": {"project": "p"}}
+    told = going_on([board, wandb, {"class_path": f"{path}.CSVLogger"}], 40, ["", "abc12", None])
+    assert told[0] == {**board, "dict_kwargs": {"purge_step": 41}}
+    assert told[1]["init_args"] == {"project": "p", "id": "abc12"} and told[1]["dict_kwargs"] == {"resume": "allow"}
+    assert told[2] == {"class_path": f"{path}.CSVLogger"}
+    assert going_on(False, 40, []) is False and going_on(True, 40, []) is True
+
+
+def test_tensorboard_shows_each_row_of_a_resumed_run_once(reference, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    killing.import_everything()
+    folder, log = tmp_path / "run", tmp_path / "log"
+    argv = [*RUN, str(folder), "logger=tensorboard"]
+    assert killing.run(argv, log, killing.die_at("env_step", 57)) == -9, log.read_text()
+    assert killing.run(["resume", str(folder)], log) == 0, log.read_text()
+    shown = EventAccumulator(str(folder / "online")).Reload()
+    rows = [line.split(",") for line in (reference / "online/metrics.csv").read_text().splitlines()]
+    for name in ("critic_loss", "return_mean"):
+        column, step = rows[0].index(name), rows[0].index("step")
+        expected = [int(row[step]) for row in rows[1:] if row[column]]
+        assert [event.step for event in shown.Scalars(name)] == expected

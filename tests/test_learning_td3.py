@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-
-from o2o_lightning.cli.main import main
+from learning import early, fit, last, score
 
 STEPS = ["steps.offline=20000", "steps.reevaluate=20000", "steps.align=15000", "steps.env=6000"]
 
@@ -24,27 +22,16 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module", params=[0, 1], ids=["seed 0", "seed 1"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     torch.set_num_threads(1)
-    directory, seed = tmp_path_factory.mktemp("o2td3"), ["--seed_everything", str(request.param)]
-    assert main(["fit", "--phase", "all", *STEPS, *seed, "--run_dir", str(directory / "full")]) == 0
-    offline = ["--model.init_from", str(directory / "full/offline/checkpoints/last.ckpt")]
-    direct = ["fit", "--phase", "online", "online=td3", *STEPS, *seed, *offline, "--run_dir", str(directory / "direct")]
-    assert main(direct) == 0
+    directory, seed = tmp_path_factory.mktemp("o2td3"), ["--seed_everything", request.param]
+    fit("--phase", "all", *STEPS, *seed, "--run_dir", directory / "full")
+    offline = ["--model.init_from", last(directory / "full", "offline")]
+    fit("--phase", "online", "online=td3", *STEPS, *seed, *offline, "--run_dir", directory / "direct")
     return Run(directory, score(directory / "full"), score(directory / "direct"))
-
-
-def score(run_dir: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run_dir / "online" / "summary.json").read_text())["score"]
-    return found
-
-
-def early(score: dict[str, Any]) -> list[float]:
-    """Scores between 2,000 and 6,000 environment steps; the first thousand is warm-up."""
-    return [value for step, _, value in score["curve"] if 2000 <= step <= 6000]
 
 
 @pytest.mark.slow
 def test_alignment_makes_the_anchor_the_best_action_without_moving_the_policy_far(run: Run) -> None:
-    before, after = agreement(run.directory / "full" / "reevaluate"), agreement(run.directory / "full" / "align")
+    before, after = agreement(run.directory / "full", "reevaluate"), agreement(run.directory / "full", "align")
     print(f"share {before.share:.3f} -> {after.share:.3f}, mean gap {before.gap_mean:.3f} -> {after.gap_mean:.3f}")
     assert before.share < 0.05
     assert after.share > 0.40
@@ -64,7 +51,7 @@ def test_constrained_fine_tuning_never_collapses_and_direct_fine_tuning_does(run
 def test_the_alignment_phase_logs_its_own_agreement(run: Run) -> None:
     with (run.directory / "full/align/metrics.csv").open() as file:
         shares = [float(row["anchor_share"]) for row in csv.DictReader(file) if row.get("anchor_share")]
-    assert shares[-1] == pytest.approx(float(agreement(run.directory / "full" / "align").share), abs=1e-6)
+    assert shares[-1] == pytest.approx(float(agreement(run.directory / "full", "align").share), abs=1e-6)
 
 
 class Measured(NamedTuple):
@@ -72,13 +59,13 @@ class Measured(NamedTuple):
     gap_mean: float
 
 
-def agreement(phase: Path) -> Measured:
+def agreement(run_dir: Path, phase: str) -> Measured:
     """The anchor against 32 perturbed actions in 2048 dataset states, recomputed from the checkpoint alone."""
     from o2o_lightning.checkpoint.handover import read_handover
     from o2o_lightning.data.build import build_store
     from o2o_lightning.data.spec import load_raw
 
-    source = read_handover(phase / "checkpoints" / "last.ckpt")
+    source = read_handover(last(run_dir, phase))
     store = build_store(load_raw("embedded:hopper-medium"), None)
     stream = torch.Generator().manual_seed(0)
     with torch.no_grad():

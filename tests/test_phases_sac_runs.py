@@ -18,7 +18,8 @@ from torch import Tensor
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.errors import UserError
-from o2o_lightning.phases import CQL, TD3BC, AlignSAC, OnlineSAC, ReevaluateSAC
+from o2o_lightning.phases import CQL, TD3BC, AlignSAC, OnlineSAC, OnlineTD3, ReevaluateSAC
+from o2o_lightning.phases.online.base import OnlinePhase
 from o2o_lightning.phases.settings import Multiplier, Reference, Threshold
 
 DATASET, NETS = "embedded:hopper-medium", (16, 16, 16)
@@ -275,16 +276,20 @@ def test_alignment_can_reuse_the_offline_critic(chain: dict[str, Run], tmp_path:
     assert run.phase.agent.critic.spec.layer_norm is False
 
 
-def test_from_scratch_the_warm_up_is_uniform_then_the_policy_s_own(tmp_path: Path):
+@pytest.mark.parametrize("make", [
+    lambda: OnlineSAC(constraint=False, hidden=NETS, critic_hidden=NETS),
+    lambda: OnlineTD3(constraint=False, hidden=NETS),
+])  # fmt: skip
+def test_from_scratch_the_warm_up_is_uniform_then_the_policy_s_own(make: Callable[[], OnlinePhase], tmp_path: Path):
     data = OnlineData(
         env_id="Pendulum-v1", env_steps=60, warmup_steps=40, mix="none", normalize=False, batch_size=16,
         eval_every=60, eval_episodes=1,
     )  # fmt: skip
-    run = Run(OnlineSAC(constraint=False, hidden=NETS, critic_hidden=NETS), data, tmp_path)
+    run = Run(make(), data, tmp_path)
     assert data.replay is not None
     actions = data.replay.buffer.leaves["action"][:40, 0]
     assert run.phase.updates == 20
-    assert float((actions.abs() > 0.7).float().mean()) > 0.1  # a new policy's σ of 0.37 reaches that in 2 % of draws
+    assert float((actions.abs() > 0.7).float().mean()) > 0.1  # σ ≤ 0.37 of a new policy: 2 % of draws
     assert float(actions.abs().max()) <= 1.0
 
 

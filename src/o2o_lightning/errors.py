@@ -21,6 +21,10 @@ class Failure(UserError):
     exit_code = 1
 
 
+class Lost(Failure):
+    """Another process of the run has failed, and says itself why."""
+
+
 class Interrupted(UserError):
     """The run was asked to stop, and did so in good order; ``exit_code`` is 128 + the signal, as shells have it."""
 

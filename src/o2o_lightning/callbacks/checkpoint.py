@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import uuid
 from pathlib import Path
@@ -42,6 +43,7 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
         self.every, self.save_best = max(every, 1), save_best
         self.saved_at = 0
         self.best_value = -math.inf
+        self.candidate: str | None = None  # checkpoint of the policy whose evaluation is under way
         self.signals = StopSignals()
         self._token: str | None = None
         self._side: dict[str, Any] | None = None
@@ -49,15 +51,22 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
     # ---- state -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {"saved_at": self.saved_at, "best_value": self.best_value}
+        return {"saved_at": self.saved_at, "best_value": self.best_value, "candidate": self.candidate}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.saved_at, self.best_value = state_dict["saved_at"], state_dict["best_value"]
+        self.candidate = state_dict["candidate"]
 
     def on_save_checkpoint(self, trainer: L.Trainer, phase: Any, checkpoint: dict[str, Any]) -> None:
         if self._token is not None:
             files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
-            checkpoint[RESUME] = {"token": self._token, "rows": [file.rows for file in files]}
+            rows = [file.rows for file in files]
+            checkpoint[RESUME] = {
+                "token": self._token,
+                "rows": rows,
+                "processes": trainer.world_size,
+                "loggers": [logger.version for logger in trainer.loggers],
+            }
 
     def on_load_checkpoint(self, trainer: L.Trainer, phase: Any, checkpoint: dict[str, Any]) -> None:
         path, resume = trainer.ckpt_path, checkpoint.get(RESUME)
@@ -67,6 +76,11 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
                 f"checkpoint {path}: it is a policy, not a point to go on from. Pass it as --model.init_from."
             )
         _check_same(str(path), phase, checkpoint[KEY])
+        if (processes := resume.get("processes", 1)) != trainer.world_size:
+            raise UserError(
+                f"checkpoint {path}: {processes} process(es) made it, now there are {trainer.world_size}, and each "
+                f"goes on with its own buffer and environment. Run on {processes} again."
+            )
         self._side = side_state.read(path, resume["token"], trainer.global_rank)
         files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
         for file, rows in zip(files, resume["rows"], strict=False):
@@ -89,7 +103,7 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
             self._side = None
 
     def on_train_batch_end(self, trainer: L.Trainer, phase: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if phase.clock >= phase.total:
+        if phase.clock >= phase.total or trainer.should_stop:
             return  # saved in on_train_end, after the last evaluation: Lightning trains no further from here
         stop = trainer.strategy.reduce_boolean_decision(self.signals.received is not None, all=False)
         if stop or phase.clock // self.every > self.saved_at // self.every:
@@ -111,11 +125,21 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
     def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
         self.signals.release()
 
+    def on_evaluation_begun(self, trainer: L.Trainer, phase: Any) -> None:
+        if self.save_best:
+            # named by the clock: a resumed run may find that a later one has already become the best
+            self.candidate = f"candidate-{phase.clock}"
+            self._save(trainer, phase, self.candidate)
+
     def on_evaluation(self, trainer: L.Trainer, phase: Any, result: Evaluation) -> None:
-        if result.value > self.best_value:
+        candidate, self.candidate = self.candidate, None
+        is_best = result.value > self.best_value
+        if is_best:
             self.best_value = result.value
-            if self.save_best:
-                self._save(trainer, phase, "best")
+        if candidate is not None:
+            self._settle(trainer, candidate, is_best)
+        elif is_best and self.save_best:
+            self._save(trainer, phase, "best")
 
     # ---- how ---------------------------------------------------------------------------------------------------
 
@@ -133,6 +157,16 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
             assert self._token is not None
             side_state.remove_others(path, self._token)
         self._token = None
+
+    def _settle(self, trainer: L.Trainer, candidate: str, is_best: bool) -> None:
+        """The candidate becomes ``best.ckpt`` or goes; one that is not there has done so before the run was resumed."""
+        assert self.dirpath is not None
+        path = Path(self.dirpath) / f"{candidate}.ckpt"
+        if trainer.is_global_zero and path.exists():
+            if is_best:
+                os.replace(path, path.with_name("best.ckpt"))
+            else:
+                path.unlink()
 
     def _write_side_state(self, trainer: L.Trainer, phase: Any, path: Path, token: str) -> None:
         for logger in trainer.loggers:

@@ -2,40 +2,71 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.envs.worker import Snapshot
 
 
 class EvaluationLoop(PhaseCallback):
-    """Evaluates at the data's cadence on the phase's own clock, at the end, and online at the start too."""
+    """Evaluates at the data's cadence on the phase's own clock, at the end, and online at the start too.
+
+    In the background (``--data.eval_async``), the policy of that moment is evaluated while training goes on. Its result
+    is recorded, with its own clock, when the next one is due or training ends: always after the same update, however
+    long it took, so that a run can be repeated and resumed.
+    """
 
     def __init__(self) -> None:
         self.evaluated_at = -1
+        self.pending: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"evaluated_at": self.evaluated_at}
+        return {"evaluated_at": self.evaluated_at, "pending": self.pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.evaluated_at = state_dict["evaluated_at"]
+        self.evaluated_at, self.pending = state_dict["evaluated_at"], state_dict["pending"]
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
+        if self.pending is not None:
+            phase.data.worker.submit(Snapshot(**self.pending["policy"]))
         if phase.evaluates_at_start and self.evaluated_at < 0:
             self._evaluate(trainer, phase)
 
     def on_train_batch_end(self, trainer: L.Trainer, phase: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         every = phase.evaluation_period
         if phase.evaluates and every > 0 and phase.clock and phase.clock % every == 0:
-            self._evaluate(trainer, phase)
+            self._evaluate(trainer, phase, phase.data.eval_async and not phase.waits_for_scores)
 
     def on_train_end(self, trainer: L.Trainer, phase: Any) -> None:
         if phase.evaluates:
+            self._collect(trainer, phase)
             self._evaluate(trainer, phase)
 
-    def _evaluate(self, trainer: L.Trainer, phase: Any) -> None:
+    def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
+        phase.data.end_evaluations()
+
+    def _evaluate(self, trainer: L.Trainer, phase: Any, background: bool = False) -> None:
         if phase.data.env_id is None or self.evaluated_at == phase.clock:
             return
+        self._collect(trainer, phase)
         self.evaluated_at = phase.clock
-        phase.run_evaluation()
+        if not background:
+            phase.run_evaluation()
+            return
+        phase.before_evaluation()
+        policy = Snapshot.of(phase.policy(), phase.normalizer)
+        self.pending = {"moment": [phase.updates, phase.env_steps], "policy": asdict(policy)}
+        phase.data.worker.submit(policy)
+        phase.tell("on_evaluation_begun")
+
+    def _collect(self, trainer: L.Trainer, phase: Any) -> None:
+        """Records the evaluation in the background, if there is one, as of its own moment."""
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        result = phase.data.worker.result()
+        phase.eval_env_steps += result.env_steps
+        phase.record_evaluation(result, tuple(pending["moment"]))

@@ -1,4 +1,4 @@
-"""Two hooks beyond Lightning's: after each environment step, and after each evaluation."""
+"""Hooks beyond Lightning's: after each environment step, and around each evaluation."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ class PhaseCallback(Callback):
 
     def on_env_step(self, trainer: L.Trainer, phase: Phase) -> None:
         """After each step of the training environment, before the updates that follow it."""
+
+    def on_evaluation_begun(self, trainer: L.Trainer, phase: Phase) -> None:
+        """When the evaluation of this moment's policy goes on in the background; its :meth:`on_evaluation` follows."""
 
     def on_evaluation(self, trainer: L.Trainer, phase: Phase, result: Evaluation) -> None:
         """After each evaluation of the learning policy."""

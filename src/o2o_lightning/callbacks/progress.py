@@ -78,7 +78,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         self._best = result.value if self._best is None else max(self._best, result.value)
         phase.display["now"] = result.value
         if self._enabled and self._bar is None:
-            clock = f"{phase.clock:,}/{self._total(trainer, phase):,} {phase.clock_name.replace('_', ' ')}"
+            clock = f"{phase.curve[-1][0]:,}/{self._total(trainer, phase):,} {phase.clock_name.replace('_', ' ')}"
             line = f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}"
             self._console.print(line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
 
@@ -104,7 +104,9 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         parts = []
         offline = phase.scores.get("offline", phase.returns.get("offline"))
         offline = phase.returns.get("offline") if offline is None else offline
-        for name, value in (("π_off", offline), ("now", phase.display.get("now")), ("best", self._best)):
+        shown = phase.display
+        scores = [("π_off", offline), ("now", shown.get("now")), ("best", self._best)]
+        for name, value in [*scores, ("sampled", shown.get("sampled")), ("goal", shown.get("goal"))]:
             if value is not None:
                 parts.append(f"{name} {value:.1f}")
         parts += phase.status()

@@ -61,9 +61,9 @@ class RunDirectory(Callback):
             write_json(self.run_dir / phase.phase / "summary.json", summarize(phase, self.seconds))
 
     def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
-        if isinstance(exception, NonFinite) and trainer.is_global_zero:
+        if isinstance(exception, NonFinite) and exception.dump:
             with contextlib.suppress(Failure):  # a disk that is full as well must not hide what happened
-                save_atomically(self.run_dir / phase.phase / "failed_batch.pt", exception.dump)
+                save_atomically(self.run_dir / exception.file, exception.dump)
 
 
 def summarize(phase: Any, seconds: float) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.errors import UserError
-from o2o_lightning.nn.actor import Actor, ActorSpec
-from o2o_lightning.nn.actors import build_actor
+from o2o_lightning.nn.actor import Actor, Policy
+from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.critics import Critics, CriticSpec, build_critics
 from o2o_lightning.nn.values import ValueNet, ValueSpec, build_value
 
@@ -34,7 +34,7 @@ class Handover:
 
     ``state`` holds the networks' tensors under ``actor.…``, ``critic.…``, ``target_critic.…``, ``value.…``,
     ``offline_actor.…``; ``adam`` the optimizer's moments by parameter name; ``scores`` what evaluations have said so
-    far.
+    far; ``origin`` the algorithm that made π_off, which cloning and every later phase pass on.
     """
 
     phase: str
@@ -44,6 +44,7 @@ class Handover:
     normalizer: dict[str, Any]
     env_id: str | None
     manifest: dict[str, Any]
+    origin: str = ""
     value: dict[str, Any] | None = None
     layout: list[str] = field(default_factory=list)
     scores: dict[str, float | None] = field(default_factory=dict)
@@ -54,11 +55,14 @@ class Handover:
     state: dict[str, Tensor] = field(default_factory=dict)
     adam: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.origin = self.origin or self.algorithm
+
     def pack(self) -> dict[str, Any]:
         """The part that is written under ``checkpoint["o2o"]``; the tensors are in the checkpoint already."""
         return {k: v for k, v in vars(self).items() if k not in ("path", "state", "adam")}
 
-    def build_actor(self, prefix: str = "actor") -> Actor:
+    def build_policy(self, prefix: str = "actor") -> Policy:
         """The policy stored under ``prefix``, the actor itself where there is none of that name.
 
         The result of an offline phase, a clone or an import is what later phases call π_off.
@@ -66,8 +70,18 @@ class Handover:
         if (prefix == "offline_actor" and self.phase in POLICIES) or not self.has(prefix):
             prefix = "actor"
         with _well_formed(self.path):
-            actor = build_actor(ActorSpec.from_dict(self.actor))
-        return self.load(actor, prefix)
+            policy = build_policy(self.actor)
+        return self.load(policy, prefix)
+
+    def build_actor(self, prefix: str = "actor") -> Actor:
+        """As :meth:`build_policy`, where only a policy without memory will do."""
+        policy = self.build_policy(prefix)
+        if not isinstance(policy, Actor):
+            raise UserError(
+                f"checkpoint {self.path}: its policy is a {policy.kind}, which acts on the episode so far. "
+                f"Clone it first: `o2o policy clone {self.path} --family deterministic`."
+            )
+        return policy
 
     def build_critic(self, prefix: str = "critic") -> Critics:
         """The critics stored under ``prefix`` (``critic`` or ``target_critic``)."""

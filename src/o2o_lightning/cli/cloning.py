@@ -16,6 +16,8 @@ NAMES = {
     "deterministic": ("deterministic", "a deterministic one"),
     "gaussian": ("a Gaussian", "a Gaussian"),
     "squashed_gaussian": ("a squashed Gaussian", "a squashed Gaussian"),
+    "decision_transformer": ("a Decision Transformer", "a Decision Transformer"),
+    "online_decision_transformer": ("an Online Decision Transformer", "an Online Decision Transformer"),
 }
 
 
@@ -32,7 +34,7 @@ def with_cloning(command: Command, phases: list[str]) -> tuple[list[str], str | 
         model = compose(phase, command)["model"]
         if "class_path" not in model:
             continue
-        wanted = _class(model["class_path"]).policy_family(_arguments(command, model))
+        wanted = class_of(model["class_path"]).policy_family(_arguments(command, model))
         if phase == "offline":
             kind = wanted
         elif kind is not None and wanted is not None and kind != wanted:
@@ -40,17 +42,18 @@ def with_cloning(command: Command, phases: list[str]) -> tuple[list[str], str | 
     return phases, None
 
 
-def _kind_of_checkpoint(command: Command) -> str | None:
-    from o2o_lightning.checkpoint.handover import read_handover
-
-    path = command.option("--model.init_from") or command.option("--model.init_args.init_from")
-    return None if path is None else str(read_handover(path).actor["kind"])
-
-
-def _class(path: str) -> type[Phase]:
+def class_of(path: str) -> type[Phase]:
+    """The phase's class by its import path."""
     module, _, name = path.rpartition(".")
     found: type[Phase] = getattr(importlib.import_module(module), name)
     return found
+
+
+def _kind_of_checkpoint(command: Command) -> str | None:
+    from o2o_lightning.checkpoint.handover import read_handover
+
+    path = command.start
+    return None if path is None else str(read_handover(path).actor["kind"])
 
 
 def _arguments(command: Command, model: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def _note(command: Command, kind: str, wanted: str, class_path: str) -> str:
     composed = compose("clone", command)
     loss = "mean square" if wanted == "deterministic" else "Eq. 52"
     return (
-        f"clone: the offline policy is {NAMES[kind][0]}, {_class(class_path).algorithm.upper()} needs "
+        f"clone: the offline policy is {NAMES[kind][0]}, {class_of(class_path).algorithm.upper()} needs "
         f"{NAMES[wanted][1]}: cloning it first ({loss}), at most {composed['trainer']['max_steps']:,} updates "
         "(steps.clone=N)"
     )

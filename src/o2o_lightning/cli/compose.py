@@ -52,6 +52,11 @@ class Command:
                 value = token.partition("=")[2]
         return value
 
+    @property
+    def start(self) -> str | None:
+        """The checkpoint that was typed to start from."""
+        return self.option("--model.init_from") or self.option("--model.init_args.init_from")
+
     def overridden(self, key: str) -> bool:
         """Whether a Hydra token sets ``key``."""
         return any(token.lstrip("+").startswith(key + "=") for token in self.overrides)

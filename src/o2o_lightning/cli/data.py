@@ -1,10 +1,12 @@
-"""``o2o data``: look at datasets, list them, cut smaller ones."""
+"""``o2o data``: look at datasets, list them, cut smaller ones, make new ones."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from typing import TYPE_CHECKING, Any
+
+from o2o_lightning.cli.data_make import add_parser, make
 
 if TYPE_CHECKING:
     from o2o_lightning.data.raw import RawDataset
@@ -15,13 +17,17 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o data ARGV`` and returns the exit code: 1 when a check fails, else 0."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.run is not make:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
     code: int = arguments.run(arguments)
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="o2o data", description="Look at datasets, list them, cut smaller ones.")
+    parser = argparse.ArgumentParser(prog="o2o data", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     spec_help = "path/to/file.hdf5, d4rl:NAME[#sha256=HEX], minari:ID or embedded:NAME"
 
@@ -46,29 +52,36 @@ def _parser() -> argparse.ArgumentParser:
     cut.add_argument("--keep_infos", action="store_true", help="keep infos/* (simulator states, log-probabilities)")
     cut.add_argument("--keep_next", action="store_true", help="keep next_observations")
     cut.set_defaults(run=_cut)
+
+    add_parser(commands)
     return parser
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from o2o_lightning.data.build import build_store
+    info(arguments.spec, arguments.env_id, arguments.json)
+    return 0
+
+
+def info(spec: str, env_id: str | None, as_json: bool) -> None:
+    """Prints what a dataset holds."""
+    from o2o_lightning.data.mapped import load_store
     from o2o_lightning.data.scores import normalized_score
     from o2o_lightning.data.spec import load_raw
 
-    raw = load_raw(arguments.spec)
-    env, note = _environment(raw, arguments.env_id)
-    manifest = build_store(raw, env).manifest
+    raw = load_raw(spec)
+    env, note = _environment(raw, env_id)
+    manifest = load_store(raw, env).manifest
     facts = manifest.to_dict()
     reference = _reference(raw, manifest.env_id)
     scored = reference is not None and manifest.return_mean is not None
     facts["normalized_score"] = normalized_score(manifest.return_mean, reference) if scored else None  # type: ignore[arg-type]
     facts["metadata"] = dict(raw.metadata)
-    if arguments.json:
+    if as_json:
         print(json.dumps(facts, indent=2, default=str))
-        return 0
-    _print_facts(arguments.spec, facts)
+        return
+    _print_facts(spec, facts)
     if note:
         _print_note(note)
-    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:

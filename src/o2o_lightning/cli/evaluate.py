@@ -56,6 +56,8 @@ def main(name: str, argv: list[str]) -> int:
     config["trainer"] |= {"logger": False, "callbacks": [], "enable_checkpointing": False, "enable_progress_bar": False}
     run_dir = Path(command.run_dir) if command.run_dir else None
     built = build(config, command.options, run_dir or Path("."), "evaluate")
+    if built.trainer.world_size > 1:
+        raise UserError(f"--trainer.devices: `o2o {name}` runs on one. Pass --trainer.devices 1.")
     built.trainer.callbacks = []  # type: ignore[attr-defined]
     if name == "predict":
         _predict(built, run_dir or Path("."))

@@ -33,6 +33,7 @@ Options [default]; they beat --config, which beats the groups:
   --data.eval_episodes N   episodes of an evaluation [{data[eval_episodes]}]
   steps.offline=N steps.reevaluate=N steps.align=N steps.env=N
                            the counts of --phase all [{steps}]
+  phases=auto              only the phases of --phase all that the offline method needs
 
 Examples:
   o2o fit experiment=quick --run_dir runs/quick

@@ -7,6 +7,9 @@ import importlib
 import inspect
 import logging
 import os
+import re
+import signal
+import subprocess
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,16 +23,19 @@ from jsonargparse import ArgumentError, Namespace
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from o2o_lightning.callbacks.run_directory import RunDirectory
 from o2o_lightning.cli.messages import instantiation_message, parser_message
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import Failure, Interrupted, Lost, UserError
 from o2o_lightning.phases.base import Phase
+from o2o_lightning.ranks import lost
 
 # Lightning calls what jsonargparse has deprecated
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 BAD_INPUT = (ArgumentError, MisconfigurationException, ModuleNotFoundError, TypeError, ValueError)
+LOST = "another process of this run has ended; its own line says why. `o2o resume RUN_DIR` goes on from the checkpoint."
 
 
 @dataclass
@@ -49,6 +55,18 @@ class Built:
         if self.seed is not False:
             L.seed_everything(self.seed, workers=True, verbose=False)
         try:
+            self._fit(checkpoint)
+        except BaseException:
+            self._note_processes()
+            end_processes()
+            raise
+        self._note_processes()
+
+    def _note_processes(self) -> None:
+        _started.extend(getattr(self.trainer.strategy.launcher, "procs", ()))
+
+    def _fit(self, checkpoint: str | Path | None) -> None:
+        try:
             if checkpoint is None:
                 self.trainer.fit(self.model, datamodule=self.datamodule)
             else:
@@ -56,6 +74,12 @@ class Built:
                 self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
         except MisconfigurationException as error:
             raise UserError(f"--trainer: {error}") from error
+        except ProcessRaisedException as error:
+            raise from_another_process(error) from error
+        except RuntimeError as error:
+            if self.trainer.world_size > 1 and lost(error):
+                raise Lost(LOST) from error
+            raise
         except SystemExit:
             if self.trainer.interrupted:
                 raise KeyboardInterrupt from None
@@ -100,9 +124,8 @@ class PhaseCLI(LightningCLI):
         """Seeds, and instantiates trainer, phase and data; ``command`` is what the run's plan remembers."""
         written = self.written()
         self.config = cast(Namespace, _substitute(self.config, {"$RUN_DIR": str(run_dir), "$PHASE": phase}))
-        if (strategy := self.config["trainer.strategy"]) in ("ddp", "ddp_fork", "ddp_spawn"):
-            # a phase's losses reach one network each, and plain DDP waits for the gradients of all
-            self.config["trainer.strategy"] = f"{strategy}_find_unused_parameters_true"
+        if str(self.config["trainer.strategy"]).startswith("ddp_spawn"):
+            raise UserError("--trainer.strategy ddp_spawn: data and environments can't be sent to a process. Pass ddp.")
         try:
             super().instantiate_classes()
         except UserError:
@@ -117,6 +140,30 @@ class PhaseCLI(LightningCLI):
         self.trainer.callbacks.append(RunDirectory(run_dir, written, command))  # type: ignore[attr-defined]
         _reorder(self.trainer)
         return Built(self.trainer, model, cast(OfflineData, self.datamodule), self.config["seed_everything"])
+
+
+_started: list[Any] = []  # the processes of the other devices, which Lightning starts with the first phase
+
+
+def end_processes() -> None:
+    """Ends the other processes of a run that has failed here; on a GPU they would wait for this one for minutes."""
+    for process in _started:
+        if isinstance(process, subprocess.Popen):
+            try:
+                process.wait(5)  # time to say what they have failed of
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def from_another_process(error: Exception) -> Exception:
+    """What a process that ``ddp_fork`` has forked died of, of which only the traceback's text is left."""
+    found = re.findall(r"^o2o_lightning\.[\w.]+\.(\w+): (.*)$", str(error), re.MULTILINE)
+    if not found:
+        return Lost(LOST) if lost(error) else error
+    kind, message = found[-1]
+    if number := re.match(r"(SIG\w+): ", message):
+        return Interrupted(message, signal.Signals[number[1]])
+    return (Failure if kind in ("Failure", "NonFinite") else UserError)(message)
 
 
 def build(config: dict[str, Any], options: list[str], run_dir: Path, phase: str) -> Built:
@@ -154,7 +201,12 @@ def _parameters(class_path: str) -> list[Any]:
 
 def quiet() -> None:
     """Silences what Lightning and its parts say of themselves; warnings that concern the user still come."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.seed",
+        "lightning.pytorch",
+        "lightning.fabric.utilities.distributed",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.*", ".*num_workers.*", ".*tensorboardX.*", ".*CSVLogger.*", ".*Checkpoint directory.*",

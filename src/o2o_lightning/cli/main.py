@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import Failure, Lost, UserError
 
 USAGE = """\
 o2o: fine-tune any offline policy online, without the collapse
@@ -15,15 +15,17 @@ o2o: fine-tune any offline policy online, without the collapse
   o2o test     --ckpt_path CKPT     the paper's evaluation, with the normalised score
   o2o validate --ckpt_path CKPT     one quick evaluation
   o2o predict  --ckpt_path CKPT     the policy's actions on a dataset, to a file
+  o2o sweep    key=a,b,…            `o2o fit` for every combination of seeds, datasets, methods
   o2o resume   RUN_DIR              goes on after a crash, exactly where it stopped
   o2o policy   import | clone | export | inspect     policies of other libraries in, ours out
-  o2o data     info | check | list | cut
+  o2o data     info | check | list | cut | make
   o2o demo                          the whole pipeline on the embedded Hopper data, next to naive fine-tuning
 
 `o2o COMMAND -h` tells more. Results go to --run_dir; nothing is ever written over.
 """
 COMMANDS = {
     "fit": "fit",
+    "sweep": "sweep",
     "resume": "resume",
     "test": "evaluate",
     "validate": "evaluate",
@@ -54,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get("O2O_TRACEBACK"):
             raise
-        print(f"o2o: {error}", file=sys.stderr)
+        if _speaks(error):
+            print(f"o2o: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:  # a full or read-only disk, a lost mount
         if os.environ.get("O2O_TRACEBACK") or not error.filename:
@@ -66,6 +69,13 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except SystemExit as exit:  # argparse and jsonargparse end a process that may be a test's
         return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+
+
+def _speaks(error: UserError) -> bool:
+    """Whether this process says so: with several, all find the same bad input, and one may meet its own misfortune."""
+    from o2o_lightning.cli.launch import first_process
+
+    return first_process() or (isinstance(error, Failure) and not isinstance(error, Lost))
 
 
 if __name__ == "__main__":

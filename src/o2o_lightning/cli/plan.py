@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from o2o_lightning.checkpoint.handover import read_handover
+from o2o_lightning.cli.automatic import AUTO, chosen_phases
 from o2o_lightning.cli.cloning import with_cloning
 from o2o_lightning.cli.compose import MISSING, PHASES, Command, compose, lightning_config
 from o2o_lightning.cli.lightning import Built, PhaseCLI, accepts, argument_names, required
@@ -28,8 +30,9 @@ class Step:
 
 def plan(command: Command) -> tuple[list[Step], list[str]]:
     """The phases to run, each from the one before, and notes on those that the method leaves out."""
-    phases, cloning = with_cloning(command, _phases(command))
-    configs, notes = {}, [] if cloning is None else [cloning]
+    phases, choice = _phases(command)
+    phases, cloning = with_cloning(command, phases)
+    configs, notes = {}, [note for note in (choice, cloning) if note is not None]
     for phase in phases:
         composed = compose(phase, command)
         if "class_path" in composed["model"]:
@@ -74,6 +77,7 @@ def check(built: list[Built]) -> None:
                 f"--trainer.max_steps {trainer.max_steps}: phase '{name}' needs a number of gradient updates, at "
                 f"least 1. Pass --trainer.max_steps N (steps.{name}=N with --phase all)."
             )
+    _check_critics(built)
     last = built[-1]
     if len(built) > 1 and last.model.clock_name == "env_steps":
         _check_environment(last)
@@ -90,13 +94,15 @@ def phase_help(command: Command) -> None:
         PhaseCLI(config, ["--help"])
 
 
-def _phases(command: Command) -> list[str]:
+def _phases(command: Command) -> tuple[list[str], str | None]:
     if command.phase != "all":
-        return [command.phase]
+        return [command.phase], None
     phases = compose("offline", command)["phases"]
+    if phases == AUTO:
+        return chosen_phases(command)
     if not isinstance(phases, list) or not phases or len({*phases}) < len(phases) or not {*phases} <= {*PHASES}:
-        raise UserError(f"phases={phases}: a list of {', '.join(PHASES)} is needed, each at most once.")
-    return phases
+        raise UserError(f"phases={phases}: a list of {', '.join(PHASES)} is needed, each at most once, or auto.")
+    return phases, None
 
 
 def _start_from(previous: str | None, model: dict[str, Any]) -> None:
@@ -155,6 +161,23 @@ def grouped(options: list[str]) -> list[list[str]]:
         else:
             groups[-1].append(token)
     return groups
+
+
+def _check_critics(built: list[Built]) -> None:
+    start, made = built[0].model.init_from, False
+    for i, phase in enumerate(built):
+        made = made or phase.model.makes_critic
+        if made or not phase.model.needs_critic or phase.model.init_from is None:
+            continue
+        if start is not None and read_handover(start).critic is not None:
+            return
+        names = [step.model.phase for step in built]
+        mended = ",".join([*names[:i], "reevaluate", *names[i:]])
+        where = f"--phase {names[0]} ({built[0].model.method})" if start is None else f"checkpoint {start}"
+        raise UserError(
+            f"{where}: it hands on a policy without an action-value critic, and phase '{names[i]}' starts from one. "
+            f"Run the re-evaluation before it: `--phase all 'phases=[{mended}]'`."
+        )
 
 
 def _check_environment(online: Built) -> None:

@@ -134,7 +134,10 @@ def _export(arguments: argparse.Namespace) -> int:
 
     from o2o_lightning.checkpoint.handover import read_handover
     from o2o_lightning.envs.make import env_spec
+    from o2o_lightning.nn.actor import Actor
+    from o2o_lightning.nn.decision_transformer import SequencePolicy
     from o2o_lightning.policies.export import Deployed, export
+    from o2o_lightning.policies.export_sequence import DeployedSequence, described, export_sequence
 
     source = read_handover(arguments.file)
     suffix = "pt2" if arguments.format == "torch" else "onnx"
@@ -143,8 +146,9 @@ def _export(arguments: argparse.Namespace) -> int:
         raise UserError(f"{target}: it exists, and nothing is written over. Pass another --out.")
     if arguments.policy == "reference" and not source.has("reference"):
         raise UserError(f"checkpoint {arguments.file}: it holds no reference policy. Pass --policy actor.")
-    actor = source.build_actor("offline_actor" if arguments.policy == "offline" else arguments.policy)
-    sizes = (actor.spec.observation_dim, actor.spec.action_dim)
+    normalizer = source.build_normalizer()
+    policy = source.build_policy("offline_actor" if arguments.policy == "offline" else arguments.policy)
+    sizes = (policy.spec.observation_dim, policy.spec.action_dim)
     env_id = arguments.env_id or source.env_id
     low, high = -np.ones(sizes[1], np.float32), np.ones(sizes[1], np.float32)
     if env_id is not None:
@@ -155,10 +159,16 @@ def _export(arguments: argparse.Namespace) -> int:
                 "--env_id that belongs to the checkpoint."
             )
         low, high = env.action_low, env.action_high
-    apart = export(Deployed(actor, source.build_normalizer(), low, high), target, arguments.format)
     units = f"the units of {env_id}" if env_id is not None else "[-1, 1]"
-    say(f"{target}: float32 observations [batch, {sizes[0]}] to actions [batch, {sizes[1]}] in {units}")
-    say(f"checked on 256 states: at most {apart:.1g} of half the action range from the checkpoint")
+    if isinstance(policy, SequencePolicy):
+        apart = export_sequence(DeployedSequence(policy, normalizer, low, high), target, arguments.format)
+        for line in described(policy.spec, units):
+            say(f"{target}: {line}")
+    else:
+        assert isinstance(policy, Actor)
+        apart = export(Deployed(policy, normalizer, low, high), target, arguments.format)
+        say(f"{target}: float32 observations [batch, {sizes[0]}] to actions [batch, {sizes[1]}] in {units}")
+    say(f"checked on made-up inputs: at most {apart:.1g} of half the action range from the checkpoint")
     return 0
 
 

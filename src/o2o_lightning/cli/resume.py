@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from o2o_lightning.cli.compose import Command, split
-from o2o_lightning.cli.run import LAST, is_first_process, say, write_run_summary
+from o2o_lightning.cli.launch import first_process
+from o2o_lightning.cli.run import LAST, say, write_run_summary
 from o2o_lightning.errors import UserError
 
 USAGE = """\
@@ -32,6 +33,7 @@ SAFE = (
     "trainer.enable_progress_bar",
     "data.eval_every",
     "data.eval_every_updates",
+    "data.memmap",
     "data.memory_limit_gb",
 )
 
@@ -44,11 +46,14 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0].startswith("-"):
         print(USAGE.format(safe=", ".join(f"--{name}" for name in SAFE)), end="")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    run_dir, changes = Path(argv[0]).resolve(), _changes(argv[1:])
+    # a process that Lightning starts runs this command again, from where the phase runs
+    inherited = os.environ.get("O2O_RUN_DIR") if "LOCAL_RANK" in os.environ else None
+    run_dir, changes = Path(inherited or argv[0]).resolve(), _changes(argv[1:])
+    os.environ["O2O_RUN_DIR"] = str(run_dir)
     plan = read_plan(run_dir)
     if not plan:
         raise UserError(f"{argv[0]}: no run of o2o is in it. Pass the --run_dir of one that had begun.")
-    if is_first_process():
+    if first_process():
         lock(run_dir)
         remove_temporaries(run_dir)
     went_on = False
@@ -58,7 +63,7 @@ def main(argv: list[str]) -> int:
         went_on |= _resume_command(entry, run_dir, changes)
     if not went_on and any(name in LENGTH for name, _ in changes):
         _continue(plan[-1]["phases"][-1], run_dir, changes)
-        if is_first_process():
+        if first_process():
             write_run_summary(run_dir)
         went_on = True
     if not went_on:
@@ -78,21 +83,22 @@ def _resume_command(entry: dict[str, Any], run_dir: Path, changes: list[tuple[st
             _continue(phase, run_dir, changes)
         else:
             # killed before its first checkpoint: nothing of it is worth keeping
-            if is_first_process():
+            if first_process():
                 shutil.rmtree(run_dir / phase, ignore_errors=True)
             step = next(step for step in plan_of(command)[0] if step.phase == phase)
             step.cli.build(run_dir, phase, entry).fit()
-        if is_first_process():
+        if first_process():
             write_run_summary(run_dir)
-    if not left and is_first_process():
+    if not left and first_process():
         write_run_summary(run_dir)  # the kill may have come just before
     return bool(left)
 
 
 def _continue(phase: str, run_dir: Path, changes: list[tuple[str, list[str]]]) -> None:
     """Goes on with one phase from its last checkpoint."""
-    from o2o_lightning.checkpoint.handover import read_handover
+    from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
     from o2o_lightning.cli.lightning import build
+    from o2o_lightning.cli.loggers import going_on
 
     checkpoint, written = run_dir / phase / LAST, run_dir / phase / "config.yaml"
     read_handover(checkpoint, (phase,), "o2o resume")
@@ -101,6 +107,11 @@ def _continue(phase: str, run_dir: Path, changes: list[tuple[str, list[str]]]) -
         data_class = config["data"]["class_path"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{written}: it cannot be read ({error}). Without it the run cannot go on.") from error
+    found = read_checkpoint(checkpoint)
+    clock = found["o2o_progress"]["env_steps" if phase == "online" else "updates"]
+    logger = config.get("trainer", {}).get("logger")
+    if logger is not None:
+        config["trainer"]["logger"] = going_on(logger, clock, found.get("o2o_resume", {}).get("loggers", []))
     say(f"{phase}: going on from {checkpoint}")
     options = [token for name, tokens in changes if _takes(data_class, name) for token in tokens]
     build(config, options, run_dir, phase).fit(checkpoint)

@@ -15,6 +15,7 @@ from rich.console import Console
 from o2o_lightning.checkpoint.io import write_json
 from o2o_lightning.checkpoint.run import LOCK, PLAN, Busy, lock, read_plan, unlock, write_plan
 from o2o_lightning.cli.compose import PHASES
+from o2o_lightning.cli.launch import first_process
 from o2o_lightning.cli.lightning import Built
 from o2o_lightning.cli.plan import Step, check
 from o2o_lightning.errors import UserError
@@ -27,13 +28,20 @@ def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, A
     check_run_dir(run_dir, [step.phase for step in steps])
     built = [step.cli.build(run_dir, step.phase, command) for step in steps]
     check(built)
-    say(*notes)
+    say(*notes, *(_waits(phase) for phase in built if phase.datamodule.eval_async and phase.model.waits_for_scores))
     for phase in built:
         with _tidy(phase, run_dir):
             phase.fit()
-        if is_first_process():
+        if first_process():
             write_run_summary(run_dir)
         say(f"{phase.model.phase}: done, {run_dir / phase.model.phase / LAST}")
+
+
+def _waits(built: Built) -> str:
+    return (
+        f"{built.model.phase}: --data.eval_async is left unused, each score decides on the reference policy; "
+        "--model.reference.mode interval does not ask for it"
+    )
 
 
 @contextlib.contextmanager
@@ -51,7 +59,9 @@ def _tidy(built: Built, run_dir: Path) -> Iterator[None]:
     except Busy:
         raise
     except BaseException:
-        if built.model.updates == built.model.env_steps == 0 and is_first_process() and _alone(run_dir):
+        # by the files: with ddp_fork it is another process's phase that has counted
+        begun = any(folder.rglob("*.ckpt")) or (folder / "metrics.csv").exists()
+        if not begun and built.model.updates == built.model.env_steps == 0 and first_process() and _alone(run_dir):
             write_plan(run_dir, before)
             unlock(run_dir)
             for path in [*(folder.iterdir() if folder.exists() else ()), *new]:
@@ -76,7 +86,7 @@ def _remove(path: Path, inside: Path) -> None:
 def say(*lines: str) -> None:
     """Lines for the user, on stderr and from one process only."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    for line in lines if is_first_process() else ():
+    for line in lines if first_process() else ():
         console.print(line)
 
 
@@ -110,8 +120,3 @@ def check_run_dir(run_dir: Path, phases: list[str]) -> None:
                 f"--run_dir {run_dir}: its phase '{phase}' was started and not finished. "
                 f"Go on with `o2o resume {run_dir}`, remove that folder, or pass another --run_dir."
             )
-
-
-def is_first_process() -> bool:
-    """Whether this process writes: with several devices each of them runs the whole command."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0

@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from o2o_lightning.data.module import OfflineData
     from o2o_lightning.data.online import OnlineData
     from o2o_lightning.data.rollout import RolloutData
+    from o2o_lightning.data.trajectories import TrajectoryData
 
-__all__ = ["OfflineData", "OnlineData", "RolloutData"]
+__all__ = ["OfflineData", "OnlineData", "RolloutData", "TrajectoryData"]
 
-_HOMES = {"OfflineData": "module", "OnlineData": "online", "RolloutData": "rollout"}
+_HOMES = {"OfflineData": "module", "OnlineData": "online", "RolloutData": "rollout", "TrajectoryData": "trajectories"}
 
 
 def __getattr__(name: str) -> Any:

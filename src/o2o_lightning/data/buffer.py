@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +12,11 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
+from o2o_lightning.data.raw import blocks
 from o2o_lightning.data.store import TransitionStore, nested
 
 Mix = Literal["half", "all", "part", "none"]
+logging.getLogger("torchrl").setLevel(logging.WARNING)  # one line a buffer on stderr, of no use to a user
 BEST_EPISODES = 50  # size of the replay mode `part` (D44)
 
 
@@ -123,7 +126,10 @@ class Replay:
         self.offline_count = batch_size // 2 if mix == "half" else 0
         self.online_count = batch_size - self.offline_count
         if store is not None and mix == "all":
-            buffer.extend(store.gather(torch.arange(len(store)) if store.td_rows is None else store.td_rows))
+            newest = slice(max(store.td_count - buffer.capacity, 0), store.td_count)
+            rows = torch.arange(newest.start, newest.stop) if store.td_rows is None else store.td_rows[newest]
+            for block in blocks(len(rows)):
+                buffer.extend(store.gather(rows[block]))
         if store is not None and mix == "part":
             buffer.extend(store.gather(store.top_episodes(BEST_EPISODES)))
 

@@ -18,19 +18,13 @@ from o2o_lightning.data.store import TransitionStore, episode_sums
 from o2o_lightning.envs.make import EnvSpec, unit_actions
 from o2o_lightning.errors import UserError
 
-MEMORY_LIMIT = 4 * 2**30
 ACTION_TOLERANCE = 1e-3
 
 # one line a buffer on stderr, of no use to a user
 logging.getLogger("torchrl").setLevel(logging.WARNING)
 
 
-def build_store(
-    raw: RawDataset,
-    env: EnvSpec | None,
-    memory_limit: int = MEMORY_LIMIT,
-    scratch_dir: str | Path | None = None,
-) -> TransitionStore:
+def build_store(raw: RawDataset, env: EnvSpec | None, folder: Path | None = None) -> TransitionStore:
     """Converts a raw dataset to transitions.
 
     A time-out wins over a termination in the same row, as in D4RL. Without ``next_observations`` in the source, the
@@ -40,8 +34,7 @@ def build_store(
     Args:
         raw: the dataset.
         env: sizes, bounds and horizon of its environment; without it, actions stay as they are, unchecked.
-        memory_limit: bytes above which the transitions are memory-mapped to ``scratch_dir``.
-        scratch_dir: an empty or new folder for the memory map; a temporary one by default.
+        folder: an empty or new one to memory-map the transitions to; None keeps them in memory.
 
     Raises:
         UserError: as :func:`validate`; widths other than the environment's; actions outside its bounds.
@@ -58,8 +51,8 @@ def build_store(
         known = ~truncated
         known[-1] = False
 
-    memmapped = _store_bytes(raw) > memory_limit
-    buffer = ReplayBuffer(storage=_storage(len(raw), memmapped, scratch_dir))
+    storage = LazyTensorStorage(len(raw)) if folder is None else LazyMemmapStorage(len(raw), scratch_dir=folder)
+    buffer = ReplayBuffer(storage=storage)
     for rows in blocks(len(raw)):
         buffer.extend(_block(raw, env, terminated, truncated, end, rows))
 
@@ -70,7 +63,7 @@ def build_store(
         td_rows=None if known.all() else torch.from_numpy(np.flatnonzero(known)),
         episodes=episodes,
         complete=complete,
-        manifest=_manifest(raw, env, terminated, int(known.sum()), episodes, complete, memmapped),
+        manifest=_manifest(raw, env, terminated, int(known.sum()), episodes, complete, folder is not None),
     )
 
 
@@ -108,16 +101,8 @@ def _block(
     )
 
 
-def _storage(rows: int, memmapped: bool, scratch_dir: str | Path | None) -> LazyTensorStorage:
-    if not memmapped:
-        return LazyTensorStorage(rows)
-    if scratch_dir is not None:
-        Path(scratch_dir).mkdir(parents=True, exist_ok=True)
-    # existsok: a run that was killed leaves its map behind, and the rows are written anew anyway
-    return LazyMemmapStorage(rows, scratch_dir=scratch_dir, existsok=True)
-
-
-def _store_bytes(raw: RawDataset) -> int:
+def store_bytes(raw: RawDataset) -> int:
+    """What the transitions take, in memory or in files."""
     return len(raw) * (4 * (2 * raw.observations.shape[1] + raw.actions.shape[1] + 1) + 2)
 
 

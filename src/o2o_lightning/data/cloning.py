@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from o2o_lightning.data.module import OfflineData
+from o2o_lightning.data.store import held_out_rows
 from o2o_lightning.errors import UserError
 
 
@@ -35,18 +35,3 @@ class CloneData(OfflineData):
             rest = torch.ones(len(self.store), dtype=torch.bool)
             rest[self.held_out_rows] = False
             self.store.td_rows = rest.nonzero().squeeze(-1)  # states need no successor
-
-
-def held_out_rows(episodes: Tensor, share: float) -> Tensor:
-    """Rows (int64, ascending) of a fixed random ``share`` of the ``episodes`` ``[E, 2]``, at least one of them.
-
-    Neighbouring states are alike, so that single rows held out would say nothing. Where there is one episode, its last
-    rows are held out.
-    """
-    if len(episodes) == 1:
-        start, stop = episodes[0].tolist()
-        return torch.arange(min(stop - max(int((stop - start) * share), 1), stop - 1), stop)
-    order = torch.randperm(len(episodes), generator=torch.Generator().manual_seed(0))
-    count = min(max(round(len(episodes) * share), 1), len(episodes) - 1)
-    chosen = episodes[order[:count].sort().values]
-    return torch.cat([torch.arange(start, stop) for start, stop in chosen.tolist()])

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from o2o_lightning.data.hdf5 import FileInfos, read_hdf5
 from o2o_lightning.data.raw import RawDataset, validate
+from o2o_lightning.data.writer import Block, write_dataset
 from o2o_lightning.errors import UserError
-
-_CHUNK_ROWS = 16_384
 
 
 def cut(
@@ -49,16 +46,8 @@ def cut(
     truncated = raw.truncated[:rows].copy()
     truncated[-1] |= not raw.terminated[rows - 1]
 
-    part = target.with_name(target.name + ".part")
-    try:
-        with h5py.File(part, "w") as file:
-            for key, array in _arrays(raw, rows, truncated, keep_infos, keep_next).items():
-                _write(file, key, array)
-            for key, value in _provenance(raw, rows, keep_infos, keep_next, notes or {}).items():
-                file[f"metadata/{key}"] = value
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    provenance = _provenance(raw, rows, keep_infos, keep_next, notes or {})
+    write_dataset(target, rows, [_arrays(raw, rows, truncated, keep_infos, keep_next)], provenance, {})
     return rows
 
 
@@ -80,11 +69,9 @@ def _check_successors(raw: RawDataset, rows: int) -> None:
         )
 
 
-def _arrays(
-    raw: RawDataset, rows: int, truncated: NDArray[np.bool_], keep_infos: bool, keep_next: bool
-) -> dict[str, NDArray[np.generic]]:
+def _arrays(raw: RawDataset, rows: int, truncated: NDArray[np.bool_], keep_infos: bool, keep_next: bool) -> Block:
     first = slice(0, rows)
-    arrays: dict[str, NDArray[np.generic]] = {
+    arrays: Block = {
         "observations": np.asarray(raw.observations[first]),
         "actions": np.asarray(raw.actions[first]),
         "rewards": raw.rewards[first],
@@ -96,12 +83,6 @@ def _arrays(
     if keep_infos:
         arrays |= {f"infos/{key}": raw.infos[key][:rows] for key in raw.infos}
     return arrays
-
-
-def _write(file: h5py.File, key: str, array: NDArray[np.generic]) -> None:
-    # one column a chunk: neighbouring values are alike, and the shuffle filter makes the most of it
-    chunks = (min(_CHUNK_ROWS, len(array)), *(1 for _ in array.shape[1:]))
-    file.create_dataset(key, data=array, chunks=chunks, compression="gzip", compression_opts=9, shuffle=True)
 
 
 def _provenance(

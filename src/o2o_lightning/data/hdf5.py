@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from o2o_lightning.data.raw import Column, RawDataset, missing_key
 from o2o_lightning.errors import UserError
 
-LAZY_BYTES = 2**30
+LAZY_BYTES = 2**29
 _WIDE = ("observations", "actions", "next_observations")
 
 

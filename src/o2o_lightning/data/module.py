@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from functools import partial
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -17,13 +17,15 @@ from o2o_lightning.data.raw import blocks
 from o2o_lightning.data.rewards import RewardMap, return_range_scale
 from o2o_lightning.data.scores import reference_scores
 from o2o_lightning.data.store import TransitionStore
-from o2o_lightning.data.stream import OfflineStream, prepare
-from o2o_lightning.envs.evaluate import Evaluation, Evaluator
+from o2o_lightning.data.stream import OfflineStream, Source, prepare
+from o2o_lightning.envs.evaluate import Act, Evaluation, Evaluator, Player
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
+from o2o_lightning.envs.worker import EvaluationWorker
 from o2o_lightning.errors import UserError
-from o2o_lightning.nn.actor import FloatArray
+from o2o_lightning.ranks import Ranks
 
 PRECOMPUTE_BLOCK = 8192
+PRECOMPUTE_ROWS = 2_000_000  # beyond, a phase need not wait; not a matter of storage, which changes no bit
 
 
 class OfflineData(L.LightningDataModule):
@@ -32,7 +34,7 @@ class OfflineData(L.LightningDataModule):
     Args:
         dataset: ``path.hdf5``, ``d4rl:NAME``, ``minari:ID`` or ``embedded:hopper-medium``.
         env_id: Gymnasium id to evaluate in; the dataset's own by default.
-        batch_size: transitions a gradient update.
+        batch_size: transitions a gradient update, of each process.
         chunk: gradient updates a ``training_step``; changes speed, never results' counts.
         normalize: standardise observations with the dataset's mean and deviation.
         normalize_eps: added to the deviation.
@@ -42,7 +44,11 @@ class OfflineData(L.LightningDataModule):
         eval_every: environment steps between evaluations of the online phase.
         eval_episodes: episodes an evaluation.
         eval_seed: start states of the evaluation; the same for every evaluation of every phase.
-        memory_limit_gb: datasets larger than this are memory-mapped.
+        eval_async: evaluate in a second process while training goes on, where it need not wait for the score; results
+            are recorded at their own step, one evaluation later, and are the same.
+        memmap: ``true``: transitions lie in memory-mapped files in the cache, made at the first use and shared by later
+            runs; ``false``: in memory; ``auto``: mapped above ``memory_limit_gb``. The results are the same bits.
+        memory_limit_gb: size of the transitions for ``auto``.
         observation_layout: keys of a dictionary observation in the dataset's order; by width when empty.
     """
 
@@ -61,7 +67,9 @@ class OfflineData(L.LightningDataModule):
         eval_every: int = 1000,
         eval_episodes: int = 10,
         eval_seed: int = 1000,
-        memory_limit_gb: float = 4.0,
+        eval_async: bool = False,
+        memmap: bool | Literal["auto"] = "auto",
+        memory_limit_gb: float = 0.5,
         observation_layout: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -74,14 +82,17 @@ class OfflineData(L.LightningDataModule):
         self.normalize, self.normalize_eps = normalize, normalize_eps
         self.rewards, self.reward_range = RewardMap(reward_scale, reward_shift), reward_range
         self.eval_every_updates, self.eval_every = eval_every_updates, eval_every
-        self.eval_episodes, self.eval_seed = eval_episodes, eval_seed
+        self.eval_episodes, self.eval_seed, self.eval_async = eval_episodes, eval_seed, eval_async
         self.layout = tuple(observation_layout)
-        self.memory_limit = int(memory_limit_gb * 2**30)
+        self.memmap, self.memory_limit = memmap, int(memory_limit_gb * 2**30)
         self.normalizer: Normalizer | None = None
         self.store: TransitionStore | None = None
         self.env: EnvSpec | None = None
         self.rows = torch.Generator()
+        self.ranks = Ranks()
         self._evaluator: Evaluator | None = None
+        self._worker: EvaluationWorker | None = None
+        self._live_cache: Callable[[TensorDictBase], dict[str, Tensor]] | None = None
 
     # ---- Lightning -----------------------------------------------------------------------------------------------
 
@@ -96,8 +107,8 @@ class OfflineData(L.LightningDataModule):
             raise UserError(
                 "no dataset: pass --data.dataset path.hdf5, d4rl:NAME, minari:ID or embedded:hopper-medium."
             )
-        rank = self.trainer.global_rank if self.trainer else 0
-        self.rows.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1013 + rank + 7)
+        self.ranks = Ranks.of(self.trainer)
+        self.rows.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1013 + self.ranks.rank + 7)
 
     def train_dataloader(self) -> OfflineStream:
         if self.store is None:
@@ -108,14 +119,15 @@ class OfflineData(L.LightningDataModule):
             raise UserError("--trainer.max_steps: pass how many gradient updates this phase makes.")
         module = cast(Any, self.trainer.lightning_module)
         return OfflineStream(
-            store=self.store,
+            source=self.source(),
             transform=lambda batch: self.prepare(batch, module.device),
             clock=lambda: module.updates,
             total=total,
             batch_size=self.batch_size,
             chunk=self.chunk,
-            every=self.eval_every_updates,
+            cadences=(self.eval_every_updates, module.cadence),
             generator=self.rows,
+            complete=self.complete,
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -134,14 +146,16 @@ class OfflineData(L.LightningDataModule):
         """Facts of the dataset, for checkpoints and results; empty without one."""
         return {} if self.store is None else self.store.manifest.to_dict()
 
+    def source(self) -> Source:
+        """What training batches are drawn from."""
+        assert self.store is not None
+        return self.store
+
     def fit_normalizer(self) -> Normalizer:
         """Constants from the observations that start a usable transition; the identity when switched off."""
         if not self.normalize or self.store is None:
             return Normalizer.identity(self.sizes()[0])
-        observations = self.store.leaves["observation"]
-        if self.store.td_rows is not None:
-            observations = observations[self.store.td_rows]
-        return Normalizer.fit(observations, self.normalize_eps)
+        return Normalizer.fit(self.store.leaves["observation"], self.normalize_eps, self.store.td_rows)
 
     def prepare(self, batch: TensorDictBase, device: torch.device) -> TensorDictBase:
         """Raw transitions to what networks take."""
@@ -150,21 +164,34 @@ class OfflineData(L.LightningDataModule):
 
     @torch.no_grad()
     def precompute(self, compute: Callable[[TensorDictBase], dict[str, Tensor]]) -> None:
-        """Attaches to every transition what ``compute`` makes of it (frozen networks only), once before a phase."""
+        """Attaches to every transition what ``compute`` makes of it (frozen networks only), once before a phase.
+
+        A large dataset would keep the phase from starting for minutes: then :meth:`complete` does it batch by batch.
+        """
+        self._live_cache = None
         if self.store is None:
             return
         assert self.trainer is not None
         device = cast(Any, self.trainer.lightning_module).device
-        parts: dict[str, list[Tensor]] = {}
+        caches: dict[str, Tensor] = {}
         for part in self.blocks():
-            block = self.store.gather(torch.arange(part.start, part.stop))
-            made = compute(self.prepare(block, device))
-            if not made:
+            made = compute(self.prepare(self.store.gather(torch.arange(part.start, part.stop)), device))
+            if made and len(self.store) > PRECOMPUTE_ROWS:
+                self._live_cache = compute
+            if not made or self._live_cache is not None:
                 return
             for name, values in made.items():
-                parts.setdefault(name, []).append(values.float().cpu())
-        for name, pieces in parts.items():
-            self.store.attach(name, torch.cat(pieces))
+                cache = caches.setdefault(name, torch.empty(len(self.store), *values.shape[1:]))
+                cache[part] = values
+        for name, cache in caches.items():
+            self.store.attach(name, cache)
+
+    @torch.no_grad()
+    def complete(self, batch: TensorDictBase) -> TensorDictBase:
+        """A prepared batch ``[B]`` with what :meth:`precompute` did not attach."""
+        if self._live_cache is not None:
+            batch.update({name: values.float() for name, values in self._live_cache(batch).items()})
+        return batch
 
     def local_state(self) -> dict[str, Any]:
         """What this process needs to go on exactly, beside the checkpoint: tensors and primitives."""
@@ -174,16 +201,34 @@ class OfflineData(L.LightningDataModule):
         """The inverse of :meth:`local_state`."""
         self.rows.set_state(state["rows"])
 
-    def evaluate(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
+    def evaluate(self, act: Act | Player) -> Evaluation:
         """Episodes of ``act``, raw observations to actions, on environments that training never touches."""
         if self._evaluator is None:
-            assert self.env_id is not None
-            reference = reference_scores(self.dataset or "") or reference_scores(self.env_id)
-            width, episodes = self.sizes()[0], self.eval_episodes
-            self._evaluator = Evaluator(self.env_id, width, episodes, self.eval_seed, reference, self.layout)
+            self._evaluator = self._make_evaluator()(ranks=self.ranks)
         return self._evaluator.run(act)
 
+    @property
+    def worker(self) -> EvaluationWorker:
+        """The second process, for evaluations that training does not wait for."""
+        if self._worker is None:
+            self._worker = EvaluationWorker(self._make_evaluator())
+        return self._worker
+
+    def end_evaluations(self) -> None:
+        """Ends the second process, if there is one."""
+        if self._worker is not None:
+            self._worker.close()
+
+    def teardown(self, stage: str) -> None:
+        self.end_evaluations()
+
     # ---- internals -----------------------------------------------------------------------------------------------
+
+    def _make_evaluator(self) -> Callable[..., Evaluator]:
+        assert self.env_id is not None
+        reference = reference_scores(self.dataset or "") or reference_scores(self.env_id)
+        width, episodes = self.sizes()[0], self.eval_episodes
+        return partial(Evaluator, self.env_id, width, episodes, self.eval_seed, reference, self.layout)
 
     def blocks(self) -> Iterator[slice]:
         """The dataset's rows in blocks that a network takes at once."""
@@ -191,14 +236,13 @@ class OfflineData(L.LightningDataModule):
         return blocks(len(self.store), PRECOMPUTE_BLOCK)
 
     def _load(self, dataset: str) -> None:
-        from o2o_lightning.data.build import build_store
+        from o2o_lightning.data.mapped import load_store
         from o2o_lightning.data.spec import load_raw
 
         raw = load_raw(dataset)
         self.env_id = self.env_id or foreign_id(raw.env_id, f"dataset {dataset}")
         if self.env_id is not None:
             self.env = env_spec(self.env_id, raw.observations.shape[1], self.layout)
-        self._scratch = tempfile.TemporaryDirectory(prefix="o2o-")  # of a memory map; gone with this object
-        self.store = build_store(raw, self.env, memory_limit=self.memory_limit, scratch_dir=self._scratch.name)
+        self.store = load_store(raw, self.env, self.memmap, self.memory_limit)
         if self.reward_range:
             self.rewards = RewardMap(return_range_scale(self.store))

@@ -64,15 +64,19 @@ class Normalizer:
         return cls(torch.zeros(size), torch.ones(size), 0.0)
 
     @classmethod
-    def fit(cls, observations: Tensor, eps: float = 1e-3) -> Normalizer:
-        """Mean and population standard deviation over the rows of ``[M, S]``, summed in float64 block by block."""
-        rows = len(observations)
+    def fit(cls, observations: Tensor, eps: float = 1e-3, chosen: Tensor | None = None) -> Normalizer:
+        """Mean and population standard deviation over the rows of ``[N, S]``, or those ``chosen`` ``[M]``.
+
+        Summed in float64 block by block, so that a memory-mapped dataset is never in memory as a whole.
+        """
+        rows = len(observations) if chosen is None else len(chosen)
         mean = torch.zeros(observations.shape[1], dtype=torch.float64)
         variance = torch.zeros_like(mean)
         for block in blocks(rows):
-            mean += observations[block].double().sum(0) / rows
+            mean += observations[block if chosen is None else chosen[block]].double().sum(0) / rows
         for block in blocks(rows):
-            variance += (observations[block].double() - mean).square_().sum(0) / rows
+            values = observations[block if chosen is None else chosen[block]].double()
+            variance += (values - mean).square_().sum(0) / rows
         return cls(mean.float(), variance.sqrt().float(), eps)
 
     def state(self) -> dict[str, Any]:

@@ -26,13 +26,14 @@ class OnlineData(OfflineData):
     """Steps the environment, keeps what it returned, and mixes it with the dataset.
 
     The environment makes one step, then the phase makes ``utd`` gradient updates, and so on until ``env_steps``.
+    Several processes make a step each, then the updates together; the budget and every cadence count the steps of all.
 
     Args:
         env_steps: budget of environment steps; the phase ends after exactly as many.
         utd: gradient updates an environment step (update-to-data ratio).
         warmup_steps: environment steps, by the policy to be fine-tuned, before the first update.
         mix: ``half``, ``all``, ``part`` or ``none``; ``none`` needs no dataset.
-        capacity: transitions that the online buffer holds.
+        capacity: transitions that the online buffer of each process holds.
         kwargs: as in :class:`OfflineData`.
     """
 
@@ -62,23 +63,33 @@ class OnlineData(OfflineData):
         seed = interaction_seed(self)
         self.generator = np.random.default_rng(seed)
         kept = 0 if self.store is None or self.mix in ("half", "none") else self.store.td_count
-        buffer = OnlineBuffer(min(self.capacity, self.budget + kept), *self.sizes())
+        own_steps = -(-self.budget // self.ranks.count)
+        buffer = OnlineBuffer(min(self.capacity, own_steps + kept), *self.sizes())
         self.replay = Replay(self.mix, self.store, buffer, self.batch_size)
+        self.preloaded = len(buffer)
         self.interaction = start_interaction(self, buffer, seed)
 
     def train_dataloader(self) -> OnlineStream:  # type: ignore[override]
-        return OnlineStream(self, self.budget, self.collect)
+        return OnlineStream(self, self.budget, self.collect, self.ranks.count)
 
     def collect(self, module: Any, env_steps: int) -> Iterator[TensorDictBase]:
-        """``env_steps`` environment steps, each followed by ``utd`` batches once the warm-up is over."""
+        """``env_steps`` environment steps, each (of each process) followed by ``utd`` batches after the warm-up."""
         interaction, explore = self.interaction, explorer(self, module)
         assert interaction is not None
-        for _ in range(env_steps):
-            interaction.step(explore)
-            module.on_env_step()
-            if module.env_steps > self.warmup_steps and len(interaction.buffer) >= 2:
+        for left in range(env_steps, 0, -self.ranks.count):
+            count = min(left, self.ranks.count)
+            if self.ranks.steps(module.env_steps, count):
+                interaction.step(explore)
+            module.on_env_step(count)
+            if module.env_steps > self.warmup_steps and self._enough(module.env_steps):
                 for _ in range(self.utd):
                     yield self.transition_batch(module.device)
+
+    def _enough(self, env_steps: int) -> bool:
+        """Whether every process has two transitions to draw from: all must answer alike, or some would wait."""
+        assert self.interaction is not None
+        others = env_steps // self.ranks.count + self.preloaded if self.ranks.count > 1 else 2
+        return len(self.interaction.buffer) >= 2 and others >= 2
 
     def transition_batch(self, device: torch.device) -> TensorDictBase:
         """One batch ``[B]``, ready for the networks."""
@@ -102,6 +113,7 @@ class OnlineData(OfflineData):
         self.interaction.load_state(state["interaction"])
 
     def teardown(self, stage: str) -> None:
+        super().teardown(stage)
         if stage == "fit" and self.interaction is not None:
             self.interaction.env.close()
 
@@ -110,11 +122,15 @@ class OnlineStream:
     """Live chunks: iterating one steps the environment between its batches.
 
     A chunk covers at most ``chunk`` environment steps and never crosses an evaluation, so that evaluations,
-    checkpoints and the budget fall on exact environment steps whatever the chunk size.
+    checkpoints and the budget fall on exact environment steps whatever the chunk size. ``stride``: environment steps
+    that are made side by side, of which a chunk has a multiple.
     """
 
-    def __init__(self, data: OfflineData, budget: int, collect: Callable[[Any, int], Iterator[TensorDictBase]]) -> None:
+    def __init__(
+        self, data: OfflineData, budget: int, collect: Callable[[Any, int], Iterator[TensorDictBase]], stride: int = 1
+    ) -> None:
         self.data, self.budget, self.collect = data, budget, collect
+        self.chunk = -(-data.chunk // stride) * stride
 
     def __len__(self) -> int:
         return self._chunks
@@ -123,18 +139,17 @@ class OnlineStream:
     def _chunks(self) -> int:
         # counted once, before the first chunk: Lightning compares it with the chunks that it has fetched
         start = cast(Any, self.data.trainer).lightning_module.env_steps
-        return count_chunks(self.budget, self.data.chunk, self.data.eval_every, start)
+        return count_chunks(self.budget, self.chunk, self.data.eval_every, start=start)
 
     def __iter__(self) -> Iterator[Iterator[TensorDictBase]]:
         data, module = self.data, cast(Any, self.data.trainer).lightning_module
         while (clock := module.env_steps) < self.budget:
-            yield self.collect(module, min(data.chunk, next_boundary(clock, self.budget, data.eval_every) - clock))
+            yield self.collect(module, min(self.chunk, next_boundary(clock, self.budget, data.eval_every) - clock))
 
 
 def interaction_seed(data: OfflineData) -> int:
-    """Seed of the training environment, another one for each rank."""
-    rank = data.trainer.global_rank if data.trainer else 0
-    return int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1019 + rank
+    """Seed of the training environment, another one for each process."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1019 + data.ranks.rank
 
 
 def start_interaction(data: OfflineData, buffer: OnlineBuffer, seed: int) -> Interaction:

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from o2o_lightning.data.raw import RawDataset
 from o2o_lightning.envs.make import FlatObservation, make_env
+from o2o_lightning.envs.simulator import simulator_of, simulator_state
 
 Row = tuple[str, Literal["ok", "warn", "fail", "skip"], str]
 
 # recorded states are float32, and the solver starts cold where the recording's was warm: contacts differ slightly
 MEDIAN_TOLERANCE = 1e-3
 MAX_TOLERANCE = 1e-1
+PROBES = 9
 
 
 def replay_check(raw: RawDataset, env_id: str, count: int, seed: int) -> list[Row]:
@@ -37,7 +39,7 @@ def _replay(raw: RawDataset, env_id: str, flat: Any, count: int, seed: int) -> l
     assert isinstance(flat, FlatObservation)
     # the inner environment is stepped: wrappers count steps and would end the episode
     inner: Any = flat.unwrapped
-    simulator = _simulator(inner)
+    simulator = simulator_of(inner)
     if simulator is None:
         return [("replay", "skip", f"{env_id} offers no set_state on a MuJoCo model")]
     states = [np.asarray(raw.infos[key], np.float64) for key in ("qpos", "qvel")]
@@ -50,24 +52,45 @@ def _replay(raw: RawDataset, env_id: str, flat: Any, count: int, seed: int) -> l
             return [("replay", "skip", "cannot replay a goal environment without infos/goal")]
         goals = np.asarray(raw.infos["goal"], np.float64)
 
+    if not _determined(env_id, raw.observations.shape[1]):
+        return [("replay", "skip", f"{env_id} has state beyond qpos and qvel, a target for instance")]
     rows = _usable_rows(raw, count, seed)
     errors = np.empty((len(rows), 2))
     for i, row in enumerate(rows.tolist()):
-        simulator.set_state(states[0][row], states[1][row])
-        if goals is not None:
-            inner.goal = goals[row]
+        _set_state(inner, states[0][row], states[1][row], None if goals is None else goals[row])
         observed, reward, *_ = inner.step(np.asarray(raw.actions[slice(row, row + 1)], np.float32)[0])
         errors[i, 0] = np.abs(flat.observation(observed) - _successor(raw, row)).max()
         errors[i, 1] = abs(float(reward) - float(raw.rewards[row]))
     return [_row("replay: observation", errors[:, 0]), _row("replay: reward", errors[:, 1])]
 
 
-def _simulator(inner: Any) -> Any:
-    """The MuJoCo environment itself, which a maze keeps inside; None where there is none."""
-    for candidate in (inner, getattr(inner, "point_env", None), getattr(inner, "ant_env", None)):
-        if hasattr(candidate, "set_state") and hasattr(getattr(candidate, "model", None), "nq"):
-            return candidate
-    return None
+def _set_state(inner: Any, qpos: Any, qvel: Any, goal: Any = None) -> None:
+    simulator_of(inner).set_state(qpos, qvel)
+    if goal is not None:
+        inner.goal = goal
+
+
+def _determined(env_id: str, width: int) -> bool:
+    """Whether what is recorded is all the state there is: put into another episode, it leads to the same successor."""
+    original, other = make_env(env_id, width), make_env(env_id, width)
+    try:
+        original.action_space.seed(0)
+        original.reset(seed=1)
+        other.reset(seed=2)
+        flat: Any = original.env
+        errors = []
+        for _ in range(PROBES):
+            original.step(original.action_space.sample())
+            state = {name: value.astype(np.float64) for name, value in simulator_state(original).items()}
+            _set_state(other.unwrapped, **state)
+            action = original.action(original.action_space.sample())
+            steps = [env.unwrapped.step(action) for env in (original, other)]
+            observed, expected = (flat.observation(step[0]) for step in steps)
+            errors.append(max(np.abs(observed - expected).max(), abs(float(steps[0][1]) - float(steps[1][1]))))
+        return bool(np.median(errors) <= MEDIAN_TOLERANCE)
+    finally:
+        original.close()
+        other.close()
 
 
 def _usable_rows(raw: RawDataset, count: int, seed: int) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from o2o_lightning.data.raw import blocks
 from o2o_lightning.data.store import TransitionStore
 
 PSEUDO_EPISODE = 1000
@@ -24,13 +25,13 @@ def return_range_scale(store: TransitionStore) -> float:
     rows make true episodes 999 long, so cuts drift relative to them; kept as it is for parity.
     """
     rewards, terminated = store.leaves["reward"], store.leaves["next", "terminated"]
-    if store.td_rows is not None:
-        rewards, terminated = rewards[store.td_rows], terminated[store.td_rows]
     returns, running, length = [], 0.0, 0
-    for reward, ended in zip(rewards.double().tolist(), terminated.tolist(), strict=True):
-        running, length = running + reward, length + 1
-        if ended or length == PSEUDO_EPISODE:
-            returns.append(running)
-            running, length = 0.0, 0
+    for block in blocks(store.td_count):
+        rows = block if store.td_rows is None else store.td_rows[block]
+        for reward, ended in zip(rewards[rows].double().tolist(), terminated[rows].tolist(), strict=True):
+            running, length = running + reward, length + 1
+            if ended or length == PSEUDO_EPISODE:
+                returns.append(running)
+                running, length = 0.0, 0
     spread = max(returns, default=0.0) - min(returns, default=0.0)
     return 1000.0 / spread if spread > 0 else 1.0

@@ -27,8 +27,9 @@ class RolloutData(OfflineData):
         rollout: environment steps between two updates of the policy, across episodes; the budget if that is less.
             What is left of the budget after the last whole rollout is stepped, and not learned from.
         epochs: passes over a rollout.
-        num_envs: environments stepped side by side; must divide ``rollout``, ``env_steps`` and ``eval_every``.
-        batch_size: transitions a minibatch, drawn without replacement.
+        num_envs: environments stepped side by side, in each process; those of all must divide ``rollout``,
+            ``env_steps`` and ``eval_every``.
+        batch_size: transitions a minibatch, drawn without replacement, of each process.
         chunk: environment steps a ``training_step``; changes speed, never results.
         eval_every: environment steps between evaluations.
         kwargs: as in :class:`OfflineData`.
@@ -50,9 +51,7 @@ class RolloutData(OfflineData):
             raise UserError("--data.env_steps, epochs and num_envs must be at least 1, --data.rollout at least 2.")
         self.budget, self.epochs, self.num_envs = env_steps, epochs, num_envs
         self.rollout = min(rollout, env_steps)
-        for name, steps in (("rollout", self.rollout), ("env_steps", env_steps), ("eval_every", eval_every)):
-            if steps % num_envs:
-                raise UserError(f"--data.num_envs {num_envs}: it does not divide --data.{name} {steps}. Change one.")
+        self._check_stride(num_envs, f"--data.num_envs {num_envs}: it does")
         # whole steps of all environments, so that a chunk ends on a multiple as well
         self.chunk = max(chunk // num_envs, 1) * num_envs
         self.generator = np.random.default_rng()
@@ -62,23 +61,25 @@ class RolloutData(OfflineData):
         super().setup(stage)
         if self.interactions:
             return
+        processes = self.ranks.count
+        self._check_stride(self.stride, f"{processes} processes with {self.num_envs} environments each: they do")
         seed = interaction_seed(self)
         self.generator = np.random.default_rng(seed)
         for i in range(self.num_envs):
-            buffer = OnlineBuffer(self.rollout // self.num_envs, *self.sizes())
+            buffer = OnlineBuffer(self.rollout // self.stride, *self.sizes())
             self.interactions.append(start_interaction(self, buffer, seed + 7919 * i))
 
     def train_dataloader(self) -> OnlineStream:  # type: ignore[override]
-        return OnlineStream(self, self.budget, self.collect)
+        return OnlineStream(self, self.budget, self.collect, self.stride)
 
     def collect(self, module: Any, env_steps: int) -> Iterator[TensorDictBase]:
         """``env_steps`` environment steps; the minibatches of a rollout as soon as it is full."""
         explore = explorer(self, module)
-        for _ in range(env_steps // self.num_envs):
+        for _ in range(env_steps // self.stride):
             for interaction in self.interactions:
                 interaction.step(explore)
-                module.on_env_step()
-            if len(self.interactions[0].buffer) == self.rollout // self.num_envs:
+                module.on_env_step(self.ranks.count)
+            if len(self.interactions[0].buffer) == self.rollout // self.stride:
                 yield from self._minibatches(module, self._take(module.device))
 
     def local_state(self) -> dict[str, Any]:
@@ -95,9 +96,21 @@ class RolloutData(OfflineData):
             interaction.load_state(saved)
 
     def teardown(self, stage: str) -> None:
+        super().teardown(stage)
         if stage == "fit":
             for interaction in self.interactions:
                 interaction.env.close()
+
+    @property
+    def stride(self) -> int:
+        """Environment steps that all processes make side by side."""
+        return self.num_envs * self.ranks.count
+
+    def _check_stride(self, stride: int, subject: str) -> None:
+        counts = (("rollout", self.rollout), ("env_steps", self.budget), ("eval_every", self.eval_every))
+        for name, steps in counts:
+            if steps % stride:
+                raise UserError(f"{subject} not divide --data.{name} {steps}. Change one.")
 
     def _take(self, device: torch.device) -> TensorDictBase:
         """The rollout ``[N, T]`` in time order, ready for the networks; the buffers are empty again."""

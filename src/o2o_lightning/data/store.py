@@ -51,6 +51,7 @@ class TransitionStore:
         self.manifest = manifest
         self.leaves: TensorDict = _plain_leaves(buffer)
         self._attached: set[str] = set()
+        self._all_td_rows: tuple[Tensor | None] | None = None  # while some of them are held out
         self._columns = self._list_columns()
 
     def __len__(self) -> int:
@@ -98,6 +99,27 @@ class TransitionStore:
         self._attached.remove(name)
         self.leaves.del_(name)
         self._columns = self._list_columns()
+
+    def hold_out(self, share: float, learn: bool = False) -> Tensor:
+        """Usable rows (int64, ascending) of a fixed random ``share`` of the episodes, to measure on.
+
+        They are drawn no more until :meth:`take_back`, unless ``learn``.
+        """
+        self.take_back()
+        chosen = torch.zeros(len(self), dtype=torch.bool)
+        chosen[held_out_rows(self.episodes, share)] = True
+        usable = torch.arange(len(self)) if self.td_rows is None else self.td_rows
+        held = chosen[usable]
+        if not held.any() or held.all():  # a dataset of next to nothing
+            return usable
+        if not learn:
+            self._all_td_rows, self.td_rows = (self.td_rows,), usable[~held]
+        return usable[held]
+
+    def take_back(self) -> None:
+        """Undoes :meth:`hold_out`."""
+        if self._all_td_rows is not None:
+            (self.td_rows,), self._all_td_rows = self._all_td_rows, None
 
     def returns_to_go(self, discount: float, leak: bool = False, reward: Tensor | None = None) -> Tensor:
         r"""Discounted return from each row to its episode's end, ``[N]`` float32.
@@ -168,6 +190,21 @@ def episode_sums(values: Tensor, episodes: Tensor) -> Tensor:
     lengths = episodes[:, 1] - episodes[:, 0]
     owner = torch.repeat_interleave(torch.arange(len(episodes)), lengths)
     return torch.zeros(len(episodes), dtype=torch.float64).index_add_(0, owner, values.double())
+
+
+def held_out_rows(episodes: Tensor, share: float) -> Tensor:
+    """Rows (int64, ascending) of a fixed random ``share`` of the ``episodes`` ``[E, 2]``, at least one of them.
+
+    Neighbouring states are alike, so that single rows held out would say nothing. Where there is one episode, its last
+    rows are held out.
+    """
+    if len(episodes) == 1:
+        start, stop = episodes[0].tolist()
+        return torch.arange(min(stop - max(int((stop - start) * share), 1), stop - 1), stop)
+    order = torch.randperm(len(episodes), generator=torch.Generator().manual_seed(0))
+    count = min(max(round(len(episodes) * share), 1), len(episodes) - 1)
+    chosen = episodes[order[:count].sort().values]
+    return torch.cat([torch.arange(start, stop) for start, stop in chosen.tolist()])
 
 
 def _plain_leaves(buffer: ReplayBuffer) -> TensorDict:

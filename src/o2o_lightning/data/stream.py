@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.data.rewards import RewardMap
-from o2o_lightning.data.store import TransitionStore, nested
+from o2o_lightning.data.store import nested
+
+
+class Source(Protocol):
+    """What batches are drawn from: a store of transitions, or windows of its episodes."""
+
+    def sample_rows(self, shape: int | Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """Row numbers (int64) of the given shape."""
+
+    def gather(self, rows: Tensor) -> TensorDict:
+        """What belongs to the rows ``[...]``."""
 
 
 def prepare(batch: TensorDictBase, normalizer: Normalizer, rewards: RewardMap, device: torch.device) -> TensorDictBase:
@@ -34,50 +44,54 @@ def prepare_columns(
     return columns
 
 
-def next_boundary(clock: int, total: int, every: int) -> int:
-    """The next count after ``clock`` at which something must happen: a multiple of ``every``, or ``total``."""
-    return min(total, (clock // every + 1) * every) if every > 0 else total
+def next_boundary(clock: int, total: int, *cadences: int) -> int:
+    """The next count after ``clock`` at which something happens: ``total``, or a multiple of a cadence (0: none)."""
+    return min([total, *((clock // every + 1) * every for every in cadences if every > 0)])
 
 
-def count_chunks(total: int, chunk: int, every: int, start: int = 0) -> int:
-    """How many chunks of at most ``chunk`` lead from ``start`` to ``total`` when none crosses a multiple of ``every``.
+def count_chunks(total: int, chunk: int, *cadences: int, start: int = 0) -> int:
+    """How many chunks of at most ``chunk`` lead from ``start`` to ``total`` when none crosses a multiple of a cadence.
 
     At least 1: a stream of nothing would keep Lightning from even starting.
     """
-    boundary = next_boundary(start, total, every)
-    first, left = max(boundary - start, 0), max(total - boundary, 0)
-    whole, rest = divmod(left, every) if every > 0 else (0, 0)
-    return max(-(-first // chunk) + whole * -(-every // chunk) + -(-rest // chunk), 1)
+    chunks, clock = 0, start
+    while clock < total:
+        boundary = next_boundary(clock, total, *cadences)
+        chunks += -(-(boundary - clock) // chunk)
+        clock = boundary
+    return max(chunks, 1)
 
 
 class OfflineStream:
     """Chunks of K batches ``[K, B]``, uniform with replacement, one gather a chunk.
 
     ``clock`` tells how many gradient updates the phase has made, so that the last chunk is trimmed to ``total`` and
-    a resumed run goes on where it stopped; no chunk crosses a multiple of ``every``, the evaluation cadence.
+    a resumed run goes on where it stopped; no chunk crosses a multiple of one of the ``cadences``, those of
+    evaluations and measurements. ``complete`` is done to each batch alone, so that its bits do not depend on the chunk.
     """
 
     def __init__(
         self,
-        store: TransitionStore,
+        source: Source,
         transform: Callable[[TensorDictBase], TensorDictBase],
         clock: Callable[[], int],
         total: int,
         batch_size: int,
         chunk: int,
-        every: int,
+        cadences: Sequence[int],
         generator: torch.Generator,
+        complete: Callable[[TensorDictBase], TensorDictBase] = lambda batch: batch,
     ) -> None:
-        self.store, self.transform, self.clock = store, transform, clock
-        self.total, self.batch_size, self.chunk, self.every = total, batch_size, chunk, every
+        self.source, self.transform, self.complete, self.clock = source, transform, complete, clock
+        self.total, self.batch_size, self.chunk, self.cadences = total, batch_size, chunk, tuple(cadences)
         self.generator = generator
-        self.chunks = count_chunks(total, chunk, every, clock())
+        self.chunks = count_chunks(total, chunk, *cadences, start=clock())
 
     def __len__(self) -> int:
         return self.chunks
 
     def __iter__(self) -> Iterator[tuple[TensorDictBase, ...]]:
         while (clock := self.clock()) < self.total:
-            updates = min(self.chunk, next_boundary(clock, self.total, self.every) - clock)
-            rows = self.store.sample_rows((updates, self.batch_size), self.generator)
-            yield self.transform(self.store.gather(rows)).unbind(0)
+            updates = min(self.chunk, next_boundary(clock, self.total, *self.cadences) - clock)
+            rows = self.source.sample_rows((updates, self.batch_size), self.generator)
+            yield tuple(map(self.complete, self.transform(self.source.gather(rows)).unbind(0)))

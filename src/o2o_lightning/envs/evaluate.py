@@ -11,8 +11,34 @@ from numpy.typing import NDArray
 from o2o_lightning.data.scores import normalized_score
 from o2o_lightning.envs.make import UnitAction, make_env
 from o2o_lightning.errors import Failure, UserError
+from o2o_lightning.ranks import Ranks
 
 FloatArray = NDArray[np.float32]
+Act = Callable[[FloatArray], FloatArray]
+
+
+class Player:
+    """A policy in episodes that run side by side: one that remembers what has happened in each of them."""
+
+    def reset(self, episodes: int) -> None:
+        """All of the ``episodes`` begin."""
+
+    def act(self, observation: FloatArray, running: Sequence[int]) -> FloatArray:
+        """Actions ``[R, A]`` at the raw observations ``[R, S]`` of the episodes that still run."""
+        raise NotImplementedError(f"{type(self).__name__}.act")
+
+    def observe(self, reward: FloatArray, running: Sequence[int]) -> None:
+        """The rewards ``[R]`` that those actions earned."""
+
+
+class Memoryless(Player):
+    """A policy that looks at the present observation only."""
+
+    def __init__(self, function: Act) -> None:
+        self.function = function
+
+    def act(self, observation: FloatArray, running: Sequence[int]) -> FloatArray:
+        return self.function(observation)
 
 
 @dataclass(frozen=True)
@@ -48,6 +74,8 @@ class Evaluation:
 class Evaluator:
     """Runs ``episodes`` episodes side by side, episode ``i`` always from the start state of ``seed + i``.
 
+    Several processes share the episodes, and all of them know every result.
+
     The environments are built once and never shared with training, so no training episode is interrupted (D2).
     """
 
@@ -59,15 +87,19 @@ class Evaluator:
         seed: int,
         reference: tuple[float, float] | None,
         layout: Sequence[str] = (),
+        ranks: Ranks = Ranks(),
     ) -> None:
         self.env_id, self.observation_dim = env_id, observation_dim
-        self.episodes, self.seed, self.reference, self.layout = episodes, seed, reference, tuple(layout)
+        self.seeds = range(seed, seed + episodes)[ranks.rank :: ranks.count]
+        self.episodes, self.reference, self.layout = len(self.seeds), reference, tuple(layout)
+        self.ranks = ranks
         self._envs: list[UnitAction] = []
 
-    def run(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
-        """Evaluates ``act``, a map from raw observations ``[B, S]`` to actions ``[B, A]``."""
+    def run(self, act: Act | Player) -> Evaluation:
+        """Evaluates ``act``, a map from raw observations ``[B, S]`` to actions ``[B, A]``, or a policy with memory."""
         try:
-            result = self._run(act)
+            player = act if isinstance(act, Player) else Memoryless(act)
+            result = self._together(self._run(player) if self.episodes else Evaluation([], [], None))
         except UserError:
             raise
         except Exception as error:
@@ -82,22 +114,38 @@ class Evaluator:
             )
         return result
 
-    def _run(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
+    def _together(self, own: Evaluation) -> Evaluation:
+        """The episodes of all processes, in the order of their start states."""
+        if self.ranks.count == 1:
+            return own
+        parts = self.ranks.all((own.returns, own.lengths))
+        total = sum(len(returns) for returns, _ in parts)
+        turns = [divmod(i, self.ranks.count) for i in range(total)]
+        returns = [parts[rank][0][turn] for turn, rank in turns]
+        lengths = [parts[rank][1][turn] for turn, rank in turns]
+        return Evaluation(returns, lengths, self._score(returns))
+
+    def _score(self, returns: Sequence[float]) -> float | None:
+        return None if self.reference is None else normalized_score(float(np.mean(returns)), self.reference)
+
+    def _run(self, player: Player) -> Evaluation:
         while len(self._envs) < self.episodes:
             self._envs.append(make_env(self.env_id, self.observation_dim, self.layout))
-        observations = np.stack([env.reset(seed=self.seed + i)[0] for i, env in enumerate(self._envs)])
+        observations = np.stack([env.reset(seed=seed)[0] for seed, env in zip(self.seeds, self._envs, strict=True)])
         returns, lengths = np.zeros(self.episodes), np.zeros(self.episodes, dtype=int)
         running = list(range(self.episodes))
+        player.reset(self.episodes)
         while running:
-            actions = act(observations[running])
-            still = []
-            for env_index, action in zip(running, actions, strict=True):
+            actions = player.act(observations[running], running)
+            rewards, still = np.zeros(len(running), np.float32), []
+            for i, (env_index, action) in enumerate(zip(running, actions, strict=True)):
                 observation, reward, terminated, truncated, _ = self._envs[env_index].step(action)
                 observations[env_index] = observation
+                rewards[i] = reward
                 returns[env_index] += float(reward)
                 lengths[env_index] += 1
                 if not (terminated or truncated):
                     still.append(env_index)
+            player.observe(rewards, running)
             running = still
-        score = None if self.reference is None else normalized_score(float(returns.mean()), self.reference)
-        return Evaluation(returns.tolist(), lengths.tolist(), score)
+        return Evaluation(returns.tolist(), lengths.tolist(), self._score(returns.tolist()))

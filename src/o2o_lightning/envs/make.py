@@ -71,8 +71,13 @@ class UnitAction(gym.ActionWrapper[Any, FloatArray, FloatArray]):
         self.action_space = spaces.Box(-1.0, 1.0, self.low.shape, np.float32)
 
     def action(self, action: FloatArray) -> FloatArray:
-        native = self.low + (np.clip(action, -1.0, 1.0) + 1.0) * ((self.high - self.low) / 2)
+        native = native_actions(action, self.low, self.high)
         return native.reshape(self._shape).astype(self._dtype, copy=False)
+
+
+def native_actions(actions: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
+    """Maps actions ``[..., A]`` of ``[-1, 1]`` to the simulator's bounds, exactly as they are executed."""
+    return np.asarray(low + (np.clip(actions, -1.0, 1.0) + 1.0) * ((high - low) / 2), np.float32)
 
 
 def unit_actions(actions: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
@@ -82,9 +87,7 @@ def unit_actions(actions: FloatArray, low: FloatArray, high: FloatArray) -> Floa
     return ((actions - low) / (high - low) * 2 - 1).astype(np.float32)
 
 
-def make_env(
-    env_id: str, observation_dim: int | None = None, layout: Sequence[str] = (), **kwargs: Any
-) -> UnitAction:
+def make_env(env_id: str, observation_dim: int | None = None, layout: Sequence[str] = (), **kwargs: Any) -> UnitAction:
     """Makes ``env_id`` with flat float32 observations ``[S]`` and actions in ``[-1, 1]^A``.
 
     Args:
@@ -153,6 +156,11 @@ def _make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
             raise UserError(
                 f"environment {env_id}: Gymnasium cannot make it ({error}). Check --data.env_id; ids of other "
                 "packages take the form `package.module:Env-v0`, and Gymnasium-Robotics needs the extra [robotics]."
+            ) from error
+        except Exception as error:  # whatever the environment's own constructor trips over
+            raise UserError(
+                f"environment {env_id}: making it raised {type(error).__name__}: {error}. Check the versions of its "
+                "packages; O2O_TRACEBACK=1 shows where."
             ) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 FloatArray = NDArray[np.float32]
+
+
+class PolicySpec(Protocol):
+    """What is needed to rebuild a policy of any family before its weights are loaded."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def observation_dim(self) -> int: ...
+
+    @property
+    def action_dim(self) -> int: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -41,10 +56,17 @@ class ActorSpec:
         return ActorSpec(**{**state, "hidden": tuple(state["hidden"])})
 
 
-class Actor(nn.Module):
+class Policy(nn.Module):
     """Base of all policies; ``kind`` names the family in checkpoints and chooses what must be cloned."""
 
     kind: ClassVar[str]
+    spec: PolicySpec
+
+
+class Actor(Policy):
+    """A policy that looks at the present observation only: what every phase but an offline one works on."""
+
+    spec: ActorSpec
 
     def __init__(
         self, observation_dim: int, action_dim: int, hidden: Sequence[int], activation: str = "relu", mean: str = "tanh"
@@ -88,4 +110,12 @@ class StochasticActor(Actor):
 
     def sampled(self, observation: Tensor, noise: Tensor) -> Tensor:
         """Actions ``[B, A]`` as they are executed, made of standard normal ``noise`` ``[B, A]``."""
+        raise NotImplementedError(type(self).__name__)
+
+    def perform(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
+        """:meth:`sampled` on numpy observations ``[S]`` or ``[B, S]``, for stepping environments."""
+        raise NotImplementedError(type(self).__name__)
+
+    def sampled_log_prob(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """Log-density ``[B]`` of what :meth:`sampled` draws, before a Gaussian's clip to the bounds."""
         raise NotImplementedError(type(self).__name__)

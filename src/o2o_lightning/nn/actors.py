@@ -1,17 +1,25 @@
-"""The policy families by name, so that a checkpoint can rebuild its actor."""
+"""The policy families by name, so that a checkpoint can rebuild its policy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
-from o2o_lightning.nn.actor import Actor, ActorSpec
+from o2o_lightning.nn.actor import Actor, ActorSpec, Policy
+from o2o_lightning.nn.decision_transformer import (
+    DecisionTransformer,
+    OnlineDecisionTransformer,
+    SequencePolicy,
+    SequenceSpec,
+)
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 
 FAMILIES: tuple[type[Actor], ...] = (DeterministicActor, GaussianActor, SquashedGaussianActor)
 ACTORS: dict[str, type[Actor]] = {actor.kind: actor for actor in FAMILIES}
+SEQUENCE_FAMILIES: tuple[type[SequencePolicy], ...] = (DecisionTransformer, OnlineDecisionTransformer)
+SEQUENCES: dict[str, type[SequencePolicy]] = {policy.kind: policy for policy in SEQUENCE_FAMILIES}
 
 
 def fresh_actor(kind: str, observation_dim: int, action_dim: int, hidden: Sequence[int] | None = None) -> Actor:
@@ -23,3 +31,10 @@ def fresh_actor(kind: str, observation_dim: int, action_dim: int, hidden: Sequen
 def build_actor(spec: ActorSpec) -> Actor:
     """A fresh actor of the family and sizes that ``spec`` names."""
     return ACTORS[spec.kind](spec.observation_dim, spec.action_dim, spec.hidden, spec.activation, spec.mean)
+
+
+def build_policy(spec: dict[str, Any]) -> Policy:
+    """A fresh policy of the family and sizes that ``spec`` names, whether it has a memory or not."""
+    if spec["kind"] in SEQUENCES:
+        return SEQUENCES[spec["kind"]](SequenceSpec(**spec))
+    return build_actor(ActorSpec.from_dict(spec))

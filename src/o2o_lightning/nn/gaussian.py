@@ -74,10 +74,17 @@ class GaussianActor(StochasticActor):
 
     def sample(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
         """A sampled action, clipped to ±1, for stepping environments: ``[S] → [A]`` or ``[B, S] → [B, A]``."""
+        shape = (*observation.shape[:-1], self.spec.action_dim)
+        return self.perform(observation, generator.standard_normal(shape, dtype=np.float32))
+
+    def perform(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
         mean = self._numpy_mean(observation)
         std = np.exp(np.clip(self.raw_log_std.detach().cpu().numpy(), *self.log_std_bounds))
-        noise = generator.standard_normal(mean.shape, dtype=np.float32)
         return np.asarray(np.clip(mean + std * noise, -1.0, 1.0), np.float32)
+
+    def sampled_log_prob(self, observation: Tensor, noise: Tensor) -> Tensor:
+        mean, log_std = self(observation)
+        return normal_log_prob(mean, log_std, mean + log_std.exp() * noise)
 
     def _numpy_mean(self, observation: FloatArray) -> FloatArray:
         mean = self.body.numpy(observation)

@@ -62,10 +62,10 @@ class MLP(nn.Module):
         act = ACTIVATIONS[self.activation]
         last = len(self.linears) - 1
         for i, linear in enumerate(self._linears()):
-            weight, bias = linear.weight, linear.bias
-            x = F.linear(x, weight.detach(), bias.detach()) if frozen else F.linear(x, weight, bias)
+            weight, bias = (linear.weight.detach(), linear.bias.detach()) if frozen else (linear.weight, linear.bias)
             if i == last:
-                return x
+                return _head(x, weight, bias)
+            x = F.linear(x, weight, bias)
             if self.norms is not None:
                 norm = cast(nn.LayerNorm, self.norms[i])
                 scale, shift = (norm.weight.detach(), norm.bias.detach()) if frozen else (norm.weight, norm.bias)
@@ -100,9 +100,25 @@ class MLP(nn.Module):
         return cast(list[nn.Linear], list(self.linears))
 
 
+def _head(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # eight bits of a Q-value of 300 are steps of two: under autocast, too, the last layer keeps the weights' precision,
+    # and with it every value, log-probability, divergence and loss
+    if not torch.is_autocast_enabled(x.device.type):
+        return F.linear(x, weight, bias)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(weight.dtype), weight, bias)
+
+
 def orthogonal_(module: nn.Module, gain: float = 1.0) -> None:
     """Orthogonal weights and zero biases on every linear layer, as the official code (D26)."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.orthogonal_(part.weight, gain)
             nn.init.zeros_(part.bias)
+
+
+def uniform_(module: nn.Module) -> None:
+    """The framework's own initialisation of every linear layer, uniform in ±1/√fan_in, as CORL's AWAC."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            part.reset_parameters()

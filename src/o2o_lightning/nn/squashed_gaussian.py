@@ -36,9 +36,9 @@ class SquashedGaussian(NamedTuple):
         pre_tanh = self.mean + self.log_std.exp() * noise
         return torch.tanh(pre_tanh), self._log_prob(pre_tanh, noise)
 
-    def log_prob(self, action: Tensor) -> Tensor:
-        """Log-probability of given actions ``[…, B, A] → […, B]``, clipped to ±(1 − 1e-4) first."""
-        pre_tanh = torch.atanh(action.clamp(-ACTION_LIMIT, ACTION_LIMIT))
+    def log_prob(self, action: Tensor, limit: float = ACTION_LIMIT) -> Tensor:
+        """Log-probability of given actions ``[…, B, A] → […, B]``, clipped to ±``limit`` first."""
+        pre_tanh = torch.atanh(action.clamp(-limit, limit))
         return self._log_prob(pre_tanh, (pre_tanh - self.mean) * (-self.log_std).exp())
 
     def mode(self) -> Tensor:
@@ -103,9 +103,15 @@ class SquashedGaussianActor(StochasticActor):
 
     def explore(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
         """Sampled actions at numpy observations ``[S]`` or ``[B, S]``, for stepping environments."""
+        shape = (*observation.shape[:-1], self.spec.action_dim)
+        return self.perform(observation, generator.standard_normal(shape, dtype=np.float32))
+
+    def perform(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
         mean, log_std = self._numpy_moments(observation)
-        noise = generator.standard_normal(mean.shape, dtype=np.float32)
         return np.tanh(mean + np.exp(log_std) * noise)
+
+    def sampled_log_prob(self, observation: Tensor, noise: Tensor) -> Tensor:
+        return self.distribution(observation).sample(noise)[1]
 
     def _numpy_moments(self, observation: FloatArray) -> tuple[FloatArray, FloatArray]:
         out = self.body.numpy(observation)

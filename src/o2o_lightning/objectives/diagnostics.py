@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -29,3 +31,26 @@ def anchor_agreement(q_anchor: Tensor, q_perturbed: Tensor) -> Alignment:
         gap_max=(q_anchor - highest).mean(),
         gap_mean=(q_anchor - q_perturbed.mean(0)).mean(),
     )
+
+
+def relative_drift(value: Tensor, reference: Tensor) -> Tensor:
+    r"""Mean absolute difference in units of the reference, :math:`E|v - v_0| / E|v_0|`; both ``[B]``, a scalar."""
+    return (value - reference).abs().mean() / reference.abs().mean().clamp(min=1e-8)
+
+
+def bellman_residual(q: Tensor, target: Tensor) -> Tensor:
+    r"""Root mean square of :math:`y - Q(s, a)` in units of the mean :math:`|Q|`; both ``[B]``, a scalar."""
+    return (target - q).square().mean().sqrt() / q.abs().mean().clamp(min=1e-8)
+
+
+def relative_change(curve: Sequence[float], window: int, floor: float) -> float:
+    """How far the mean of the last ``window`` values lies from that of the ``window`` before, in units of the former.
+
+    Infinite for a curve shorter than both windows. ``floor`` is the least unit: a ratio near zero has settled when it
+    moves little, although that little may be half of it.
+    """
+    if len(curve) < 2 * window:
+        return math.inf
+    recent = sum(curve[-window:]) / window
+    before = sum(curve[-2 * window : -window]) / window
+    return abs(recent - before) / max(abs(recent), floor)

@@ -67,9 +67,10 @@ def combined_advantage(advantage: Tensor, auxiliary: Tensor, weight: float, pair
     return (advantage.unsqueeze(-1) if pairwise else advantage) + weight * auxiliary
 
 
-def normalized_advantage(advantage: Tensor) -> Tensor:
-    """Zero mean and unit deviation over the whole rollout, whatever the shape."""
-    return (advantage - advantage.mean()) / (advantage.std() + 1e-5)
+def normalized_advantage(advantage: Tensor, whole: Tensor | None = None) -> Tensor:
+    """Zero mean and unit deviation over the ``whole`` rollout, of which ``advantage`` may be a part; any shape."""
+    whole = advantage if whole is None else whole
+    return (advantage - whole.mean()) / (whole.std() + 1e-5)
 
 
 def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:

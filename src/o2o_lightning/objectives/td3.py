@@ -18,10 +18,12 @@ def policy_loss(q: Tensor) -> Tensor:
     return -q.mean()
 
 
-def normalized_policy_loss(q: Tensor) -> Tensor:
+def normalized_policy_loss(q: Tensor, scale: Tensor | None = None) -> Tensor:
     r""":math:`-\mathrm{mean}\,Q_1 / \mathrm{mean}|Q_1|`, the scale held constant. ``q [B]`` to a scalar.
+
+    Args: ``scale`` :math:`\mathrm{mean}|Q_1|` where ``q`` is but a part of the batch, a scalar.
 
     The paper prints no normalisation (Eq. 45), but its start value λ = 1 and a threshold in action units only
     make sense with it, and the official code has it (D9).
     """
-    return -q.mean() / q.detach().abs().mean()
+    return -q.mean() / (q.detach().abs().mean() if scale is None else scale)

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from o2o_lightning.agents.base import Agent
+from o2o_lightning.agents.sequence import SequenceAgent
 from o2o_lightning.callbacks.evaluation import EvaluationLoop
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions, read_handover
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.normalize import Normalizer
-from o2o_lightning.envs.evaluate import Evaluation
-from o2o_lightning.errors import at_least
-from o2o_lightning.nn.actor import Actor, FloatArray
+from o2o_lightning.envs.evaluate import Evaluation, Player
+from o2o_lightning.errors import UserError, at_least
+from o2o_lightning.nn.actor import Policy
 from o2o_lightning.phases.adam import Adam
 from o2o_lightning.phases.handed import carry_moments, clip_gradients
+from o2o_lightning.phases.hardware import backward, check_hardware
 from o2o_lightning.phases.health import ChunkRecord
 from o2o_lightning.phases.steps import SteppingModule
+from o2o_lightning.policies.history import player_of
+from o2o_lightning.ranks import Ranks
 
 
 class Loss(NamedTuple):
@@ -54,8 +58,10 @@ class Phase(SteppingModule):
     adam_eps: ClassVar[float] = 1e-8
     carries_moments: ClassVar[bool] = True
     actor_kind: ClassVar[str | None] = None  # family of policy that the phase works on or makes; None for any
+    makes_critic: ClassVar[bool] = False  # an action-value critic, which it hands on
+    needs_critic: ClassVar[bool] = False  # of the checkpoint that it starts from
 
-    agent: Agent
+    agent: Agent | SequenceAgent
     normalizer: Normalizer
 
     def __init__(self, init_from: str | None = None, compile: bool = False) -> None:
@@ -71,6 +77,7 @@ class Phase(SteppingModule):
         self.config: dict[str, Any] = {}
         self.display: dict[str, float] = {}
         self.source: Handover | None = None
+        self.ranks = Ranks()
 
     # ---- what a phase says ---------------------------------------------------------------------------------------
 
@@ -79,7 +86,7 @@ class Phase(SteppingModule):
         """:attr:`actor_kind`, where it does not depend on the constructor's ``arguments``."""
         return cls.actor_kind
 
-    def build(self, source: Handover | None) -> Agent:
+    def build(self, source: Handover | None) -> Agent | SequenceAgent:
         """The agent: networks taken from ``source`` and networks made anew."""
         raise NotImplementedError(f"{type(self).__name__}.build")
 
@@ -99,12 +106,16 @@ class Phase(SteppingModule):
         """Largest gradient norm of a group of :meth:`learners`, for those that are clipped."""
         return {}
 
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimizer of all groups of :meth:`learners`."""
+        return Adam(groups, self.adam_eps)
+
     def transition_cache(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """What depends only on frozen networks and the dataset: computed once a transition before the phase."""
         return {}
 
-    def policy(self) -> Actor:
-        """The actor that evaluations and exports use."""
+    def policy(self) -> Policy:
+        """The policy that evaluations and exports use."""
         return self.agent.actor
 
     # ---- Lightning -----------------------------------------------------------------------------------------------
@@ -134,10 +145,23 @@ class Phase(SteppingModule):
         """How much of :attr:`clock` passes between evaluations; 0 for only at the end."""
         return self.data.eval_every_updates
 
+    @property
+    def waits_for_scores(self) -> bool:
+        """Whether training depends on each evaluation's result, so that none can be left to the background."""
+        return False
+
+    @property
+    def cadence(self) -> int:
+        """Gradient updates between two moments, beside evaluations, that a chunk must end at; 0 for none."""
+        return 0
+
     def setup(self, stage: str) -> None:
         if hasattr(self, "agent"):
             return
-        data = self.data
+        check_hardware(self.trainer)
+        data, self.ranks = self.data, Ranks.of(self.trainer)
+        if self.compiles and self.ranks.count > 1:
+            raise UserError("--model.compile true: it takes one process. Leave it out, or pass --trainer.devices 1.")
         if self.init_from is not None:
             self.source = read_handover(self.init_from, self.accepts, f"--phase {self.phase}")
             self.normalizer = self.source.build_normalizer()
@@ -158,7 +182,7 @@ class Phase(SteppingModule):
             prefix = next(key for key, module in [*self.named_modules(), *self.named_parameters()] if module is part)
             named = [(prefix, part)] if isinstance(part, nn.Parameter) else list(part.named_parameters(prefix))
             groups.append({"params": named, "lr": rate, "name": name})
-        optimizer = Adam(groups, self.adam_eps)
+        optimizer = self.optimizer(groups)
         if self.carries_moments and self.source is not None and self.source.phase in ("reevaluate", "align"):
             carry_moments(optimizer, self.source)
         return optimizer
@@ -167,19 +191,16 @@ class Phase(SteppingModule):
         return [EvaluationLoop()]
 
     def training_step(self, chunk: Iterable[TensorDictBase], batch_idx: int) -> None:
-        record = ChunkRecord()
-        try:
-            self._train_chunk(chunk, record)
-        except Exception:
-            record.check(self.phase)  # a NaN that reached the environment is the cause, not the environment
-            raise
-        record.check(self.phase)
+        self._record = ChunkRecord(self.phase, self.ranks.rank)
+        self._train_chunk(chunk)
+        self._record.check()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         critic, value = getattr(self.agent, "critic", None), getattr(self.agent, "value", None)
         checkpoint[KEY] = Handover(
             phase=self.phase,
             algorithm=self.method,
+            origin=self.method if self.source is None else self.source.origin,
             actor=self.policy().spec.to_dict(),
             critic=critic.spec.to_dict() if critic is not None else None,
             value=value.spec.to_dict() if value is not None else None,
@@ -207,6 +228,10 @@ class Phase(SteppingModule):
 
     # ---- for subclasses and callbacks ----------------------------------------------------------------------------
 
+    def mean_magnitude(self, q: Tensor) -> Tensor:
+        """Mean of ``|q|`` over the batches of all processes, a constant."""
+        return self.ranks.mean(q.detach().abs().mean())
+
     def facts(self) -> dict[str, Any]:
         """What ``summary.json`` says of this phase beyond what it says of all."""
         return {}
@@ -224,61 +249,74 @@ class Phase(SteppingModule):
         """What the progress line shows besides clock, scores and speed."""
         return []
 
-    def log_now(self, metrics: dict[str, float]) -> None:
-        """One row to every logger, on the phase's own clock; both clocks are columns."""
-        row = {"updates": self.updates, **({"env_steps": self.env_steps} if self.env_steps else {}), **metrics}
+    def log_now(self, metrics: dict[str, float], moment: tuple[int, int] | None = None) -> None:
+        """One row to every logger, on the phase's own clock; both clocks, of now or of ``moment``, are columns."""
+        updates, env_steps = moment or (self.updates, self.env_steps)
+        row = {"updates": updates, **({"env_steps": env_steps} if env_steps else {}), **metrics}
         self.display.update(metrics)
         for logger in self.trainer.loggers:
-            logger.log_metrics(row, step=self.clock)
+            logger.log_metrics(row, step=env_steps if self.clock_name == "env_steps" else updates)
 
-    def evaluate(self, actor: Actor | None = None) -> Evaluation:
-        """Evaluates ``actor`` (default: the policy) off the training environment; its steps are counted as a cost."""
-        normalizer, policy = self.normalizer, actor or self.policy()
-        return self.evaluate_function(lambda observation: policy.act(normalizer.numpy(observation)))
+    def evaluate(self, policy: Policy | None = None) -> Evaluation:
+        """Evaluates ``policy`` (default: the phase's) off the training environment; its steps are counted as a cost."""
+        return self.evaluate_player(player_of(policy or self.policy(), self.normalizer))
 
-    def evaluate_function(self, act: Callable[[FloatArray], FloatArray]) -> Evaluation:
-        """As :meth:`evaluate`, of anything that maps raw observations ``[B, S]`` to actions ``[B, A]``."""
-        result = self.data.evaluate(act)
+    def evaluate_player(self, player: Player) -> Evaluation:
+        """As :meth:`evaluate`, of anything that can play episodes."""
+        result = self.data.evaluate(player)
         self.eval_env_steps += result.env_steps
         return result
 
+    def before_evaluation(self) -> None:
+        """What a phase measures of its networks whenever its policy is evaluated."""
+
     def run_evaluation(self) -> Evaluation:
-        """Evaluates the policy, keeps the point of the curve, logs it, and tells the callbacks."""
+        """Evaluates the policy now."""
+        self.before_evaluation()
         result = self.evaluate()
-        self.curve.append([self.clock, result.return_mean, result.score])
-        row = {"eval_env_steps": float(self.eval_env_steps), "return_mean": result.return_mean}
-        self.log_now(row if result.score is None else {**row, "score": result.score})
-        self.trainer.callback_metrics["score"] = torch.tensor(result.value)
-        self.tell("on_evaluation", result)
+        self.record_evaluation(result, (self.updates, self.env_steps))
         return result
 
+    def record_evaluation(self, result: Evaluation, moment: tuple[int, int]) -> None:
+        """Keeps the point of the curve at ``moment`` (updates, environment steps), logs it, and tells the callbacks."""
+        clock = moment[self.clock_name == "env_steps"]
+        self.curve.append([clock, result.return_mean, result.score])
+        row = {"eval_env_steps": float(self.eval_env_steps), "return_mean": result.return_mean}
+        self.log_now(row if result.score is None else {**row, "score": result.score}, moment)
+        self.trainer.callback_metrics["score"] = torch.tensor(result.value)
+        self.tell("on_evaluation", result)
+
     def tell(self, hook: str, *args: Any) -> None:
-        """Calls one of the hooks of :class:`o2o_lightning.callbacks.hooks.PhaseCallback`."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        """Calls one of the hooks of :class:`o2o_lightning.callbacks.hooks.PhaseCallback`; bars show what it brought."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        for callback in sorted(callbacks, key=lambda callback: isinstance(callback, ProgressBar)):
             if isinstance(callback, PhaseCallback):
                 getattr(callback, hook)(self.trainer, self, *args)
 
     # ---- internals -----------------------------------------------------------------------------------------------
 
-    def _train_chunk(self, chunk: Iterable[TensorDictBase], record: ChunkRecord) -> None:
+    def _train_chunk(self, chunk: Iterable[TensorDictBase]) -> None:
         every = max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
         for batch in chunk:
             due = (self.updates + 1) % every == 0
             metrics: dict[str, Tensor] = {}
             self._set_rates()
             for i, loss in enumerate(self.update(batch)):
-                record.add(self.updates, batch, loss.value, loss.metrics)
+                self._record.add(self.updates, batch, loss.value, loss.metrics)
                 self._descend(loss.value, counted=i == 0)
                 if due:
                     metrics.update(loss.metrics)
             self.updates += 1
             if due:
-                self.log_now({name: float(value.detach().float().mean()) for name, value in metrics.items()})
+                row = {name: float(value.detach().float().mean()) for name, value in metrics.items()}
+                self.log_now(self.ranks.mean_row(row))
 
     def _descend(self, loss: Tensor, counted: bool) -> None:
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad(set_to_none=True)
-        self.manual_backward(loss)
+        backward(self, loss)
+        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        self._record.admit(self.ranks.average_gradients(parameters, loss), optimizer.optimizer)
         clip_gradients(optimizer.optimizer, self.gradient_limits(), self.trainer.precision_plugin)
         if counted:
             optimizer.step()

@@ -23,8 +23,9 @@ from o2o_lightning.nn.targets import frozen_copy, hard_update
 from o2o_lightning.objectives.cloning import cloning_loss, entropy_temperature_loss, imitation_loss
 from o2o_lightning.phases.base import Loss, Phase
 from o2o_lightning.policies.black_box import black_box
+from o2o_lightning.policies.history import teacher_of
 from o2o_lightning.policies.read import recognise
-from o2o_lightning.policies.teacher import ActorTeacher, Teacher
+from o2o_lightning.policies.teacher import Teacher
 
 Family = Literal["deterministic", "squashed_gaussian", "gaussian"]
 CRITICS = ("critic", "target_critic")
@@ -36,7 +37,8 @@ class ClonePolicy(Phase):
     """Imitates a policy on a dataset's states: Eq. 52 into a Gaussian family, mean square into a deterministic one.
 
     Learns: the student. Frozen: the teacher, and its critics, which are only handed on.
-    Hands on: the student, which is π_off of the later phases.
+    Hands on: the student, which is π_off of the later phases. A teacher that acts on histories sees each state behind
+    its own episode's, and is asked for its evaluation return.
 
     The student is judged every ``check_every`` updates on the states of held-out episodes: a deterministic one by the
     root mean square distance to the teacher's actions, a Gaussian one by its log-likelihood once its entropy has met
@@ -119,7 +121,7 @@ class ClonePolicy(Phase):
             format = recognise(self.teacher_spec)[0] if self.teacher_format == "auto" else self.teacher_format
             self.teacher = black_box(self.teacher_spec, format, self.data.sizes(), self.data.env)
             return CloneAgent(actor, None, None, None)
-        self.teacher = ActorTeacher(source.build_actor(), self.normalizer)
+        self.teacher = teacher_of(source.build_policy(), self.normalizer)
         critic, target = (source.build_critic(name) if source.has(name) else None for name in CRITICS)
         return CloneAgent(actor, critic, target, source.build_value())
 
@@ -133,8 +135,7 @@ class ClonePolicy(Phase):
         data = self.states
         assert data.store is not None
         raw = data.store.leaves["observation"]
-        labels = [torch.from_numpy(self.teacher.act(raw[block].numpy())) for block in data.blocks()]
-        data.store.attach("teacher_action", torch.cat(labels))
+        data.store.attach("teacher_action", self.teacher.label(data.store, self.device))
         rows = data.held_out_rows
         if len(rows) > HELD_OUT_STATES:
             rows = rows[:: len(rows) // HELD_OUT_STATES][:HELD_OUT_STATES]
@@ -182,7 +183,7 @@ class ClonePolicy(Phase):
     def run_evaluation(self) -> Evaluation:
         """The student's score and, from the same start states, its teacher's."""
         result = super().run_evaluation()
-        before = self.evaluate_function(self.teacher.act)
+        before = self.evaluate_player(self.teacher.player())
         self.scores |= {"offline": result.score, "teacher": before.score}
         self.returns |= {"offline": result.return_mean, "teacher": before.return_mean}
         return result
@@ -216,7 +217,7 @@ class ClonePolicy(Phase):
         return mode if sampled is None else sampled
 
     def _check(self) -> None:
-        found = self._judge()
+        found = self.ranks.all(self._judge())[0]  # all processes must stop alike, to the last bit
         self.log_now({f"held_out_{name}": value for name, value in found.items()})
         if found.get("entropy", math.inf) < self.target_entropy * (1.0 + ENTROPY_SLACK):
             return

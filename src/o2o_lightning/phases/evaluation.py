@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from o2o_lightning.checkpoint.handover import PHASES, read_handover
 from o2o_lightning.envs.evaluate import Evaluation
 from o2o_lightning.errors import UserError
-from o2o_lightning.nn.actor import Actor
+from o2o_lightning.nn.actor import Policy
 from o2o_lightning.phases.base import Phase
+from o2o_lightning.policies.history import teacher_of
 
 
 class EvaluatePolicy(Phase):
@@ -43,9 +43,13 @@ class EvaluatePolicy(Phase):
                 f"checkpoint {self.source.path}: it holds no reference policy; only the online phase keeps one. "
                 "Pass --model.policy actor, or a checkpoint of the online phase."
             )
-        self.actor = self.source.build_actor("offline_actor" if self.which == "offline" else self.which)
+        self.actor = self.source.build_policy("offline_actor" if self.which == "offline" else self.which)
+        if stage == "predict" and self.data.store is not None:
+            # all at once: a sequence policy needs each observation's own episode
+            labels = teacher_of(self.actor, self.normalizer).label(self.data.store, self.trainer.strategy.root_device)
+            self.data.store.attach("policy_action", labels)
 
-    def policy(self) -> Actor:
+    def policy(self) -> Policy:
         return self.actor
 
     def configure_callbacks(self) -> list[Any]:
@@ -57,10 +61,9 @@ class EvaluatePolicy(Phase):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self._report()
 
-    @torch.no_grad()
     def predict_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
         """Actions ``[B, A]`` in ``[-1, 1]`` at the dataset's observations."""
-        return self.actor.mode(self.normalizer.to(self.device)(batch["observation"].to(self.device))).cpu()
+        return batch["policy_action"]  # type: ignore[no-any-return]
 
     def _report(self) -> None:
         self.result = self.evaluate()

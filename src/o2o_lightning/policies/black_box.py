@@ -146,14 +146,18 @@ def _torchscript(spec: str) -> Function:
 
 def load_torch_export(spec: str) -> Function:
     """The function of a ``torch.export`` file."""
+    return _module(load_program(spec))
+
+
+def load_program(spec: str) -> Any:
+    """The module of a ``torch.export`` file, read without unpickling objects."""
     content = read_limited(Path(spec), MAX_BYTES)
     _check_program(spec, content)
     try:
         with _weights_only():  # torch.export would else fall back to executing pickles
-            module = torch.export.load(io.BytesIO(content)).module()
+            return torch.export.load(io.BytesIO(content)).module()
     except Exception as error:
         raise UserError(f"policy {spec}: it is no torch.export file that can be read ({_line(error)}).") from error
-    return _module(module)
 
 
 def _check_program(spec: str, content: bytes) -> None:

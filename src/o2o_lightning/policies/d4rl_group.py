@@ -1,4 +1,4 @@
-"""The policy that D4RL stores inside a dataset file: the group ``metadata/policy``."""
+"""The policy that D4RL stores inside a dataset file, the group ``metadata/policy``: read, and made."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ import torch
 from o2o_lightning.data.hdf5 import open_hdf5
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.errors import UserError
+from o2o_lightning.nn.actor import Actor
+from o2o_lightning.nn.gaussian import GaussianActor
+from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 from o2o_lightning.policies.source import MAX_BYTES, Array, ImportedPolicy, Linear
 
 GROUP = "metadata/policy"
+DISTRIBUTIONS = {"squashed_gaussian": "tanh_gaussian", "gaussian": "gaussian", "deterministic": "deterministic"}
 
 
 def read_d4rl(path: Path, time_feature: float | None = None) -> ImportedPolicy:
@@ -42,6 +46,34 @@ def read_d4rl(path: Path, time_feature: float | None = None) -> ImportedPolicy:
     return policy
 
 
+def policy_group(actor: Actor, normalizer: Normalizer) -> dict[str, Any]:
+    """``actor``, which acts in ``[-1, 1]``, as the arrays and texts of the group, by name.
+
+    D4RL's own files know neither a deterministic policy nor a Gaussian whose mean goes through a tanh: these are named
+    by ``output_distribution`` and ``mean_output``.
+    """
+    state = {name: value.detach().cpu().numpy() for name, value in actor.state_dict().items()}
+    layers = [f"fc{i}" for i in range(len(actor.spec.hidden))] + ["last_fc"]
+    group: dict[str, Any] = {"nonlinearity": actor.spec.activation, "output_distribution": DISTRIBUTIONS[actor.kind]}
+    for i, layer in enumerate(layers):
+        for part in ("weight", "bias"):
+            group[f"{layer}/{part}"] = state[f"body.linears.{i}.{part}"]
+    if isinstance(actor, SquashedGaussianActor):
+        scale, offset = state["log_std_scale"], state["log_std_offset"]
+        for part, shift in (("weight", np.float32(0.0)), ("bias", offset)):
+            group[f"last_fc/{part}"], raw = np.split(group[f"last_fc/{part}"], 2)
+            group[f"last_fc_log_std/{part}"] = scale * raw + shift
+    elif isinstance(actor, GaussianActor):
+        group["log_std"] = np.clip(state["raw_log_std"], *actor.log_std_bounds)
+        group["mean_output"] = actor.spec.mean
+    scale = normalizer.std + normalizer.eps
+    if normalizer.clip is not None:
+        group["obs_clip"] = np.float64(normalizer.clip)
+    if normalizer.clip is not None or bool((normalizer.mean != 0).any() or (scale != 1).any()):
+        group |= {"obs_mean": normalizer.mean.cpu().numpy(), "obs_std": scale.cpu().numpy()}
+    return group
+
+
 def _perceptron(group: h5py.Group, path: Path, algorithm: str) -> ImportedPolicy:
     count = sum(bool(re.fullmatch(r"fc\d+", name)) for name in group)
     hidden = [_linear(group, f"fc{i}", path) for i in range(count)]
@@ -54,8 +86,10 @@ def _perceptron(group: h5py.Group, path: Path, algorithm: str) -> ImportedPolicy
     if kind == "gaussian":
         log_std = _array(group, "log_std" if "log_std" in group else "last_fc_log_std/bias", path)
         policy = ImportedPolicy(str(path), GROUP, algorithm, "gaussian", hidden, mean, log_std, **common)
-        policy.mean_kind = "linear"
+        policy.mean_kind = "tanh" if _text(group, "mean_output") == "tanh" else "linear"
         return policy
+    if kind == "deterministic":
+        return ImportedPolicy(str(path), GROUP, algorithm, "deterministic", hidden, mean, **common)
     raise UserError(f"policy {path}: its output_distribution is '{kind}'; tanh_gaussian and gaussian are known.")
 
 

@@ -1,8 +1,10 @@
-"""What can be cloned: a policy of ours, or anything that maps observations to actions."""
+"""What can be cloned: a policy of ours, or anything that maps observations to actions.
+
+Sequence policies, which act on more than one observation, have their teacher in :mod:`.history`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -10,18 +12,26 @@ import torch
 from torch import Tensor
 
 from o2o_lightning.data.normalize import Normalizer
+from o2o_lightning.data.raw import blocks
+from o2o_lightning.data.store import TransitionStore
+from o2o_lightning.envs.evaluate import Act, Memoryless, Player
 from o2o_lightning.nn.actor import Actor, FloatArray, StochasticActor
+
+LABEL_BLOCK = 8192  # rows that a policy takes at once
 
 
 class Teacher(Protocol):
-    """A policy on raw observations; actions are in ``[-1, 1]``."""
+    """A policy in raw observations; actions are in ``[-1, 1]``."""
 
     @property
     def kind(self) -> str | None:
         """Its family, None for a black box."""
 
-    def act(self, observation: FloatArray) -> FloatArray:
-        """Deterministic actions ``[B, A]`` at raw observations ``[B, S]``."""
+    def label(self, store: TransitionStore, device: torch.device) -> Tensor:
+        """Deterministic actions ``[N, A]`` at every row of ``store``; networks may use ``device``."""
+
+    def player(self) -> Player:
+        """The same policy, to be evaluated."""
 
     def sampled(self, observation: Tensor, noise: Tensor) -> Tensor | None:
         """Actions ``[B, A]`` as the policy executes them, at *normalised* observations; None without a density."""
@@ -35,7 +45,14 @@ class ActorTeacher:
         self.kind: str | None = actor.kind
 
     def act(self, observation: FloatArray) -> FloatArray:
+        """Deterministic actions ``[B, A]`` at raw observations ``[B, S]``."""
         return self.actor.act(self.normalizer.numpy(observation))
+
+    def label(self, store: TransitionStore, device: torch.device) -> Tensor:
+        return labels_of(self.act, store)
+
+    def player(self) -> Player:
+        return Memoryless(self.act)
 
     @torch.no_grad()
     def sampled(self, observation: Tensor, noise: Tensor) -> Tensor | None:
@@ -49,11 +66,24 @@ class CallableTeacher:
 
     kind: str | None = None
 
-    def __init__(self, function: Callable[[FloatArray], FloatArray]) -> None:
+    def __init__(self, function: Act) -> None:
         self.function = function
 
     def act(self, observation: FloatArray) -> FloatArray:
+        """Deterministic actions ``[B, A]`` at raw observations ``[B, S]``."""
         return np.asarray(self.function(observation), np.float32)
+
+    def label(self, store: TransitionStore, device: torch.device) -> Tensor:
+        return labels_of(self.act, store)
+
+    def player(self) -> Player:
+        return Memoryless(self.act)
 
     def sampled(self, observation: Tensor, noise: Tensor) -> Tensor | None:
         return None
+
+
+def labels_of(act: Act, store: TransitionStore) -> Tensor:
+    """What ``act`` does at every row's raw observation, ``[N, A]``."""
+    raw = store.leaves["observation"]
+    return torch.cat([torch.from_numpy(act(raw[rows].numpy())) for rows in blocks(len(store), LABEL_BLOCK)])

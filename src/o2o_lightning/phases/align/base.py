@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
+from tensordict import TensorDictBase
+from torch import Tensor
 
 from o2o_lightning.agents.base import ActorCritic
 from o2o_lightning.checkpoint.handover import POLICIES
-from o2o_lightning.envs.evaluate import Evaluation
-from o2o_lightning.objectives.diagnostics import Alignment, anchor_agreement
-from o2o_lightning.phases.base import Phase
+from o2o_lightning.objectives.alignment import action_distance
+from o2o_lightning.objectives.diagnostics import Alignment, anchor_agreement, relative_drift
+from o2o_lightning.phases.converging import ConvergingPhase
 
 STATES, PERTURBATIONS, SPREAD = 2048, 32, 0.5
 
 
-class AlignPhase(Phase):
+class AlignPhase(ConvergingPhase):
     """Base of the alignment phases; each evaluation also measures how well critic and π_off agree."""
 
     phase: ClassVar[str] = "align"
     accepts: ClassVar[tuple[str, ...]] = ("reevaluate", *POLICIES)
+    needs_critic: ClassVar[bool] = True
+    # the actor climbs Q all the time: whether its action is worth a little more or less than the anchor's never settles
+    restless: ClassVar[tuple[str, ...]] = ("anchor_share",)
     agent: ActorCritic
 
-    def run_evaluation(self) -> Evaluation:
+    def before_evaluation(self) -> None:
         self.log_now({f"anchor_{name}": float(value) for name, value in self.agreement()._asdict().items()})
-        return super().run_evaluation()
 
     @torch.no_grad()
     def agreement(self) -> Alignment:
@@ -38,8 +43,26 @@ class AlignPhase(Phase):
         batch = self.data.prepare(store.gather(store.sample_rows(STATES, stream)), self.device)
         observation = batch["observation"]
         anchor = self.agent.offline_actor.mode(observation)
+        values = self._around(observation, anchor, PERTURBATIONS, stream)
+        return anchor_agreement(self.agent.critic(observation, anchor).amin(0), values)
+
+    def curves(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        observation, anchor = batch["observation"], batch["anchor"]
+        action = self.agent.actor.mode(observation)
+        q_anchor = self.agent.critic(observation, anchor).amin(0)
+        around = self._around(observation, anchor, 8, torch.Generator().manual_seed(0))
+        others = torch.cat((around, self.agent.critic(observation, action).amin(0, keepdim=True)))
+        return {
+            "anchor_share": anchor_agreement(q_anchor, others).share,
+            "perturbed_share": anchor_agreement(q_anchor, around).share,
+            "anchor_drift": relative_drift(q_anchor, batch["anchor_value"]),
+            "actor_distance": action_distance(action, anchor, math.inf).mean(),
+        }
+
+    def _around(self, observation: Tensor, anchor: Tensor, count: int, stream: torch.Generator) -> Tensor:
+        """Values ``[N, B]`` of ``count`` actions spread around each anchor."""
         values = []
-        for _ in range(PERTURBATIONS):
+        for _ in range(count):
             noise = torch.randn(anchor.shape, generator=stream).to(self.device)
             values.append(self.agent.critic(observation, (anchor + SPREAD * noise).clamp(-1.0, 1.0)).amin(0))
-        return anchor_agreement(self.agent.critic(observation, anchor).amin(0), torch.stack(values))
+        return torch.stack(values)

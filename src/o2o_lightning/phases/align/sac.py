@@ -30,7 +30,7 @@ class AlignSAC(AlignPhase):
         temperature: α, fixed, the re-evaluation's.
         actor_lr, critic_lr: Adam's rates; the critics keep their moments of the re-evaluation (D47).
         log_prob_floor: lower bound of log π_off at explored actions; None for none, as the official code (D13).
-        options: as in :class:`o2o_lightning.phases.base.Phase`.
+        options: as in :class:`o2o_lightning.phases.converging.ConvergingPhase`.
     """
 
     algorithm: ClassVar[str] = "o2sac"

@@ -35,7 +35,7 @@ class AlignTD3(AlignPhase):
         actor_lr, critic_lr: Adam's rates; the critics keep their moments of the re-evaluation (D47).
         curvature: k of Eq. 15.
         policy_noise, noise_clip: σ and c of the perturbed action; σ is also the distance's cap.
-        options: as in :class:`o2o_lightning.phases.base.Phase`.
+        options: as in :class:`o2o_lightning.phases.converging.ConvergingPhase`.
     """
 
     algorithm: ClassVar[str] = "o2td3"

@@ -53,6 +53,7 @@ class CQL(Phase):
     phase: ClassVar[str] = "offline"
     algorithm: ClassVar[str] = "cql"
     actor_kind: ClassVar[str | None] = SquashedGaussianActor.kind
+    makes_critic: ClassVar[bool] = True
     agent: SACAgent
 
     def __init__(

@@ -41,6 +41,7 @@ class IQL(Phase):
     phase: ClassVar[str] = "offline"
     algorithm: ClassVar[str] = "iql"
     pays_back: ClassVar[int | None] = 20_000
+    makes_critic: ClassVar[bool] = True
     agent: IQLAgent
 
     def __init__(

@@ -39,6 +39,7 @@ class TD3BC(Phase):
     algorithm: ClassVar[str] = "td3_bc"
     pays_back: ClassVar[int | None] = 40_000
     actor_kind: ClassVar[str | None] = DeterministicActor.kind
+    makes_critic: ClassVar[bool] = True
     agent: TD3Agent
 
     def __init__(
@@ -92,5 +93,5 @@ class TD3BC(Phase):
     def _policy_loss(self, batch: TensorDictBase) -> Loss:
         action = self.agent.actor(batch["observation"])
         q_policy = self.agent.critic.first(batch["observation"], action, frozen=True)
-        loss = td3_bc_policy_loss(q_policy, action, batch["action"], self.bc_q_weight)
+        loss = td3_bc_policy_loss(q_policy, action, batch["action"], self.bc_q_weight, self.mean_magnitude(q_policy))
         return Loss(loss, {"actor_loss": loss, "q_policy": q_policy})

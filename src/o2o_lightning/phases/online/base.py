@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from o2o_lightning.agents.base import Agent
 from o2o_lightning.callbacks.reference import ReferencePolicy
 from o2o_lightning.callbacks.threshold import ThresholdSchedule
 from o2o_lightning.checkpoint.handover import POLICIES
@@ -30,6 +31,7 @@ class ReferencedPhase(Phase):
     clock_name: ClassVar[str] = "env_steps"
     evaluates_at_start: ClassVar[bool] = True
 
+    agent: Agent
     reference: Actor
     reference_score: Tensor
     start_values: dict[str, float]
@@ -48,6 +50,10 @@ class ReferencedPhase(Phase):
         return self.algorithm if self.follows else self.algorithm.removeprefix("o2")
 
     @property
+    def waits_for_scores(self) -> bool:
+        return self.follows and self.reference_settings.mode == "best"
+
+    @property
     def total(self) -> int:
         return int(cast(Any, self.data).budget)
 
@@ -55,15 +61,16 @@ class ReferencedPhase(Phase):
     def evaluation_period(self) -> int:
         return self.data.eval_every
 
-    def on_env_step(self) -> None:
-        """Advances the environment clock; the data calls it after each step, before the updates that follow."""
-        self.env_steps += 1
-        self.tell("on_env_step")
+    def on_env_step(self, count: int = 1) -> None:
+        """Advances the environment clock, by the steps that all processes have made; the updates come after it."""
+        for _ in range(count):
+            self.env_steps += 1
+            self.tell("on_env_step")
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if not hasattr(self, "reference"):
-            self.reference = frozen_copy(self.policy())
+            self.reference = frozen_copy(self.agent.actor)
 
     def configure_callbacks(self) -> list[Callback]:
         callbacks = super().configure_callbacks()
@@ -99,6 +106,8 @@ class ReferencedPhase(Phase):
 class OnlinePhase(ReferencedPhase):
     """What constrained fine-tuning by a penalty shares across algorithms: the multiplier and the threshold."""
 
+    needs_critic: ClassVar[bool] = True
+
     log_multiplier: nn.Parameter
     threshold: Tensor
 
@@ -114,13 +123,28 @@ class OnlinePhase(ReferencedPhase):
         super().__init__(init_from, constraint, reference, **options)
         self.constraint, self.multiplier, self.threshold_settings = constraint, multiplier, threshold
         self.log_multiplier = nn.Parameter(torch.tensor(math.log(multiplier.start)))
-        self._multiplier_moved = False  # within the current environment step
+        self._multiplier_moved = False  # since the environment was stepped
+        self._new_steps = 1
         # 0-d tensor, not a number: a schedule must not trigger a recompilation.
         self.register_buffer("threshold", torch.tensor(threshold.start))
 
-    def on_env_step(self) -> None:
-        super().on_env_step()
-        self._multiplier_moved = False
+    def on_env_step(self, count: int = 1) -> None:
+        super().on_env_step(count)
+        self._multiplier_moved, self._new_steps = False, count
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether actions are uniform: from scratch, until the first update (A7)."""
+        return self.source is None and self.updates == 0
+
+    def explore(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+        if self.warming_up:
+            return generator.uniform(-1.0, 1.0, self.policy().spec.action_dim).astype(np.float32)
+        return self.noisy_action(observation, generator)
+
+    def noisy_action(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+        """The policy's exploring action ``[A]`` at a normalised observation ``[S]``."""
+        raise NotImplementedError(f"{type(self).__name__}.noisy_action")
 
     @property
     def planned_updates(self) -> int:
@@ -132,7 +156,7 @@ class OnlinePhase(ReferencedPhase):
         if not self.constraint or self._multiplier_moved:
             return False
         every = self.multiplier.every
-        self._multiplier_moved = policy_update if every is None else self.env_steps % every == 0
+        self._multiplier_moved = policy_update if every is None else self.env_steps % every < self._new_steps
         return self._multiplier_moved
 
     def multiplier_loss(self, divergence: Tensor) -> Tensor:

@@ -103,7 +103,8 @@ class OnlinePPO(ReferencedPhase):
 
     def build(self, source: Handover | None) -> PPOAgent:
         sizes = self.data.sizes()
-        self.register_buffer("running_return", torch.zeros(self.rollouts.num_envs, dtype=torch.float64))
+        environments = self.rollouts.num_envs * self.ranks.count
+        self.register_buffer("running_return", torch.zeros(environments, dtype=torch.float64))
         actor = GaussianActor(*sizes, self.hidden) if source is None else cast(GaussianActor, source.build_actor())
         if self.std_cap is not None:
             actor.cap_std(self.std_cap)
@@ -155,7 +156,10 @@ class OnlinePPO(ReferencedPhase):
         ended = terminated | successor["truncated"]
         reward = rollout["reward"]
         if self.reward_scaling == "dynamic":
-            reward, running = agent.reward_scale(reward, ended, self.running_return)
+            # one scale of the rewards of all processes, the same in each
+            everyone, gathered = self.ranks.gather(reward), self.ranks.gather(ended)
+            everyone, running = agent.reward_scale(everyone, gathered, self.running_return)
+            reward = self.ranks.own(everyone)
             self.running_return.copy_(running)
         both = torch.stack((observation, successor["observation"]))
         value, next_value = agent.value(both).to(reward.dtype)  # mixed precision ends where rewards are summed up
@@ -172,7 +176,8 @@ class OnlinePPO(ReferencedPhase):
             "log_std": log_std.expand_as(mean),
         }
         rows["log_prob"] = agent.actor.log_prob(rows["observation"], rows["action"])
-        rows["advantage"] = normalized_advantage(self._advantage(advantage.flatten(), rows))
+        combined = self._advantage(advantage.flatten(), rows)
+        rows["advantage"] = normalized_advantage(combined, self.ranks.gather(combined))
         return TensorDict(rows, [len(mean)])
 
     @torch.no_grad()
@@ -188,7 +193,7 @@ class OnlinePPO(ReferencedPhase):
             "std": new_log_std.exp().mean(),
             "std_max": new_log_std.exp().max(),
         }
-        row = {name: float(value) for name, value in metrics.items()}
+        row = self.ranks.mean_row({name: float(value) for name, value in metrics.items()})
         returns = [i.last_return for i in self.rollouts.interactions if i.last_return is not None]
         if returns:
             row["last_episode_return"] = float(np.mean(returns))
@@ -206,5 +211,6 @@ class OnlinePPO(ReferencedPhase):
             return advantage
         mean, log_std = cast(GaussianActor, self.reference)(rows["observation"])
         terms = log_density_terms(rows["action"], mean, log_std)
-        auxiliary = self.auxiliary.scale * advantage.std() * auxiliary_advantage(terms, self.auxiliary.joint)
+        scale = self.auxiliary.scale * self.ranks.gather(advantage).std()
+        auxiliary = scale * auxiliary_advantage(terms, self.auxiliary.joint)
         return combined_advantage(advantage, auxiliary, self._auxiliary_weight(), self.auxiliary.pairwise)

@@ -104,10 +104,7 @@ class OnlineSAC(OnlinePhase):
     def gradient_limits(self) -> dict[str, float]:
         return {} if self.actor_grad_clip is None else {"actor": self.actor_grad_clip}
 
-    def explore(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
-        if self.source is None and self.updates == 0:  # from scratch, the warm-up is uniform (A7)
-            size = self.agent.actor.spec.action_dim
-            return generator.uniform(-1.0, 1.0, size).astype(np.float32)
+    def noisy_action(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
         return self.agent.actor.explore(observation, generator)
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:

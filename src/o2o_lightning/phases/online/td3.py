@@ -104,7 +104,7 @@ class OnlineTD3(OnlinePhase):
     def gradient_limits(self) -> dict[str, float]:
         return {} if self.actor_grad_clip is None else {"actor": self.actor_grad_clip}
 
-    def explore(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+    def noisy_action(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
         action = self.agent.actor.act(observation)
         noise = generator.standard_normal(action.shape, dtype=np.float32) * self.exploration_noise
         return np.clip(action + noise, -1.0, 1.0)
@@ -134,7 +134,7 @@ class OnlineTD3(OnlinePhase):
             next_value = agent.target_critic(next_observation, next_action).amin(0)
             if self.constraint:
                 divergence = squared_divergence(agent.actor(next_observation), self.reference(next_observation))
-                penalty = divergence.mean(-1) if self.penalty == "state" else divergence.mean()
+                penalty = divergence.mean(-1) if self.penalty == "state" else self.ranks.mean(divergence.mean())
                 next_value = next_value - self.log_multiplier.exp() * penalty
             target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
         q = agent.critic(batch["observation"], action)
@@ -146,7 +146,7 @@ class OnlineTD3(OnlinePhase):
         observation = batch["observation"]
         action = self.agent.actor(observation)
         q = self.agent.critic.first(observation, action, frozen=True)
-        loss = normalized_policy_loss(q) if self.normalize_q else policy_loss(q)
+        loss = normalized_policy_loss(q, self.mean_magnitude(q)) if self.normalize_q else policy_loss(q)
         metrics = {"actor_loss": loss, "q_policy": q}
         if not self.constraint:
             return Loss(loss, metrics)

@@ -13,12 +13,14 @@ from o2o_lightning.agents.ppo import PPOAgent
 from o2o_lightning.checkpoint.handover import POLICIES, Handover
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.values import ValueNet
+from o2o_lightning.objectives.diagnostics import bellman_residual
 from o2o_lightning.objectives.ppo import value_loss
-from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.base import Loss
+from o2o_lightning.phases.converging import ConvergingPhase
 from o2o_lightning.phases.steps import step_function
 
 
-class ReevaluatePPO(Phase):
+class ReevaluatePPO(ConvergingPhase):
     """V fitted to the discounted returns of the dataset.
 
     It approximates the value of the policy that made the data, not of π_off: the auxiliary advantage of the online
@@ -35,7 +37,7 @@ class ReevaluatePPO(Phase):
             by a misspelt key (D22).
         reward_scaling: ``dynamic`` divides rewards by the running deviation of the discounted return.
         hidden: widths of V.
-        options: as in :class:`o2o_lightning.phases.base.Phase`.
+        options: as in :class:`o2o_lightning.phases.converging.ConvergingPhase`.
     """
 
     phase: ClassVar[str] = "reevaluate"
@@ -43,6 +45,7 @@ class ReevaluatePPO(Phase):
     actor_kind: ClassVar[str | None] = GaussianActor.kind
     accepts: ClassVar[tuple[str, ...]] = POLICIES
     evaluates: ClassVar[bool] = False
+    magnitudes: ClassVar[tuple[str, ...]] = ("value",)
     agent: PPOAgent
 
     def __init__(
@@ -69,11 +72,13 @@ class ReevaluatePPO(Phase):
 
     def on_fit_start(self) -> None:
         data = self.data
-        assert data.store is not None
+        if data.store is None:
+            return  # the DataModule refuses in a moment, with a reason
         reward = data.store.leaves["reward"] * data.rewards.scale + data.rewards.shift
         if self.reward_scaling == "dynamic":
             reward = self._scaled(reward, data.store.leaves["next", "terminated"])
         data.store.attach("return_to_go", data.store.returns_to_go(self.discount, self.leak_returns, reward))
+        super().on_fit_start()
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
         yield self._losses(batch)
@@ -83,6 +88,10 @@ class ReevaluatePPO(Phase):
         value = self.agent.value(batch["observation"])
         loss = value_loss(value, batch["return_to_go"])
         return Loss(loss, {"value_loss": loss, "value": value, "return_to_go": batch["return_to_go"]})
+
+    def curves(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        value = self.agent.value(batch["observation"])
+        return {"value": value.abs().mean(), "residual": bellman_residual(value, batch["return_to_go"])}
 
     def _scaled(self, reward: Tensor, terminated: Tensor) -> Tensor:
         # As the official code, a time-out does not restart the running return; halfcheetah never terminates. A fit

@@ -15,12 +15,14 @@ from o2o_lightning.errors import at_least
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
 from o2o_lightning.objectives.bellman import critic_loss, td_target
+from o2o_lightning.objectives.diagnostics import bellman_residual
 from o2o_lightning.objectives.sac import soft_value
-from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.base import Loss
+from o2o_lightning.phases.converging import ConvergingPhase
 from o2o_lightning.phases.steps import step_function
 
 
-class ReevaluateSAC(Phase):
+class ReevaluateSAC(ConvergingPhase):
     """Fitted Q-evaluation of π_off by SAC's target, Eq. 3.
 
     Learns: the critics, from random weights. Frozen: π_off and the temperature.
@@ -33,7 +35,7 @@ class ReevaluateSAC(Phase):
         discount, polyak: γ, and the target critics' rate, applied at every update.
         hidden, layer_norm: widths of the new critics, and LayerNorm before their activations.
         critics: how many; one on AntMaze.
-        options: as in :class:`o2o_lightning.phases.base.Phase`.
+        options: as in :class:`o2o_lightning.phases.converging.ConvergingPhase`.
     """
 
     phase: ClassVar[str] = "reevaluate"
@@ -42,6 +44,8 @@ class ReevaluateSAC(Phase):
     accepts: ClassVar[tuple[str, ...]] = POLICIES
     actor_kind: ClassVar[str | None] = SquashedGaussianActor.kind
     evaluates: ClassVar[bool] = False
+    makes_critic: ClassVar[bool] = True
+    magnitudes: ClassVar[tuple[str, ...]] = ("q",)
     agent: SACAgent
 
     def __init__(
@@ -77,6 +81,16 @@ class ReevaluateSAC(Phase):
     def transition_cache(self, batch: TensorDictBase) -> dict[str, Tensor]:
         policy = self.agent.offline_actor.distribution(batch["next", "observation"])
         return {"next_offline_mean": policy.mean, "next_offline_log_std": policy.log_std}
+
+    def curves(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        policy = SquashedGaussian(batch["next_offline_mean"], batch["next_offline_log_std"])
+        noise = torch.randn(policy.mean.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        next_action, log_prob = policy.sample(noise)  # the same at every measurement
+        next_q = self.agent.critic(batch["next", "observation"], next_action)
+        next_value = soft_value(next_q, log_prob, self.agent.log_alpha.exp())
+        target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
+        q = self.agent.critic(batch["observation"], batch["action"]).mean(0)
+        return {"q": q.abs().mean(), "residual": bellman_residual(q, target)}
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
         yield self._losses(batch, self.normal_like(batch["action"]))

@@ -14,12 +14,14 @@ from o2o_lightning.checkpoint.handover import POLICIES, Handover
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.objectives.bellman import critic_loss, td_target
+from o2o_lightning.objectives.diagnostics import bellman_residual
 from o2o_lightning.objectives.td3 import smoothed_action
-from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.base import Loss
+from o2o_lightning.phases.converging import ConvergingPhase
 from o2o_lightning.phases.steps import step_function
 
 
-class ReevaluateTD3(Phase):
+class ReevaluateTD3(ConvergingPhase):
     """Fitted Q-evaluation of π_off by TD3's target, Eq. 6.
 
     Learns: the critics, from random weights. Frozen: π_off, which is also the target actor.
@@ -31,7 +33,7 @@ class ReevaluateTD3(Phase):
         discount, polyak: γ, and the target critics' rate, applied at every update.
         policy_noise, noise_clip: σ and c of target-policy smoothing.
         hidden, layer_norm: widths of the new critics, and LayerNorm before their activations (off on AntMaze, D12).
-        options: as in :class:`o2o_lightning.phases.base.Phase`.
+        options: as in :class:`o2o_lightning.phases.converging.ConvergingPhase`.
     """
 
     phase: ClassVar[str] = "reevaluate"
@@ -40,6 +42,8 @@ class ReevaluateTD3(Phase):
     actor_kind: ClassVar[str | None] = DeterministicActor.kind
     accepts: ClassVar[tuple[str, ...]] = POLICIES
     evaluates: ClassVar[bool] = False
+    makes_critic: ClassVar[bool] = True
+    magnitudes: ClassVar[tuple[str, ...]] = ("q",)
     agent: TD3Agent
 
     def __init__(
@@ -69,6 +73,12 @@ class ReevaluateTD3(Phase):
 
     def transition_cache(self, batch: TensorDictBase) -> dict[str, Tensor]:
         return {"next_offline_action": self.agent.offline_actor.mode(batch["next", "observation"])}
+
+    def curves(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        next_value = self.agent.critic(batch["next", "observation"], batch["next_offline_action"]).amin(0)
+        target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
+        q = self.agent.critic(batch["observation"], batch["action"]).mean(0)
+        return {"q": q.abs().mean(), "residual": bellman_residual(q, target)}
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
         yield self._losses(batch, self.normal_like(batch["action"]))

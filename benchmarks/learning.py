@@ -1,0 +1,183 @@
+"""Learning curves over datasets and seeds: each method beside naive fine-tuning and the ablations.
+
+    python benchmarks/learning.py run   --out learning --datasets a.hdf5 b.hdf5 --seeds 0 1 2 --arms o2td3 direct_td3
+    python benchmarks/learning.py table --out learning
+
+A job is one `o2o fit --phase ...`; arms share the jobs that they start from. A finished job is not run again, and one
+that was cut off goes on (`o2o resume`), so the same command continues a study that died.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+EARLY = (2000, 6000)  # environment steps within which a hand-off collapses, if it does
+
+
+@dataclass(frozen=True)
+class Job:
+    """One phase: what is typed after ``o2o fit``, and the job whose checkpoint it starts from."""
+
+    arguments: tuple[str, ...]
+    parent: str | None = None
+
+    @property
+    def phase(self) -> str:
+        return self.arguments[self.arguments.index("--phase") + 1]
+
+
+def job(phase: str, *arguments: str, parent: str | None = None) -> Job:
+    """A phase with its options."""
+    return Job(("--phase", phase, *arguments), parent)
+
+
+# The ablations: `reevaluated_*` fine-tunes with the re-evaluated critic, `aligned_*` with the aligned one, both without
+# the constraint. Squashed-Gaussian policies are clones of the same TD3+BC policy that TD3 starts from.
+JOBS = {
+    "td3_bc": job("offline", "offline=td3_bc"),
+    "reevaluate_td3": job("reevaluate", "online=o2td3", parent="td3_bc"),
+    "align_td3": job("align", "online=o2td3", parent="reevaluate_td3"),
+    "o2td3": job("online", "online=o2td3", parent="align_td3"),
+    "direct_td3": job("online", "online=td3", parent="td3_bc"),
+    "reevaluated_td3": job("online", "online=td3", parent="reevaluate_td3"),
+    "aligned_td3": job("online", "online=o2td3", "experiment=no_constraint", parent="align_td3"),
+    "clone": job("clone", "online=o2sac", "offline=td3_bc", parent="td3_bc"),
+    "reevaluate_sac": job("reevaluate", "online=o2sac", parent="clone"),
+    "align_sac": job("align", "online=o2sac", parent="reevaluate_sac"),
+    "o2sac": job("online", "online=o2sac", parent="align_sac"),
+    "direct_sac": job("online", "online=sac", parent="clone"),
+    "reevaluated_sac": job("online", "online=sac", parent="reevaluate_sac"),
+    "aligned_sac": job("online", "online=o2sac", "experiment=no_constraint", parent="align_sac"),
+    "iql": job("offline", "offline=iql", "online=o2ppo"),
+    "reevaluate_ppo": job("reevaluate", "online=o2ppo", parent="iql"),
+    "o2ppo": job("online", "online=o2ppo", parent="reevaluate_ppo"),
+    "direct_ppo": job("online", "online=ppo", parent="iql"),
+}
+ARMS = [name for name, found in JOBS.items() if found.phase == "online"]
+
+
+def main() -> int:
+    """Runs one of the two commands."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run")
+    run.add_argument("--out", type=Path, required=True)
+    run.add_argument("--datasets", nargs="+", required=True, help="files, or names such as embedded:hopper-medium")
+    run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    run.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    run.add_argument("--steps", nargs="+", default=[], metavar="PHASE=N", help="as steps.PHASE=N of `o2o fit`")
+    run.add_argument("--workers", type=int, default=1, help="jobs at once; each takes one core")
+    run.set_defaults(command=_run)
+    table = commands.add_parser("table")
+    table.add_argument("--out", type=Path, required=True)
+    table.set_defaults(command=_table)
+    arguments = parser.parse_args()
+    command: Any = arguments.command
+    return int(command(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    steps = [f"steps.{step}" for step in arguments.steps]
+    chains = [
+        (arguments.out / Path(dataset.split(":")[-1]).stem / f"seed{seed}", dataset, seed)
+        for seed in arguments.seeds
+        for dataset in arguments.datasets
+    ]
+
+    def one(chain: tuple[Path, str, int]) -> list[str]:
+        directory, dataset, seed = chain
+        failed: list[str] = []
+        for name in _ordered(arguments.arms):
+            if JOBS[name].parent in failed or not _finish(directory, name, dataset, seed, steps):
+                failed.append(name)
+        return [f"{directory / name}" for name in failed]
+
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        failed = [path for paths in pool.map(one, chains) for path in paths]
+    for path in failed:
+        print(f"failed: {path}.log says why", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _ordered(arms: Sequence[str]) -> Iterator[str]:
+    """The jobs that the arms need, each after the one that it starts from."""
+    needed: set[str | None] = set()
+    for arm in arms:
+        name: str | None = arm
+        while name is not None:
+            needed.add(name)
+            name = JOBS[name].parent
+    return (name for name in JOBS if name in needed)
+
+
+def _finish(directory: Path, name: str, dataset: str, seed: int, steps: list[str]) -> bool:
+    """Runs a job, or what is left of it; true when its summary is there."""
+    found, run_dir = JOBS[name], directory / name
+    summary = run_dir / found.phase / "summary.json"
+    if summary.exists():
+        return True
+    command = ["fit", *found.arguments, *steps, "--data.dataset", dataset, "--seed_everything", str(seed)]
+    if found.parent is not None:
+        start = directory / found.parent / JOBS[found.parent].phase / "checkpoints" / "last.ckpt"
+        command += ["--model.init_from", str(start)]
+    command += ["--run_dir", str(run_dir)]
+    if run_dir.exists() and any(run_dir.rglob("*.ckpt")):
+        command = ["resume", str(run_dir)]
+    elif run_dir.exists():
+        shutil.rmtree(run_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # bit-equal results on any number of cores
+    with (directory / f"{name}.log").open("ab") as log:
+        subprocess.run(
+            [sys.executable, "-m", "o2o_lightning.cli.main", *command],
+            stdout=log, stderr=subprocess.STDOUT, env=environment, check=False,
+        )  # fmt: skip
+    print(f"{run_dir}: {'done' if summary.exists() else 'failed'}", flush=True)
+    return summary.exists()
+
+
+def _table(arguments: argparse.Namespace) -> int:
+    print("| dataset | arm | seeds | π_off | π_on | lowest at 2k–6k | final | best |")
+    print("|---|---|---|---|---|---|---|---|")
+    for dataset in sorted(path for path in arguments.out.iterdir() if path.is_dir()):
+        for arm in ARMS:
+            files = sorted(dataset.glob(f"seed*/{arm}/online/summary.json"))
+            scores = [json.loads(file.read_text())["score"] for file in files]
+            if not scores:
+                continue
+            cells = [_cell([score.get("offline") for score in scores])]
+            cells.append("–" if arm.startswith("direct") else _cell([score.get("aligned") for score in scores]))
+            cells += [_cell([lowest(score) for score in scores], each=True)]
+            cells += [_cell([score[name] for score in scores]) for name in ("final", "best")]
+            print(f"| {dataset.name} | {arm} | {len(scores)} | " + " | ".join(cells) + " |")
+    return 0
+
+
+def lowest(score: dict[str, Any]) -> float:
+    """The lowest evaluation while a hand-off shows whether it holds; raw return where there is no score."""
+    early = [ret if value is None else value for step, ret, value in score["curve"] if EARLY[0] <= step <= EARLY[1]]
+    return min(map(float, early), default=float("nan"))
+
+
+def _cell(values: Sequence[float | None], *, each: bool = False) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "–"
+    if each:
+        return ", ".join(f"{value:.1f}" for value in known)
+    return f"{mean(known):.1f}" + (f" ± {stdev(known):.1f}" if len(known) > 1 else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

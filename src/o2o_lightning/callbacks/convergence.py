@@ -1,0 +1,66 @@
+"""When a phase's measured curves have settled, and the end of the phase if it asked for that."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+
+from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.objectives.diagnostics import relative_change
+
+if TYPE_CHECKING:
+    from o2o_lightning.phases.settings import Convergence
+
+FLOOR, TINY = 0.25, 1e-8  # least units of ratios and of magnitudes
+
+
+class ConvergenceWatch(PhaseCallback):
+    """Measures a :class:`~o2o_lightning.phases.converging.ConvergingPhase` at a cadence, and judges its curves.
+
+    A plateau is a change below the tolerance of every curve from one window of measurements to the next, ``patience``
+    times one after the other and not before ``least`` updates. What is measured never changes what is learned.
+
+    Args:
+        settings: the rule.
+        stops: end the phase at its plateau.
+    """
+
+    def __init__(self, settings: Convergence, stops: bool) -> None:
+        self.settings, self.stops = settings, stops
+        self.curves: dict[str, list[float]] = {}
+        self.change = float("inf")
+        self.calm = 0
+        self.settled_at: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"curves": self.curves, "change": self.change, "calm": self.calm, "settled_at": self.settled_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.curves, self.change = state_dict["curves"], state_dict["change"]
+        self.calm, self.settled_at = state_dict["calm"], state_dict["settled_at"]
+
+    def on_train_batch_end(self, trainer: L.Trainer, phase: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if phase.updates % self.settings.every:
+            return
+        measured = phase.measure()
+        phase.log_now({f"measured_{name}": value for name, value in measured.items()})
+        self._judge(phase.updates, measured, phase.magnitudes, phase.restless)
+        settled = self.stops and self.settled_at is not None
+        if trainer.strategy.reduce_boolean_decision(settled, all=True):  # processes must end together
+            trainer.should_stop = True
+
+    def _judge(
+        self, updates: int, measured: dict[str, float], magnitudes: Container[str] = (), restless: Container[str] = ()
+    ) -> None:
+        window, changes = self.settings.window, []
+        for name, value in measured.items():
+            # two windows are all that the rule looks at, and all that a checkpoint need hold
+            curve = self.curves[name] = [*self.curves.get(name, ()), value][-2 * window :]
+            if name not in restless:
+                changes.append(relative_change(curve, window, TINY if name in magnitudes else FLOOR))
+        self.change = max(changes)
+        self.calm = self.calm + 1 if self.change <= self.settings.tolerance else 0
+        if self.settled_at is None and self.calm >= self.settings.patience and updates >= self.settings.least:
+            self.settled_at = updates

@@ -1,0 +1,55 @@
+"""Early stopping at a level of performance, as D4RL's `medium` agents."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+
+from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.envs.evaluate import Evaluation
+
+
+class StopAtGoal(PhaseCallback):
+    """Ends training when the *sampled* policy reaches a goal: D4RL records samples, and its level is theirs.
+
+    It looks at each evaluation after the first update, with samples from the evaluation's own start states.
+
+    Args:
+        goal: the mean to reach.
+        unit: of the goal: ``score`` (0 random, 100 expert) or ``return``.
+    """
+
+    def __init__(self, goal: float, unit: Literal["score", "return"] = "score") -> None:
+        self.goal, self.unit = goal, unit
+        self.reached = False
+        self.curve: list[list[float | None]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reached": self.reached, "curve": self.curve}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.reached, self.curve = state_dict["reached"], state_dict["curve"]
+
+    def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
+        phase.display["goal"] = self.goal
+        if self.reached:  # a kill came between the evaluation that reached it and the end
+            trainer.should_stop = True
+
+    def on_evaluation(self, trainer: L.Trainer, phase: Any, result: Evaluation) -> None:
+        if phase.updates == 0:
+            return
+        actor, normalizer = phase.policy(), phase.normalizer
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        generator = np.random.default_rng([seed, phase.env_steps])
+        sampled = phase.evaluate_function(lambda observation: actor.explore(normalizer.numpy(observation), generator))
+        self.curve.append([phase.env_steps, sampled.return_mean, sampled.score])
+        row = {"sampled_return_mean": sampled.return_mean}
+        phase.log_now(row if sampled.score is None else {**row, "sampled_score": sampled.score})
+        value = sampled.return_mean if self.unit == "return" else sampled.score
+        phase.display["sampled"] = value
+        if value is not None and value >= self.goal:
+            self.reached = True
+            trainer.should_stop = True

@@ -1,0 +1,232 @@
+"""``o2o data make``: a first dataset from an environment alone, by D4RL's protocol."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from o2o_lightning.cli.data_train import RESERVED, Goal, Trained, train
+from o2o_lightning.errors import Failure, Interrupted, UserError
+
+if TYPE_CHECKING:
+    from o2o_lightning.checkpoint.handover import Handover
+    from o2o_lightning.data.working import Working
+    from o2o_lightning.data.writer import Block
+    from o2o_lightning.envs.make import EnvSpec, UnitAction
+    from o2o_lightning.policies.behaviour import Behaviour
+
+LEVELS = ("random", "medium", "medium-replay", "expert")
+MEDIUM_SCORE = 100 / 3  # D4RL: about a third of the expert
+EPISODE_STEPS = 1000  # where the environment itself has no limit
+DESCRIPTION = """\
+Makes a dataset from an environment, by D4RL's protocol: SAC from scratch, stopped when its sampled policy reaches the
+level, then stochastic rollouts (medium, expert) or the replay buffer so far (medium-replay); or uniformly random
+actions. The same command given again goes on with one that was interrupted, and ends with the same bytes. What else is
+typed are options of `o2o fit` for the training.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds ``make`` to the parsers of ``o2o data``."""
+    parser = commands.add_parser("make", help="record one: an environment is enough", description=DESCRIPTION,
+                               allow_abbrev=False)  # fmt: skip
+    parser.add_argument("--env", "--env_id", "--data.env_id", dest="env_id", metavar="ID", help="in Gymnasium")
+    parser.add_argument("--level", choices=LEVELS, help="of the policy that acts")
+    parser.add_argument("--transitions", type=int, help="rows; of medium-replay the newest (default: the whole replay)")
+    parser.add_argument("--output", help="file to write, or Minari's id; must not exist (default: ENV-LEVEL.hdf5)")
+    parser.add_argument("--format", default="hdf5", choices=("hdf5", "minari"), help="default: hdf5")
+    parser.add_argument("--stop_score", type=float, help="score that ends training (default of the medium ones: 33.3)")
+    parser.add_argument("--stop_return", type=float, help="return that ends training, instead of a score")
+    parser.add_argument("--train_steps", type=int, help="most environment steps of training (default: 1000000)")
+    parser.add_argument("--policy", metavar="CKPT", help="roll out this checkpoint's policy instead of training one")
+    parser.add_argument("--run_dir", help="keep the training here, for other datasets of it (default: with the output)")
+    parser.add_argument("--seed", "--seed_everything", type=int, default=0, help="default: 0")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu", "cuda", "mps"), help="to train on (default: auto)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=make)
+
+
+def make(arguments: argparse.Namespace) -> int:
+    """Runs ``o2o data make``."""
+    from o2o_lightning.data.hdf5 import file_sha256
+    from o2o_lightning.data.working import Working
+
+    _check(arguments)
+    source = _policy(arguments)
+    env = _environment(arguments, source)
+    goal = _goal(arguments, env.env_id)
+    level = arguments.level or "policy"
+    name = f"{env.env_id.replace('/', '-').replace(':', '-').lower()}"
+    named = f"{name}/{level}-v0" if arguments.format == "minari" else f"{name}-{level}.hdf5"
+    working = Working(arguments.output or named, arguments.format)
+    request = {
+        "env_id": env.env_id, "level": level, "transitions": arguments.transitions, "seed": arguments.seed,
+        "goal": goal and list(goal), "policy": arguments.policy and file_sha256(Path(arguments.policy)),
+        "run_dir": arguments.run_dir, "device": arguments.device, "rest": arguments.rest,
+    }  # fmt: skip
+    working.open(request)
+    try:
+        if not working.finished:
+            _fill(arguments, env, source, goal, working)
+        working.finish()
+    except (Interrupted, KeyboardInterrupt) as stop:
+        number = stop.exit_code - 128 if isinstance(stop, Interrupted) else int(signal.SIGINT)
+        name = signal.Signals(number).name
+        raise Interrupted(f"{name}: stopped. Give the same command again to go on.", number) from stop
+    except Failure as error:
+        hint = " Here the same `o2o data make` does." if "o2o resume" in str(error) else ""
+        raise Failure(f"{error}{hint}") from error
+    finally:
+        working.release()
+    return _report(working, env, arguments.json)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Options that exclude one another, or are of no use."""
+    trains = arguments.policy is None and arguments.level != "random"
+    if arguments.level is None and arguments.policy is None:
+        raise UserError(f"o2o data make: no level. Pass --level {', '.join(LEVELS)}.")
+    if arguments.policy is not None and arguments.level in ("random", "medium-replay"):
+        raise UserError(f"--policy: level {arguments.level} is not rolled out from a policy. Leave one of them out.")
+    if arguments.transitions is None and arguments.level != "medium-replay":
+        raise UserError("o2o data make: no number of rows. Pass --transitions N.")
+    for option, least in (("transitions", 1), ("train_steps", 1), ("seed", 0)):
+        value = getattr(arguments, option)
+        if value is not None and value < least:
+            raise UserError(f"--{option} {value}: it must be at least {least}.")
+    if arguments.stop_score is not None and arguments.stop_return is not None:
+        raise UserError("--stop_score and --stop_return: one goal is enough. Leave one of them out.")
+    typed = [f"--{name}" for name in ("stop_score", "stop_return", "train_steps", "run_dir", "device")
+             if getattr(arguments, name) is not None]  # fmt: skip
+    typed += arguments.rest
+    if typed and not trains:
+        raise UserError(f"{typed[0]}: nothing is trained here. Leave it out.")
+    for token in arguments.rest:
+        if token.partition("=")[0].lstrip("+") in RESERVED:
+            raise UserError(f"{token}: `o2o data make` sets it itself. See `o2o data make -h` for its own options.")
+
+
+def _policy(arguments: argparse.Namespace) -> Handover | None:
+    from o2o_lightning.checkpoint.handover import read_handover
+
+    return None if arguments.policy is None else read_handover(arguments.policy)
+
+
+def _environment(arguments: argparse.Namespace, source: Handover | None) -> EnvSpec:
+    from o2o_lightning.envs.make import env_spec, foreign_id
+
+    env_id: str | None = arguments.env_id
+    if env_id is None and source is not None:
+        env_id = foreign_id(source.env_id, f"checkpoint {arguments.policy}")
+    if env_id is None:
+        raise UserError("o2o data make: no environment. Pass --env ID, a Gymnasium environment.")
+    if source is None:
+        return env_spec(env_id)
+    env = env_spec(env_id, source.actor["observation_dim"], source.layout)
+    source.check_policy(None, (env.observation_dim, env.action_dim), "o2o data make")
+    return env
+
+
+def _goal(arguments: argparse.Namespace, env_id: str) -> Goal | None:
+    """What ends the training early; None for its whole budget."""
+    from o2o_lightning.data.scores import reference_scores
+
+    if arguments.stop_return is not None:
+        return Goal(arguments.stop_return, "return")
+    by_level = arguments.level in ("medium", "medium-replay") and arguments.policy is None
+    score = MEDIUM_SCORE if arguments.stop_score is None and by_level else arguments.stop_score
+    if score is not None and reference_scores(env_id) is None:
+        raise UserError(
+            f"environment {env_id}: there is no reference score for it, so no score can say when to stop. Pass "
+            "--stop_return R, the mean return at which the policy is good enough; `--level random` shows chance."
+        )
+    return None if score is None else Goal(score, "score")
+
+
+def _fill(
+    arguments: argparse.Namespace,
+    env: EnvSpec,
+    source: Handover | None,
+    goal: Goal | None,
+    working: Working,
+) -> None:
+    """Trains if need be, records, and writes the dataset into the working directory."""
+    from o2o_lightning.checkpoint.handover import read_handover
+    from o2o_lightning.data.hdf5 import file_sha256
+    from o2o_lightning.data.provenance import provenance
+    from o2o_lightning.envs.make import env_spec
+    from o2o_lightning.policies.d4rl_group import policy_group
+
+    trained: Trained | None = None
+    if source is None and arguments.level != "random":
+        folder = Path(arguments.run_dir).absolute() if arguments.run_dir else working.path / "training"
+        trained = train(folder, arguments, env.env_id, goal, working.forget_rollouts)
+        source = read_handover(trained.checkpoint)
+        env = env_spec(env.env_id, source.actor["observation_dim"], source.layout)
+    facts: dict[str, Any] = {} if trained is None else trained.facts()
+    if arguments.policy is not None:
+        facts = {"policy_file": Path(arguments.policy).name, "policy_sha256": file_sha256(Path(arguments.policy))}
+    if arguments.rest:
+        facts["training_options"] = " ".join(arguments.rest)
+    steps = env.horizon or EPISODE_STEPS
+    facts = provenance(arguments.level or "policy", arguments.seed, env, source, steps, facts)
+    group = {} if source is None else policy_group(source.build_actor(), source.build_normalizer())
+    if arguments.level == "medium-replay":
+        assert trained is not None and source is not None
+        block = _replay(trained, env, source, arguments.transitions)
+        working.write(len(block["rewards"]), [block], env, facts, group)
+        return
+    rollouts = _record(arguments, env, source, working)
+    working.write(arguments.transitions, rollouts.blocks(), env, facts, group)
+
+
+def _record(arguments: argparse.Namespace, env: EnvSpec, source: Handover | None, working: Working) -> Any:
+    from o2o_lightning.cli.progress import transitions
+    from o2o_lightning.data.making import Rollouts
+    from o2o_lightning.policies.behaviour import PolicyBehaviour, UniformBehaviour
+
+    behaviour: Behaviour = (
+        UniformBehaviour(env.action_dim)
+        if source is None
+        else PolicyBehaviour(source.build_actor(), source.build_normalizer())
+    )
+    rollouts = Rollouts(working.path / "rollouts", lambda: _rollout_env(env), behaviour, arguments.seed)
+    with transitions(arguments.transitions) as progress:
+        rollouts.record(arguments.transitions, progress)
+    return rollouts
+
+
+def _rollout_env(env: EnvSpec) -> UnitAction:
+    from o2o_lightning.envs.make import make_env
+
+    limit = {"max_episode_steps": EPISODE_STEPS} if env.horizon is None else {}
+    return make_env(env.env_id, env.observation_dim, env.layout, **limit)
+
+
+def _replay(trained: Trained, env: EnvSpec, source: Handover, newest: int | None) -> Block:
+    from o2o_lightning.callbacks.recorder import read_record
+    from o2o_lightning.data.making import replay
+    from o2o_lightning.envs.make import make_env
+
+    state = trained.buffer()
+    size = len(state["rows"]["reward"])
+    if newest is not None and newest > size:
+        from o2o_lightning.cli.run import say
+
+        say(f"the replay has {size:,} transitions, fewer than --transitions {newest}: all of them are written")
+    live = make_env(env.env_id, source.actor["observation_dim"], source.layout)
+    live.reset(seed=0)
+    record = read_record(trained.record, live, trained.env_steps)
+    live.close()
+    return replay(state, record, env.action_low, env.action_high, size if newest is None else newest)
+
+
+def _report(working: Working, env: EnvSpec, as_json: bool) -> int:
+    from o2o_lightning.cli.data import info
+
+    info(working.spec, env.env_id, as_json)
+    if not as_json and working.sha256 is not None:
+        print(f"sha256 {working.sha256}  {working.output}")
+    return 0

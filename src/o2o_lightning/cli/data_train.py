@@ -1,0 +1,206 @@
+"""The training run behind a dataset: SAC from scratch by ``o2o fit``, ended at a goal, continued after a kill."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from o2o_lightning.errors import Failure, UserError
+
+TRAIN_STEPS = 1_000_000
+RECORD = "record.f32"
+REQUEST = "make.json"
+# Options of `o2o fit` that are set here.
+RESERVED = ("--phase", "phase", "phases", "online", "experiment", "--config", "-c", "--data.env_id", "--data.env_steps",
+            "steps.env", "--data.dataset", "dataset", "--data.mix", "--model", "--model.init_from", "--trainer.devices",
+            "--trainer.num_nodes", "--trainer.strategy", "--trainer.accelerator", "--data", "--print_config",
+            "--trainer.callbacks", "--trainer.callbacks+")  # fmt: skip
+
+
+class Goal(NamedTuple):
+    """The mean of the sampled policy at which training ends."""
+
+    value: float
+    unit: Literal["score", "return"]
+
+    def __str__(self) -> str:
+        return f"{self.unit} {self.value:.4g}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training run.
+
+    Attributes:
+        folder: its run directory.
+        env_steps: environment steps that it took.
+        goal: what was to be reached, None for the whole budget.
+        reached: whether it was.
+        curve: ``[env_steps, return, score]`` of each look at the sampled policy.
+    """
+
+    folder: Path
+    env_steps: int
+    goal: Goal | None
+    reached: bool
+    curve: list[list[float | None]]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The policy that it ended with."""
+        return self.folder / "online" / "checkpoints" / "last.ckpt"
+
+    @property
+    def record(self) -> Path:
+        """Simulator states and log-densities, see :class:`o2o_lightning.callbacks.recorder.Recorder`."""
+        return self.folder / "online" / RECORD
+
+    def facts(self) -> dict[str, Any]:
+        """What the dataset says of it."""
+        facts: dict[str, Any] = {"training_steps": self.env_steps}
+        if self.goal is not None:
+            facts["stopped_at"] = f"{self.goal} of the sampled policy"
+            _, return_, score = self.curve[-1]
+            facts |= {"sampled_return": return_} | ({} if score is None else {"sampled_score": score})
+        return facts
+
+    def buffer(self) -> dict[str, Any]:
+        """The replay buffer's state."""
+        from o2o_lightning.checkpoint import side_state
+        from o2o_lightning.checkpoint.handover import read_checkpoint
+
+        token = read_checkpoint(self.checkpoint)["o2o_resume"]["token"]
+        buffer: dict[str, Any] = side_state.read(self.checkpoint, token, 0)["data"]["interaction"]["buffer"]
+        return buffer
+
+
+def train(
+    folder: Path, arguments: argparse.Namespace, env_id: str, goal: Goal | None, before: Callable[[], None]
+) -> Trained:
+    """Trains, goes on with a training, or finds one finished in ``folder``.
+
+    Args:
+        folder: the training's run directory.
+        arguments: of ``o2o data make``.
+        env_id: the environment.
+        goal: what ends it.
+        before: called before the policy changes.
+
+    Raises:
+        UserError: ``folder`` holds another training, or one that is longer than ``--train_steps``.
+        Failure: the goal was not reached.
+    """
+    steps = arguments.train_steps or TRAIN_STEPS
+    request = {"env_id": env_id, "goal": goal and list(goal), "seed": arguments.seed, "device": arguments.device}
+    _claim(folder, {**request, "rest": arguments.rest})
+    found = _found(folder, goal)
+    if found is None or not (_finished(folder) and (found.reached or found.env_steps >= steps)):
+        before()
+        if found is None:
+            try:
+                _start(folder, arguments, env_id, goal, steps)
+            except UserError:
+                _forget(folder)
+                raise
+        else:
+            _continue(folder, steps)
+        found = _found(folder, goal)
+    assert found is not None
+    if found.env_steps > steps:
+        raise UserError(
+            f"--train_steps {steps}: the policy in {folder} has learned for {found.env_steps} already. Pass as many, "
+            "or remove that folder."
+        )
+    if goal is not None and not found.reached:
+        raise Failure(_not_reached(found, goal, steps))
+    return found
+
+
+def _start(folder: Path, arguments: argparse.Namespace, env_id: str, goal: Goal | None, steps: int) -> None:
+    from o2o_lightning.cli import fit
+
+    for leftover in ("online", "plan.json", "manifest.json"):  # killed before its first checkpoint
+        path = folder / leftover
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    argv = ["--phase", "online", "online=sac", "experiment=scratch", "--run_dir", str(folder)]
+    argv += ["--data.env_id", env_id, "--data.env_steps", str(steps), "--seed_everything", str(arguments.seed)]
+    argv += arguments.rest
+    if arguments.device is not None:
+        argv += ["--trainer.accelerator", arguments.device]
+    argv += _callback("recorder.Recorder", path=f"$RUN_DIR/$PHASE/{RECORD}")
+    if goal is not None:
+        argv += _callback("goal.StopAtGoal", goal=goal.value, unit=goal.unit)
+    fit.main(argv)
+
+
+def _continue(folder: Path, steps: int) -> None:
+    from o2o_lightning.cli import resume
+
+    here = os.getcwd()
+    try:
+        resume.main([str(folder), "--data.env_steps", str(steps)])
+    finally:
+        os.chdir(here)
+
+
+def _callback(name: str, **arguments: Any) -> list[str]:
+    return [f"--trainer.callbacks+=o2o_lightning.callbacks.{name}",
+            *(f"--trainer.callbacks.{key}={value}" for key, value in arguments.items())]  # fmt: skip
+
+
+def _claim(folder: Path, request: dict[str, Any]) -> None:
+    """Only one kind of training is in a folder."""
+    from o2o_lightning.checkpoint.io import write_json
+
+    path = folder / REQUEST
+    if path.exists():
+        held = json.loads(path.read_text())
+        for name, value in request.items():
+            if held.get(name) != value:
+                raise UserError(
+                    f"--run_dir {folder}: its training has {name} {held.get(name)}, this one {value}. Pass another."
+                )
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--run_dir {folder}: it holds something else than `o2o data make`'s training. Pass another.")
+    else:
+        write_json(path, request)
+
+
+def _forget(folder: Path) -> None:
+    """Bad input leaves nothing."""
+    if {path.name for path in folder.iterdir()} == {REQUEST}:
+        shutil.rmtree(folder)
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / "online" / "summary.json").exists()
+
+
+def _found(folder: Path, goal: Goal | None) -> Trained | None:
+    """The training as its last checkpoint has it; None before there is one."""
+    from o2o_lightning.checkpoint.handover import read_checkpoint
+
+    path = folder / "online" / "checkpoints" / "last.ckpt"
+    if not path.exists():
+        return None
+    checkpoint = read_checkpoint(path)
+    state = checkpoint["callbacks"].get("StopAtGoal", {"reached": False, "curve": []})
+    return Trained(folder, checkpoint["o2o_progress"]["env_steps"], goal, state["reached"], state["curve"])
+
+
+def _not_reached(found: Trained, goal: Goal, steps: int) -> str:
+    column = 1 if goal.unit == "return" else 2
+    values = [point[column] for point in found.curve]
+    best = max((value for value in values if value is not None), default=None)
+    reached = "the policy has not been updated at all" if best is None else f"the best was {best:.4g}"
+    return (
+        f"--train_steps {steps}: the sampled policy did not reach {goal} in them; {reached}. The training is kept in "
+        f"{found.folder}: the same command with a larger --train_steps goes on with it, another goal needs another "
+        "--output."
+    )

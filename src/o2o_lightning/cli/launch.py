@@ -1,0 +1,18 @@
+"""Which process of a run this one is, before a Trainer knows: by the variables that launchers set."""
+
+from __future__ import annotations
+
+import os
+
+
+def first_process() -> bool:
+    """Whether this process writes and speaks for all."""
+    rank = next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), "0")
+    # Lightning's own launcher numbers the processes of a machine only
+    other_machine = "RANK" not in os.environ and os.environ.get("NODE_RANK", "0") != "0"
+    return int(rank) == 0 and not other_machine
+
+
+def launched_with_others() -> bool:
+    """Whether torchrun or SLURM has started this process as one of several."""
+    return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))

@@ -1,0 +1,258 @@
+"""``o2o sweep``: `o2o fit` over seeds, datasets, methods or any other choice, by a Hydra launcher."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from o2o_lightning.cli.compose import Command, config_dir, groups, split
+from o2o_lightning.cli.messages import hydra_message
+from o2o_lightning.errors import Failure, UserError
+
+USAGE = """\
+o2o sweep key=a,b,… [key=c,d,…] [hydra/launcher=NAME] --run_dir DIR [any arguments of `o2o fit`]
+
+Runs `o2o fit` once for every combination, each in a folder of DIR that is named after it:
+
+  o2o sweep seed_everything=0,1,2 online=o2td3,td3 dataset=hopper-medium-v2 --run_dir runs/s
+  o2o sweep 'seed_everything=range(5)' hydra/launcher=joblib hydra.launcher.n_jobs=4 --run_dir runs/s experiment=quick
+
+Launchers: basic (one after the other), joblib (`pip install 'o2o-lightning[sweep]'`), submitit_slurm and
+submitit_local ('o2o-lightning[slurm]'), ray ('o2o-lightning[ray]').
+
+The same command again skips what is finished and goes on with what was interrupted. Exit code 1 if a job has failed.
+"""
+PLUGINS = {"joblib": "sweep", "submitit": "slurm", "ray": "ray"}  # launchers, and the extras that install them
+QUIET = ("hydra/hydra_logging=disabled", "hydra/job_logging=disabled")
+# of the job that a launcher started, not of the processes that Lightning is to start
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "O2O_RUN_DIR")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a launcher runs, perhaps elsewhere: one `o2o fit`, as a process of its own.
+
+    A process, because Lightning's own launcher of several devices would run Hydra's command again; and a job that runs
+    out of memory takes no other with it.
+    """
+
+    phase: str
+    options: tuple[str, ...]
+    searchpath: tuple[str, ...]
+    swept: frozenset[str]
+    run_dir: Path
+    cwd: str
+
+    def __call__(self, config: Any) -> int:
+        """Runs, resumes or skips the job that Hydra has set up; its exit code."""
+        from hydra.core.hydra_config import HydraConfig
+
+        return self.run([str(token) for token in HydraConfig.get().overrides.task])
+
+    def run(self, tokens: list[str]) -> int:
+        """As :meth:`__call__`, for the job of these Hydra tokens."""
+        from o2o_lightning.checkpoint.run import read_plan
+        from o2o_lightning.cli.run import say
+
+        folder, log = self.folder(tokens), self.log(tokens)
+        plan = read_plan(folder)
+        asked = {"phase": self.phase, "overrides": [*tokens, *self.searchpath], "options": list(self.options)}
+        if plan and any(plan[-1][key] != value for key, value in asked.items()):
+            with log.open("a") as file:
+                file.write(f"o2o: {folder}: it was begun with other options. Pass another --run_dir.\n")
+            return 2
+        if finished(folder):
+            say(f"{folder.name}: finished before")
+            return 0
+        argv = ["fit", "--phase", self.phase, *tokens, *self.searchpath, *self.options, "--run_dir", str(folder)]
+        say(f"{folder.name}: {'going on' if plan else 'starting'}, its output is in {log}")
+        return self._process(["resume", str(folder)] if plan else argv, log)
+
+    def folder(self, tokens: Iterable[str]) -> Path:
+        """The job's run directory, named after the choices that make it differ from the others."""
+        chosen = [token.lstrip("+") for token in tokens if _key(token) in self.swept]
+        return self.run_dir / (",".join(re.sub(r"[^\w.+=-]+", "-", choice) for choice in chosen) or "run")
+
+    def log(self, tokens: Iterable[str]) -> Path:
+        """What the job has said."""
+        return self.run_dir / f"{self.folder(tokens).name}.log"
+
+    def _process(self, argv: list[str], log: Path) -> int:
+        command = [sys.executable, "-m", "o2o_lightning.cli.main", *argv]
+        inherited = {key: value for key, value in os.environ.items() if not _of_launcher(key)}
+        with log.open("ab") as file:
+            process = subprocess.Popen(command, cwd=self.cwd, env=inherited, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # the terminal has interrupted it as well, and it is saving
+            raise
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+
+
+def main(argv: list[str]) -> int:
+    """Runs ``o2o sweep``."""
+    argv = [token for token in argv if token not in ("--", "fit")]
+    if not argv or "-h" in argv or "--help" in argv:
+        print(USAGE, end="")
+        return 0
+    command = split(argv)
+    if command.run_dir is None:
+        raise UserError("--run_dir: pass the directory of the sweep, which has a folder for each job.")
+    own = [token for token in command.overrides if _key(token).startswith("hydra")]
+    command.overrides = [token for token in command.overrides if token not in own]
+    _check_launcher(own)
+    run_dir = Path(command.run_dir).resolve()
+    jobs, swept = _jobs(command)
+    job = Job(
+        command.phase,
+        tuple(command.options),
+        tuple(token for token in own if token.startswith("hydra.searchpath=")),
+        swept,
+        run_dir,
+        os.getcwd(),
+    )
+    if len({job.folder(tokens) for tokens in jobs}) < len(jobs):
+        raise UserError("two jobs of the sweep have the same name. Give each choice once.")
+    _check_options(command, [*jobs[0], *job.searchpath])
+    run_dir.mkdir(parents=True, exist_ok=True)
+    trouble = _launch(job, command.overrides, own)
+    return _report(job, jobs, trouble)
+
+
+def finished(folder: Path) -> bool:
+    """Whether every phase that the run was to have has ended."""
+    from o2o_lightning.checkpoint.run import read_plan
+
+    phases = [phase for entry in read_plan(folder) for phase in entry["phases"]]
+    done = all((folder / phase / "summary.json").exists() for phase in phases)
+    return bool(phases) and done and (folder / "summary.json").exists()
+
+
+def _hydra() -> Any:
+    from hydra import version
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.global_hydra import GlobalHydra
+
+    version.setbase("1.3")
+    GlobalHydra.instance().clear()
+    return Hydra.create_main_hydra2("o2o", create_config_search_path(str(config_dir())))
+
+
+def _jobs(command: Command) -> tuple[list[list[str]], frozenset[str]]:
+    """The Hydra tokens of every job, and the keys in which they differ."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create(_hydra().config_loader).parse_overrides(command.overrides)
+        jobs = BasicSweeper.split_arguments(parsed, None)[0]
+    except HydraException as error:
+        raise UserError(hydra_message(error, list(groups()))) from error
+    return jobs, frozenset(_key(item.get_key_element()) for item in parsed if item.is_sweep_override())
+
+
+def _launch(job: Job, overrides: list[str], own: list[str]) -> str | None:
+    """Hands the jobs to Hydra; what the launcher itself has failed of, if it has."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    # what Hydra itself writes: nothing into the run directories
+    places = [f"hydra.sweep.dir='{job.run_dir}'", "hydra.sweep.subdir=.hydra", *QUIET]
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        _hydra().multirun("config", job, [*overrides, *places, *own], with_log_configuration=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(hydra_message(error, list(groups()))) from error
+    except Exception as error:  # of the launcher: a cluster that is down, a job that was taken away
+        return f"{type(error).__name__}: {error}"
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        GlobalHydra.instance().clear()
+    return None
+
+
+def _report(job: Job, jobs: list[list[str]], trouble: str | None) -> int:
+    from o2o_lightning.cli.run import say
+
+    failed = []
+    for tokens in jobs:
+        folder = job.folder(tokens)
+        if finished(folder) and not _refused(job, tokens):
+            say(f"{folder.name}: finished{_score(folder)}")
+        else:
+            failed.append(f"{folder.name}: {_reason(job.log(tokens))}")
+    say(*failed)
+    if trouble is not None:
+        raise Failure(f"the launcher failed: {trouble}. The same command goes on with what is left.")
+    if failed:
+        raise Failure(
+            f"{len(failed)} of {len(jobs)} jobs failed; {job.run_dir} has what each said. "
+            "The same command goes on with them, and skips the others."
+        )
+    return 0
+
+
+def _refused(job: Job, tokens: list[str]) -> bool:
+    log = job.log(tokens)
+    return log.exists() and "begun with other options" in (log.read_text().splitlines() or [""])[-1]
+
+
+def _reason(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    said = [line for line in lines if line.startswith("o2o: ")]
+    return (said or lines or ["it was never started"])[-1].removeprefix("o2o: ")
+
+
+def _score(folder: Path) -> str:
+    final = json.loads((folder / "summary.json").read_text())["score"].get("final")
+    return "" if final is None else f", final {final:.1f}"
+
+
+def _check_launcher(tokens: list[str]) -> None:
+    for token in tokens:
+        name = token.partition("=")[2].partition("_")[0]
+        if token.startswith("hydra/launcher=") and name in PLUGINS:
+            try:
+                found = importlib.util.find_spec(f"hydra_plugins.hydra_{name}_launcher")
+            except ModuleNotFoundError:
+                found = None
+            if found is None:
+                raise UserError(
+                    f"{token}: its plugin is not installed. Run `pip install 'o2o-lightning[{PLUGINS[name]}]'`."
+                )
+
+
+def _check_options(command: Command, tokens: list[str]) -> None:
+    """Refuses what no job could take: by the first one, as `o2o fit` does before it starts."""
+    from o2o_lightning.cli.plan import plan
+
+    plan(Command(command.phase, None, tokens, [token for token in command.options if "print_config" not in token]))
+
+
+def _key(token: str) -> str:
+    return token.lstrip("+~").partition("=")[0]
+
+
+def _of_launcher(variable: str) -> bool:
+    return variable in LAUNCHED or variable.startswith("SLURM_")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -1,0 +1,118 @@
+"""Transitions of large datasets as memory-mapped files in the cache: converted once, opened in no time after that.
+
+``CACHE/transitions/KEY/`` holds one file a column and ``index.pt``. The key covers the dataset's digest and what
+decides the rows besides it, so that a folder is never wrong, only unused; it may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tensordict import TensorDict
+from torchrl.data import ReplayBuffer, TensorStorage
+
+from o2o_lightning.data.build import build_store, store_bytes
+from o2o_lightning.data.download import cache_dir
+from o2o_lightning.data.manifest import Manifest
+from o2o_lightning.data.raw import RawDataset
+from o2o_lightning.data.store import TransitionStore
+from o2o_lightning.envs.make import EnvSpec
+from o2o_lightning.errors import Failure, UserError
+
+FORMAT = 1  # of the folder; another one is built anew
+INDEX = "index.pt"
+LIMIT = 2**29
+
+
+def load_store(
+    raw: RawDataset, env: EnvSpec | None, memmap: bool | Literal["auto"] = "auto", limit: int = LIMIT
+) -> TransitionStore:
+    """The transitions in memory, or memory-mapped: ``auto`` maps those of more than ``limit`` bytes."""
+    mapped = store_bytes(raw) > limit if memmap == "auto" else memmap
+    return mapped_store(raw, env, cache_dir()) if mapped else build_store(raw, env)
+
+
+def mapped_store(raw: RawDataset, env: EnvSpec | None, cache: Path) -> TransitionStore:
+    """As :func:`build_store`, with the same rows, but in files under ``cache`` that later calls find there.
+
+    Raises:
+        UserError: as :func:`build_store`; a cache that cannot be written, is full or damaged.
+    """
+    folder = cache / "transitions" / _key(raw, env)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            if not folder.exists():
+                _convert(raw, env, folder)
+    except OSError as error:
+        raise UserError(
+            f"dataset {raw.source}: its memory map in {folder.parent} cannot be written ({error.strerror or error}). "
+            "Point the variable O2O_CACHE to a folder with space, or pass --data.memmap false."
+        ) from error
+    return _open(raw, env, folder)
+
+
+def _key(raw: RawDataset, env: EnvSpec | None) -> str:
+    digest = hashlib.sha256(raw.truncated.tobytes())  # a file without time-outs gets them from a horizon
+    bounds = None if env is None else [env.action_low.tolist(), env.action_high.tolist(), env.horizon]
+    facts = [FORMAT, raw.sha256, raw.next_observations is not None, bounds]
+    digest.update(json.dumps(facts).encode())
+    return digest.hexdigest()[:32]
+
+
+def _convert(raw: RawDataset, env: EnvSpec | None, folder: Path) -> None:
+    needed, free = store_bytes(raw), shutil.disk_usage(folder.parent).free
+    if needed * 1.05 > free:  # a map that outgrows the disk kills the process
+        raise UserError(
+            f"dataset {raw.source}: its memory map takes {needed / 1e9:.1f} GB, {folder.parent} has {free / 1e9:.1f} "
+            "GB left. Point the variable O2O_CACHE to a folder with space, or pass --data.memmap false."
+        )
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    try:
+        store = build_store(raw, env, partial)
+        index = {"td_rows": store.td_rows, "episodes": store.episodes, "complete": store.complete}
+        torch.save({**index, "manifest": store.manifest.to_dict()}, partial / INDEX)
+        for file in (path for path in partial.rglob("*") if path.is_file()):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _open(raw: RawDataset, env: EnvSpec | None, folder: Path) -> TransitionStore:
+    try:
+        index = torch.load(folder / INDEX, weights_only=True, mmap=True)
+        manifest = Manifest(**index.pop("manifest"))
+        leaves = TensorDict.load_memmap(folder, allow_pickle=False)
+        if len(leaves) != len(raw):
+            raise ValueError(f"it has {len(leaves)} rows, not {len(raw)}")
+        buffer = ReplayBuffer(storage=TensorStorage(leaves))
+    except Exception as error:  # damaged bytes fail anywhere
+        raise Failure(
+            f"dataset {raw.source}: its memory map {folder} cannot be read ({error}). Delete that folder; the next run "
+            "makes it anew."
+        ) from error
+    # the same rows may have another name now
+    manifest = dataclasses.replace(manifest, source=raw.source, env_id=env.env_id if env else raw.env_id)
+    return TransitionStore(buffer=buffer, manifest=manifest, **index)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time: the others wait, and then find what it made."""
+    with folder.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

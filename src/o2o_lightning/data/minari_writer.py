@@ -1,0 +1,95 @@
+"""Writes a Minari dataset, by Minari's own means."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from o2o_lightning.data.scores import reference_scores
+from o2o_lightning.data.writer import Block
+from o2o_lightning.errors import UserError
+
+
+def minari_path(dataset_id: str) -> Path:
+    """Where Minari keeps ``dataset_id``.
+
+    Raises:
+        UserError: Minari is not installed, or the id is none.
+    """
+    try:
+        from minari.dataset.minari_dataset import parse_dataset_id
+        from minari.storage.datasets_root_dir import get_dataset_path
+    except ImportError as error:
+        raise UserError(
+            "--format minari: the package minari is missing. Install it with `pip install 'o2o-lightning[minari]'`."
+        ) from error
+    try:
+        parse_dataset_id(dataset_id)
+    except ValueError as error:
+        raise UserError(
+            f"--output {dataset_id}: Minari's ids end in a version. Write hopper/random-v0, for instance."
+        ) from error
+    return Path(get_dataset_path(dataset_id))
+
+
+def write_minari(dataset_id: str, block: Block, env_id: str, low: Any, high: Any, metadata: Mapping[str, Any]) -> None:
+    """Writes the rows of ``block`` as ``dataset_id``, replacing what an interrupted attempt has left there.
+
+    Observations are flat, as the file's; simulator states and log-densities are left out.
+
+    Args:
+        dataset_id: Minari's id.
+        block: all rows, with their last episode closed.
+        env_id: the environment.
+        low, high: its bounds ``[A]``.
+        metadata: provenance, stored beside Minari's own.
+    """
+    import minari
+
+    shutil.rmtree(minari_path(dataset_id), ignore_errors=True)
+    reference = reference_scores(env_id)
+    observations = gym.spaces.Box(-np.inf, np.inf, block["observations"].shape[1:], np.float32)
+    versions = [entry.replace(" ", "==") for entry in str(metadata["versions"]).split(", ")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of authors and links that Minari would like to know
+        dataset = minari.create_dataset_from_buffers(
+            dataset_id,
+            _episodes(block),
+            env=gym.spec(env_id),
+            algorithm_name=str(metadata["algorithm"]),
+            observation_space=observations,
+            action_space=gym.spaces.Box(low, high, dtype=np.float32),
+            ref_min_score=None if reference is None else reference[0],
+            ref_max_score=None if reference is None else reference[1],
+            description=f"{metadata['source']}; {metadata['protocol']}",
+            requirements=[entry for entry in versions if entry.startswith(("gymnasium", "mujoco"))],
+        )
+        dataset.storage.update_metadata({f"o2o_{key}": value for key, value in metadata.items()})
+
+
+def _episodes(block: Block) -> list[Any]:
+    from minari.data_collector import EpisodeBuffer
+
+    stops = np.flatnonzero(block["terminals"] | block["timeouts"]) + 1
+    episodes = []
+    for number, (start, stop) in enumerate(zip([0, *stops[:-1]], stops, strict=True)):
+        rows = slice(start, stop)
+        successor = block["next_observations"][stop - 1 : stop]
+        episodes.append(
+            EpisodeBuffer(
+                id=number,
+                observations=np.concatenate((block["observations"][rows], successor)),
+                actions=block["actions"][rows],
+                rewards=block["rewards"][rows],
+                terminations=block["terminals"][rows],
+                truncations=block["timeouts"][rows],
+                infos={},
+            )
+        )
+    return episodes

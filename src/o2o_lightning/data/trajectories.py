@@ -1,0 +1,65 @@
+"""The DataModule of sequence models: windows of episodes instead of single transitions."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from tensordict import TensorDictBase
+
+from o2o_lightning.data.module import OfflineData
+from o2o_lightning.data.normalize import Normalizer
+from o2o_lightning.data.rewards import RewardMap
+from o2o_lightning.data.stream import Source
+from o2o_lightning.data.windows import Windows
+from o2o_lightning.errors import UserError
+
+
+class TrajectoryData(OfflineData):
+    """As :class:`OfflineData`, but batches are windows of episodes with their returns-to-go.
+
+    Args:
+        kwargs: as in :class:`OfflineData`; ``batch_size`` counts windows. The phase says how long they are and how
+            returns are scaled, since acting needs both.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.rewards != RewardMap() or self.reward_range:
+            raise UserError(
+                "--data.reward_scale, reward_shift, reward_range: a sequence model is asked for returns as the "
+                "environment counts them. Pass --model.return_scale."
+            )
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.store is None:
+            raise UserError("no dataset: a sequence model learns from one. Pass --data.dataset.")
+        if not bool(self.store.complete.any()):
+            raise UserError(
+                f"dataset {self.dataset}: none of its episodes was recorded to its end, so that returns-to-go are "
+                "unknown. Pass another dataset, or another offline algorithm."
+            )
+
+    def source(self) -> Source:
+        assert self.store is not None and self.trainer is not None
+        phase = cast(Any, self.trainer.lightning_module)
+        return Windows(self.store, phase.context, phase.return_scale)
+
+    def fit_normalizer(self) -> Normalizer:
+        """Constants from all observations, as the Decision Transformers have them."""
+        if not self.normalize or self.store is None:
+            return Normalizer.identity(self.sizes()[0])
+        return Normalizer.fit(self.store.leaves["observation"], self.normalize_eps)
+
+    def prepare(self, batch: TensorDictBase, device: torch.device) -> TensorDictBase:
+        assert self.normalizer is not None
+        batch = batch.to(device)
+        batch["observation"] = self.normalizer.to(device)(batch["observation"])
+        return batch
+
+    def longest(self) -> int:
+        """Steps of the longest episode that there is, or can be."""
+        assert self.store is not None
+        recorded = int((self.store.episodes[:, 1] - self.store.episodes[:, 0]).max())
+        return max(recorded, (self.env.horizon if self.env else None) or 0)

@@ -1,0 +1,137 @@
+"""The directory beside an output in which a dataset is made, until it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from o2o_lightning.checkpoint.io import remove_temporaries, write_json
+from o2o_lightning.checkpoint.run import LOCK, Busy, lock, unlock
+from o2o_lightning.data.hdf5 import file_sha256
+from o2o_lightning.data.minari_writer import minari_path, write_minari
+from o2o_lightning.data.writer import Block, closed, joined, write_dataset
+from o2o_lightning.envs.make import EnvSpec
+from o2o_lightning.errors import UserError
+
+SUFFIX = ".making"
+REQUEST, WRITING, FINISHED = "request.json", "writing.json", "finished.json"
+DATASET = "dataset.hdf5"
+
+
+class Working:
+    """``OUTPUT.making``: what was asked for, what there is of it, and the step to ``OUTPUT``.
+
+    A Minari dataset's is in the current directory, named after its id.
+
+    Args:
+        output: the file, or Minari's id.
+        format: ``hdf5`` or ``minari``.
+    """
+
+    def __init__(self, output: str, format: str) -> None:
+        self.output, self.format = output, format
+        self.sha256: str | None = None
+        if format == "minari":
+            self.target = minari_path(output)
+            self.path = Path(output.replace("/", "-") + SUFFIX).absolute()
+        else:
+            self.target = Path(output).absolute()
+            self.path = self.target.with_name(self.target.name + SUFFIX)
+
+    @property
+    def spec(self) -> str:
+        """The dataset's name, once it is there."""
+        return f"minari:{self.output}" if self.format == "minari" else self.output
+
+    @property
+    def finished(self) -> bool:
+        """Whether the dataset is whole; :meth:`finish` may still have to give it its name."""
+        return (self.path / FINISHED).exists()
+
+    def open(self, request: Mapping[str, Any]) -> None:
+        """Takes the directory for ``request``, anew or to go on.
+
+        Raises:
+            UserError: the output exists, the directory was begun for another request, another process has it, or its
+                folder is not there.
+        """
+        self._refuse_another()
+        if not self.path.parent.is_dir() or not os.access(self.path.parent, os.W_OK | os.X_OK):
+            raise UserError(f"--output {self.output}: the folder {self.path.parent} is missing, or cannot be written.")
+        try:
+            lock(self.path)
+        except Busy as error:
+            raise Busy(f"--output {self.output}: another process is making it. Wait for its end.") from error
+        remove_temporaries(self.path)
+        held = self.path / REQUEST
+        if not held.exists():
+            write_json(held, request)
+            return
+        before = json.loads(held.read_text())
+        for name, value in request.items():
+            if before.get(name) != value:
+                unlock(self.path)
+                raise UserError(
+                    f"--output {self.output}: it was begun with {name} {before.get(name)}, this is {value}. Give the "
+                    f"same command to go on, pass another --output, or remove {self.path}."
+                )
+
+    def forget_rollouts(self) -> None:
+        """What an earlier policy has recorded does not count."""
+        shutil.rmtree(self.path / "rollouts", ignore_errors=True)
+
+    def write(
+        self, rows: int, blocks: Iterable[Block], env: EnvSpec, metadata: Mapping[str, Any], policy: Mapping[str, Any]
+    ) -> None:
+        """Writes the dataset; see :func:`write_dataset` for what it takes. :meth:`finish` comes next."""
+        self._refuse_another()
+        if self.format == "minari":
+            write_json(self.path / WRITING, {"output": self.output})
+            whole = joined(list(closed(blocks)))
+            write_minari(self.output, whole, env.env_id, env.action_low, env.action_high, metadata)
+            write_json(self.path / FINISHED, {"sha256": None})
+            return
+        made = self.path / DATASET
+        made.unlink(missing_ok=True)
+        write_dataset(made, rows, closed(blocks), metadata, policy)
+        write_json(self.path / FINISHED, {"sha256": file_sha256(made)})
+
+    def finish(self) -> None:
+        """Gives the whole dataset its name, and removes the directory."""
+        self.sha256 = json.loads((self.path / FINISHED).read_text())["sha256"]
+        if self.format == "hdf5":
+            self._name()
+        unlock(self.path)
+        shutil.rmtree(self.path)
+
+    def release(self) -> None:
+        """Lets go of the directory, and removes it where nothing has been done in it: bad input leaves nothing."""
+        if self.path.exists():
+            unlock(self.path)
+            if {path.name for path in self.path.iterdir()} <= {REQUEST, LOCK}:
+                shutil.rmtree(self.path)
+
+    def _refuse_another(self) -> None:
+        if self.target.exists() and not self.finished and not (self.path / WRITING).exists():
+            raise UserError(
+                f"--output {self.output}: it exists, and nothing is written over. Pass another --output, or remove it."
+            )
+
+    def _name(self) -> None:
+        made = self.path / DATASET
+        if made.exists():
+            try:
+                os.link(made, self.target)  # unlike a rename, never over another file
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                if not self.target.exists():
+                    os.rename(made, self.target)
+        if file_sha256(self.target) != self.sha256:
+            raise UserError(
+                f"--output {self.output}: it exists, and nothing is written over. The new dataset is in {made}."
+            )

@@ -1,0 +1,135 @@
+"""Evaluations in a second process: the same episodes, while training goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+
+from o2o_lightning.data.normalize import Normalizer
+from o2o_lightning.envs.evaluate import Evaluation, Evaluator
+from o2o_lightning.errors import Failure, UserError
+from o2o_lightning.nn.actor import Actor, ActorSpec
+from o2o_lightning.nn.actors import build_actor
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A policy at one moment, as primitives and arrays: what another process or a checkpoint can hold."""
+
+    actor: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+    normalizer: dict[str, Any]
+
+    @staticmethod
+    def of(actor: Actor, normalizer: Normalizer) -> Snapshot:
+        """Copies of ``actor``'s weights and of the constants before it."""
+        weights = {name: value.detach().cpu().clone() for name, value in actor.state_dict().items()}
+        return Snapshot(actor.spec.to_dict(), weights, normalizer.to("cpu").state())
+
+    def act(self) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+        """The policy on raw observations ``[B, S]``."""
+        actor = build_actor(ActorSpec.from_dict(self.actor))
+        actor.load_state_dict(self.weights)
+        normalizer = Normalizer.from_state(self.normalizer)
+        return lambda observation: actor.act(normalizer.numpy(observation))
+
+
+class EvaluationWorker:
+    """A process with environments of its own, made when the first policy is submitted; one evaluation at a time.
+
+    Args:
+        make: its evaluator; a picklable function, called over there.
+    """
+
+    def __init__(self, make: Callable[[], Evaluator]) -> None:
+        self.make = make
+        self._connection: Connection[Any, Any] | None = None
+        self._process: Any = None
+
+    def submit(self, policy: Snapshot) -> None:
+        """Begins an evaluation; :meth:`result` must be asked for before the next."""
+        if self._connection is None:
+            # not a fork: a process with threads, or with CUDA, must not be copied
+            context = multiprocessing.get_context("spawn")
+            self._connection, other = context.Pipe()
+            arguments = (other, self.make, torch.get_num_threads())
+            self._process = context.Process(target=_serve, args=arguments, daemon=True, name="o2o evaluation")
+            self._process.start()
+            other.close()
+        weights = {name: value.numpy() for name, value in policy.weights.items()}
+        normalizer = {
+            name: value.numpy() if isinstance(value, torch.Tensor) else value
+            for name, value in policy.normalizer.items()
+        }
+        # in a thread: while the other process starts, nobody takes what is sent
+        threading.Thread(
+            target=_send, args=(self._connection, (policy.actor, weights, normalizer)), daemon=True
+        ).start()
+
+    def result(self) -> Evaluation:
+        """Waits for the evaluation that was submitted.
+
+        Raises:
+            Failure: its environment failed, or the process ended.
+        """
+        assert self._connection is not None
+        try:
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._died() from error
+        if isinstance(answer, str):
+            raise Failure(answer)
+        return Evaluation(*answer)
+
+    def close(self) -> None:
+        """Ends the process, whatever it is doing."""
+        if self._connection is not None:
+            self._connection.close()
+            self._process.terminate()
+            self._process.join()
+            self._connection = self._process = None
+
+    def _died(self) -> Failure:
+        self._process.join(5)
+        code = self._process.exitcode
+        return Failure(
+            f"the evaluation process ended unexpectedly (exit code {code}; -9 is often a lack of memory). `o2o resume "
+            "RUN_DIR` goes on from the last checkpoint; without --data.eval_async evaluations need no second process."
+        )
+
+
+def _send(connection: Connection[Any, Any], message: Any) -> None:
+    with contextlib.suppress(OSError):  # a process that has ended is told of where its result is asked for
+        connection.send(message)
+
+
+def _serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes, and training decides
+    torch.set_num_threads(threads)  # as over there: another number may round differently
+    evaluator = None
+    while True:
+        try:
+            actor, weights, normalizer = connection.recv()
+        except (EOFError, OSError):  # training has ended, however it did
+            return
+        try:
+            evaluator = evaluator or make()
+            found = evaluator.run(Snapshot(actor, _tensors(weights), _tensors(normalizer)).act())
+            connection.send((found.returns, found.lengths, found.score))
+        except UserError as error:
+            connection.send(str(error))
+        except Exception as error:
+            connection.send(f"an evaluation raised {type(error).__name__}: {error}. See the policy's checkpoint.")
+
+
+def _tensors(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in values.items()}

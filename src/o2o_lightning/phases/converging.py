@@ -1,0 +1,100 @@
+"""What re-evaluation and alignment share: they measure how far they have converged, and may end when they have."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from o2o_lightning.callbacks.convergence import ConvergenceWatch
+from o2o_lightning.phases.base import Phase
+from o2o_lightning.phases.settings import Convergence
+
+Stop = Literal["steps", "converged"]
+MEASURED_ROWS = 2048
+
+
+class ConvergingPhase(Phase):
+    """Base of the phases that learn from the dataset until nothing changes any more.
+
+    They are measured on the states of a fixed share of the episodes. With ``stop`` ``converged`` these are held out,
+    and the phase ends at its plateau; with ``steps``, the paper's rule, they are learned from like all others.
+
+    Args:
+        init_from: checkpoint of the phase before.
+        stop: ``steps``: after ``--trainer.max_steps``; ``converged``: at the plateau, or there if none comes before.
+        convergence: what counts as a plateau, see :mod:`o2o_lightning.phases.settings`.
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
+    """
+
+    magnitudes: ClassVar[tuple[str, ...]] = ()  # curves in the rewards' own unit, which may be tiny
+    restless: ClassVar[tuple[str, ...]] = ()  # curves that jump for ever, and decide nothing
+
+    def __init__(
+        self, init_from: str, stop: Stop = "steps", convergence: Convergence = Convergence(), **options: Any
+    ) -> None:
+        super().__init__(init_from, **options)
+        self.stop, self.convergence = stop, convergence
+        self.watch = ConvergenceWatch(convergence, stop == "converged")
+        self._measured: TensorDictBase | None = None
+
+    def curves(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """The scalars to settle, of the fixed transitions ``[M]``: ratios, but for :attr:`magnitudes`."""
+        raise NotImplementedError(f"{type(self).__name__}.curves")
+
+    @property
+    def cadence(self) -> int:
+        return self.convergence.every
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [*super().configure_callbacks(), self.watch]
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        store = self.data.store
+        if store is None:
+            return  # the DataModule refuses in a moment, with a reason
+        rows = store.hold_out(self.convergence.held_out, learn=self.stop == "steps")
+        if len(rows) > MEASURED_ROWS:
+            rows = rows[:: len(rows) // MEASURED_ROWS][:MEASURED_ROWS]
+        self._measured = self.data.complete(self.data.prepare(store.gather(rows), self.device))
+
+    def on_fit_end(self) -> None:
+        if self.data.store is not None:
+            self.data.store.take_back()
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """The convergence curves' values at this moment."""
+        assert self._measured is not None
+        return {name: float(value) for name, value in self.curves(self._measured).items()}
+
+    def facts(self) -> dict[str, Any]:
+        total, watch = int(self.trainer.max_steps), self.watch
+        end = "converged at" if self._ended_early() else "after"
+        last = {name: curve[-1] for name, curve in watch.curves.items()}
+        change = watch.change if math.isfinite(watch.change) else None
+        found = {"settled_at": watch.settled_at, "change": change, **last}
+        return {"stopped": f"{end} {self.updates} of {total}", "convergence": found}
+
+    def conclusion(self) -> str | None:
+        watch, total = self.watch, int(self.trainer.max_steps)
+        if not watch.curves:
+            return None
+        values = ", ".join(f"{name.replace('_', ' ')} {curve[-1]:.3g}" for name, curve in watch.curves.items())
+        rule = self.convergence
+        change = f"changed by {watch.change:.1%} over {rule.window * rule.every:,} updates"
+        if self._ended_early():
+            return f"{self.phase}: converged at {self.updates:,} of {total:,} updates: {values}; {change}"
+        if watch.settled_at is not None:
+            return f"{self.phase}: settled at {watch.settled_at:,} of {total:,} updates: {values}; {change}"
+        if self.stop == "converged":
+            return f"{self.phase}: not converged after {self.updates:,} updates: {values}; {change}"
+        return None
+
+    def _ended_early(self) -> bool:
+        return self.stop == "converged" and self.watch.settled_at is not None

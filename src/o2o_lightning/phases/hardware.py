@@ -1,0 +1,34 @@
+"""What devices and precisions a phase runs on, and how its losses go backward there."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ParallelStrategy
+from torch import Tensor
+
+from o2o_lightning.errors import UserError
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+def check_hardware(trainer: Any) -> None:
+    """Refuses a strategy that splits networks, and a precision that rounds the weights themselves."""
+    strategy, precision = trainer.strategy, str(trainer.precision)
+    splits = isinstance(strategy, DeepSpeedStrategy) or not isinstance(strategy, DDPStrategy)
+    if isinstance(strategy, ParallelStrategy) and splits:
+        raise UserError(
+            f"--trainer.strategy {type(strategy).__name__}: it splits networks that are far too small for it. "
+            "Pass --trainer.strategy ddp."
+        )
+    if precision not in PRECISIONS:
+        raise UserError(f"--trainer.precision {precision}: one of {', '.join(PRECISIONS)} is needed.")
+
+
+def backward(phase: Any, loss: Tensor) -> None:
+    """The backward pass through Lightning, which scales the loss of ``16-mixed``; gradients stay in this process."""
+    strategy = phase.trainer.strategy
+    parallel = isinstance(strategy, ParallelStrategy)
+    with strategy.block_backward_sync() if parallel else contextlib.nullcontext():
+        phase.manual_backward(loss)

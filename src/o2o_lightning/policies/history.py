@@ -1,0 +1,113 @@
+"""Sequence policies at work: in an environment, and on the episodes of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from o2o_lightning.data.normalize import Normalizer
+from o2o_lightning.data.store import TransitionStore
+from o2o_lightning.data.windows import Windows
+from o2o_lightning.envs.evaluate import FloatArray, Memoryless, Player
+from o2o_lightning.nn.actor import Actor, Policy
+from o2o_lightning.nn.decision_transformer import SequencePolicy, Window
+from o2o_lightning.policies.teacher import ActorTeacher, Teacher
+
+BLOCK = 512  # windows that a network takes at once
+
+
+def player_of(policy: Policy, normalizer: Normalizer) -> Player:
+    """``policy`` with the normaliser that it learned with, ready for episodes."""
+    if isinstance(policy, SequencePolicy):
+        return HistoryPlayer(policy, normalizer)
+    assert isinstance(policy, Actor)
+    actor = policy
+    return Memoryless(lambda observation: actor.act(normalizer.numpy(observation)))
+
+
+def teacher_of(policy: Policy, normalizer: Normalizer) -> Teacher:
+    """``policy`` as what a clone imitates."""
+    if isinstance(policy, SequencePolicy):
+        return HistoryTeacher(policy, normalizer)
+    assert isinstance(policy, Actor)
+    return ActorTeacher(policy, normalizer)
+
+
+@torch.no_grad()
+def modes_of(policy: SequencePolicy, window: Window) -> Tensor:
+    """Deterministic actions ``[B, T, A]`` without dropout, on the policy's own device and back."""
+    device, training = next(policy.parameters()).device, policy.training
+    policy.eval()
+    actions = policy.modes(Window(*(part.to(device) for part in window))).float().cpu()
+    policy.train(training)
+    return actions
+
+
+class HistoryPlayer(Player):
+    """Asks for ``target_return`` at the start, and for what is left of it after each reward.
+
+    Episodes begin together, so that those that still run have the same number of steps behind them.
+    """
+
+    def __init__(self, policy: SequencePolicy, normalizer: Normalizer) -> None:
+        self.policy, self.normalizer, self.spec = policy, normalizer, policy.spec
+
+    def reset(self, episodes: int) -> None:
+        spec, steps = self.spec, self.spec.acting_context
+        self.steps = 0
+        self.wanted = np.full(episodes, spec.target_return * spec.return_scale, np.float32)
+        self.to_go = np.zeros((episodes, steps), np.float32)
+        self.observations = np.zeros((episodes, steps, spec.observation_dim), np.float32)
+        self.actions = np.zeros((episodes, steps, spec.action_dim), np.float32)
+
+    def act(self, observation: FloatArray, running: Sequence[int]) -> FloatArray:
+        context, rows = self.spec.acting_context, np.asarray(running)
+        if self.steps >= context:
+            for history in (self.to_go, self.observations, self.actions):
+                history[:, :-1] = history[:, 1:]
+        now = min(self.steps, context - 1)
+        self.to_go[:, now] = self.wanted
+        self.observations[rows, now] = self.normalizer.numpy(observation)
+        parts = [part[rows, : now + 1] for part in (self.to_go, self.observations, self.actions)]
+        timestep = torch.arange(self.steps - now, self.steps + 1).expand(len(rows), -1)
+        window = Window(*(torch.from_numpy(part) for part in parts), timestep)  # type: ignore[call-arg]
+        action: FloatArray = modes_of(self.policy, window)[:, -1].numpy()
+        self.actions[rows, now] = action
+        self.steps += 1
+        return action
+
+    def observe(self, reward: FloatArray, running: Sequence[int]) -> None:
+        self.wanted[np.asarray(running)] -= reward * np.float32(self.spec.return_scale)
+
+
+class HistoryTeacher:
+    """A sequence policy as the teacher of one without memory.
+
+    Each state of the dataset is seen with what its own episode had before it. The dataset's returns would ask for what
+    the episodes had, good or bad; the policy is asked for its evaluation return instead, less the rewards so far.
+    """
+
+    def __init__(self, policy: SequencePolicy, normalizer: Normalizer) -> None:
+        self.policy, self.normalizer = policy.requires_grad_(False), normalizer
+        self.kind: str | None = policy.kind
+
+    def label(self, store: TransitionStore, device: torch.device) -> Tensor:
+        policy, spec = self.policy.to(device), self.policy.spec
+        windows = Windows(store, spec.acting_context, spec.return_scale)
+        labels = torch.empty(len(store), spec.action_dim)
+        for rows, asked in windows.contexts(BLOCK):
+            steps = windows.gather(rows, spec.target_return)
+            observation = self.normalizer(steps["observation"])
+            window = Window(steps["return_to_go"], observation, steps["action"], steps["timestep"])
+            places = rows.unsqueeze(-1) + torch.arange(windows.length)
+            labels[places[asked]] = modes_of(policy, window)[asked]
+        return labels
+
+    def player(self) -> Player:
+        return HistoryPlayer(self.policy, self.normalizer)
+
+    def sampled(self, observation: Tensor, noise: Tensor) -> Tensor | None:
+        return None  # what is imitated is its mode (A5): a sample would need the history once more

@@ -1,0 +1,234 @@
+"""Re-evaluation and alignment measure whether they have settled, and end there if they are asked to."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import killing
+import pytest
+import torch
+from conftest import HIDDEN, Fit, Run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from o2o_lightning.callbacks.convergence import ConvergenceWatch
+from o2o_lightning.cli.compose import compose, split
+from o2o_lightning.data.module import OfflineData
+from o2o_lightning.data.stream import count_chunks, next_boundary
+from o2o_lightning.errors import UserError
+from o2o_lightning.objectives.diagnostics import bellman_residual, relative_change, relative_drift
+from o2o_lightning.phases import CQL, IQL, AlignSAC, AlignTD3, ReevaluatePPO, ReevaluateSAC, ReevaluateTD3
+from o2o_lightning.phases.settings import Convergence
+
+QUICK = Convergence(every=4, window=2, tolerance=1e9, patience=2, least=24)
+
+
+def settles_at(curve: Callable[[int], float], rule: Convergence, until: int = 500_000) -> int | None:
+    """The update at which a curve of the update count is called settled."""
+    watch = ConvergenceWatch(rule, stops=True)
+    for updates in range(rule.every, until + 1, rule.every):
+        watch._judge(updates, {"q": curve(updates)}, ("q",))
+    return watch.settled_at
+
+
+# ---- the rule ----------------------------------------------------------------------------------------------------
+
+
+def test_change_compares_two_windows_in_units_of_the_later() -> None:
+    assert relative_change([1.0, 3.0, 4.0, 6.0], 2, 0.1) == pytest.approx((5 - 2) / 5)
+    assert relative_change([-1.0, -3.0, -4.0, -6.0], 2, 0.1) == pytest.approx((5 - 2) / 5)
+    assert relative_change([0.01, 0.02], 1, 0.1) == pytest.approx(0.1)
+    assert relative_change([9.0, 1.0, 1.0, 1.0, 1.0], 2, 0.1) == 0.0
+    assert relative_change([1.0, 1.0, 1.0], 2, 0.1) == math.inf
+
+
+def test_drift_and_residual_are_in_units_of_the_values() -> None:
+    value, reference = torch.tensor([1.0, -3.0]), torch.tensor([2.0, -2.0])
+    assert float(relative_drift(value, reference)) == pytest.approx(0.5)
+    assert float(bellman_residual(value, torch.tensor([1.0, -1.0]))) == pytest.approx(math.sqrt(2) / 2)
+
+
+def test_a_critic_that_follows_its_target_network_settles_within_a_fifth_of_the_papers_steps() -> None:
+    # targets that trail by the rate 0.005 at γ = 0.99 approach the fixed point as 1 − exp(−t / 20,000)
+    approach = lambda updates: 350.0 * -math.expm1(-updates * 0.005 * 0.01)  # noqa: E731
+    end = settles_at(approach, Convergence())
+    assert end is not None and 60_000 < end <= 100_000
+    assert approach(end) > 0.95 * 350.0
+    assert settles_at(lambda updates: 1e-6 * approach(updates), Convergence()) == end  # whatever the rewards' unit
+
+
+def test_a_curve_that_keeps_growing_never_settles() -> None:
+    assert settles_at(lambda updates: updates**0.5, Convergence(), 100_000) is None
+
+
+def test_nothing_settles_before_the_least_number_of_updates_or_without_patience() -> None:
+    assert settles_at(lambda _: 1.0, Convergence(least=30_000)) == 30_000
+    # ten measurements make two windows; the third comparison after the step at 10,000 that sees no change is patient
+    assert settles_at(lambda updates: float(updates > 10_000), Convergence()) == 22_000
+
+
+def test_one_restless_curve_is_enough_to_go_on() -> None:
+    watch = ConvergenceWatch(Convergence(), stops=True)
+    for updates in range(1000, 50_001, 1000):
+        watch._judge(updates, {"share": 0.5, "drift": updates / 1e5})
+    assert watch.settled_at is None
+
+
+def test_a_curve_that_never_rests_decides_nothing() -> None:
+    watch = ConvergenceWatch(Convergence(), stops=True)
+    for updates in range(1000, 50_001, 1000):
+        watch._judge(updates, {"share": 0.5, "drift": updates / 1e5}, restless=("drift",))
+    assert watch.settled_at == 12_000 and watch.curves["drift"][-1] == 0.5
+
+
+@pytest.mark.parametrize("wrong", [{"window": 0}, {"patience": 0}, {"every": 0}, {"held_out": 0.0}, {"held_out": 1.0}])
+def test_a_rule_that_cannot_be_kept_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=rf"--model.convergence.{next(iter(wrong))}"):
+        Convergence(**wrong)  # type: ignore[arg-type]
+
+
+# ---- chunks ------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 90), st.integers(1, 90), st.integers(1, 20), st.integers(0, 15), st.integers(0, 15))
+def test_chunks_end_at_every_cadence_and_are_counted(start: int, total: int, chunk: int, one: int, two: int) -> None:
+    clock, chunks = start, 0
+    while clock < total:
+        following = clock + min(chunk, next_boundary(clock, total, one, two) - clock)
+        assert all(every == 0 or clock // every == (following - 1) // every for every in (one, two))
+        clock, chunks = following, chunks + 1
+    assert count_chunks(total, chunk, one, two, start=start) == max(chunks, 1)
+
+
+# ---- the phases --------------------------------------------------------------------------------------------------
+
+
+def data(pendulum: str, **options: object) -> OfflineData:
+    return OfflineData(dataset=pendulum, batch_size=32, eval_episodes=1, **options)  # type: ignore[arg-type]
+
+
+def reevaluate(fit: Fit, chain: dict[str, Run], pendulum: str, steps: int = 60, chunk: int = 16, **rule: object) -> Run:
+    phase = lambda: ReevaluateTD3(str(chain["offline"].checkpoint), hidden=HIDDEN, **rule)  # type: ignore[arg-type] # noqa: E731
+    return fit(phase, lambda: data(pendulum, chunk=chunk), steps)
+
+
+def test_a_phase_that_may_stop_ends_at_its_plateau_whatever_the_chunk(fit: Fit, chain, pendulum) -> None:
+    runs = [reevaluate(fit, chain, pendulum, chunk=chunk, stop="converged", convergence=QUICK) for chunk in (1, 16)]
+    assert [run.module.updates for run in runs] == [24, 24]
+    assert runs[0].module.facts()["stopped"] == "converged at 24 of 60"
+    assert "converged at 24 of 60 updates: q " in runs[0].module.conclusion()
+    assert [key for key, value in runs[0].end().items() if not torch.equal(value, runs[1].end()[key])] == []
+    assert runs[0].metrics() == runs[1].metrics()
+
+
+def test_by_default_a_phase_makes_its_steps_and_measuring_does_not_change_them(fit: Fit, chain, pendulum) -> None:
+    measured = reevaluate(fit, chain, pendulum, 40, convergence=QUICK)
+    plain = reevaluate(fit, chain, pendulum, 40)
+    assert measured.module.updates == plain.module.updates == 40
+    assert measured.module.facts()["stopped"] == "after 40 of 40"
+    assert measured.module.facts()["convergence"]["settled_at"] == 24
+    assert [key for key, value in plain.end().items() if not torch.equal(value, measured.end()[key])] == []
+
+
+def test_held_out_episodes_are_not_learned_from_when_they_decide(fit: Fit, chain, pendulum) -> None:
+    seen: dict[str, set[int]] = {}
+    for stop in ("steps", "converged"):
+        datamodule = data(pendulum)
+        phase = ReevaluateTD3(str(chain["offline"].checkpoint), hidden=HIDDEN, stop=stop, convergence=QUICK)  # type: ignore[arg-type]
+        drawn: list[int] = []
+
+        def record(data_module: OfflineData, drawn: list[int] = drawn) -> None:
+            assert data_module.store is not None
+            sample = data_module.store.sample_rows
+            data_module.store.sample_rows = lambda *a: (r := sample(*a), drawn.extend(r.flatten().tolist()))[0]  # type: ignore[method-assign]
+
+        datamodule.setup("fit")
+        record(datamodule)
+        fit(phase, datamodule, 24)
+        seen[stop] = set(drawn)
+        assert datamodule.store is not None
+        held = set(datamodule.store.hold_out(QUICK.held_out, learn=True).tolist())
+        assert held and (held.isdisjoint(seen[stop]) if stop == "converged" else held & seen[stop])
+
+
+def test_alignment_measures_anchors_drift_and_distance(fit: Fit, chain, pendulum) -> None:
+    run = fit(lambda: AlignTD3(str(chain["reevaluate"].checkpoint), convergence=QUICK), lambda: data(pendulum), 8)
+    curves = run.module.watch.curves
+    assert set(curves) == {"anchor_share", "perturbed_share", "anchor_drift", "actor_distance"}
+    for share, perturbed in zip(curves["anchor_share"], curves["perturbed_share"], strict=True):
+        assert 0.0 <= share <= perturbed <= 1.0
+    assert min(curves["anchor_drift"] + curves["actor_distance"]) > 0.0
+    batch = run.module._measured
+    anchor, actor = run.module.agent.offline_actor, run.module.agent.actor
+    with torch.no_grad():
+        moved = (anchor.mode(batch["observation"]) - actor.mode(batch["observation"])).norm(dim=-1).mean()
+    assert curves["actor_distance"][-1] == pytest.approx(float(moved), rel=1e-5)  # one action dimension
+
+
+def test_every_method_measures_the_same_twice_and_draws_from_no_stream(fit: Fit, pendulum) -> None:
+    start = {"sac": fit(lambda: CQL(hidden=HIDDEN, critic_hidden=HIDDEN), lambda: data(pendulum), 4)}
+    start["ppo"] = fit(lambda: IQL(hidden=HIDDEN), lambda: data(pendulum), 4)
+    paths = {name: str(run.checkpoint) for name, run in start.items()}
+    small = {"hidden": HIDDEN, "convergence": QUICK}
+    runs = [fit(lambda: ReevaluateSAC(paths["sac"], **small), lambda: data(pendulum), 8)]
+    runs.append(fit(lambda: AlignSAC(str(runs[0].checkpoint), convergence=QUICK), lambda: data(pendulum), 8))
+    runs.append(fit(lambda: ReevaluatePPO(paths["ppo"], **small), lambda: data(pendulum), 8))
+    names = [
+        {"q", "residual"},
+        {"anchor_share", "perturbed_share", "anchor_drift", "actor_distance"},
+        {"value", "residual"},
+    ]
+    for run, expected in zip(runs, names, strict=True):
+        streams = [torch.get_rng_state(), run.module.noise.get_state(), run.module.data.rows.get_state()]
+        found = run.module.measure()
+        assert set(found) == expected and found == run.module.measure()
+        assert all(math.isfinite(value) for value in found.values())
+        after = [torch.get_rng_state(), run.module.noise.get_state(), run.module.data.rows.get_state()]
+        assert all(torch.equal(one, two) for one, two in zip(streams, after, strict=True))
+    batch = runs[2].module._measured
+    with torch.no_grad():
+        values = runs[2].module.agent.value(batch["observation"]).tolist()
+    errors = [(value - ret) ** 2 for value, ret in zip(values, batch["return_to_go"].tolist(), strict=True)]
+    size = sum(map(abs, values)) / len(values)
+    assert found["value"] == pytest.approx(size, rel=1e-5)
+    assert found["residual"] == pytest.approx(math.sqrt(sum(errors) / len(errors)) / size, rel=1e-5)
+
+
+@pytest.mark.parametrize("phase, online", [
+    ("reevaluate", "o2td3"), ("align", "o2td3"), ("reevaluate", "o2sac"), ("align", "o2sac"), ("reevaluate", "o2ppo"),
+])  # fmt: skip
+def test_one_key_decides_for_every_phase_that_can_converge(phase: str, online: str) -> None:
+    stops = [compose(phase, split([f"online={online}", *token]))["model"]["init_args"]["stop"]
+             for token in ([], ["stop=converged"])]  # fmt: skip
+    assert stops == ["steps", "converged"]
+
+
+def test_another_word_is_refused_in_one_line(o2o: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert o2o("fit", "--phase", "align", "--model.stop", "plateau", "--print_config") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "stop" in error and "converged" in error
+
+
+CONVERGING = [
+    "fit", "--phase", "reevaluate", "stop=converged", "checkpoint_every=10", "--trainer.max_steps", "90",
+    "--model.hidden", "[16,16]", "--data.batch_size", "32", "--data.chunk", "8", "--data.eval_episodes", "1",
+    "--model.convergence.every", "6", "--model.convergence.window", "2", "--model.convergence.tolerance", "1e9",
+    "--model.convergence.least", "54", "--trainer.log_every_n_steps", "10",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [31, 54])
+def test_a_run_that_is_killed_before_its_plateau_ends_at_the_same_one(count, chain, pendulum, tmp_path: Path) -> None:
+    killing.import_everything()
+    log, line = tmp_path / "log", [*CONVERGING, "--data.dataset", pendulum]
+    line += ["--model.init_from", str(chain["offline"].checkpoint), "--run_dir"]
+    assert killing.run([*line, str(tmp_path / "whole")], log) == 0, log.read_text()
+    assert killing.run([*line, str(tmp_path / "killed")], log, killing.die_at("update", count)) == -9, log.read_text()
+    assert killing.run(["resume", str(tmp_path / "killed")], log) == 0, log.read_text()
+    assert killing.differences(tmp_path / "whole", tmp_path / "killed", ["reevaluate"]) == []
+    summary = json.loads((tmp_path / "killed" / "reevaluate" / "summary.json").read_text())
+    assert summary["stopped"] == "converged at 54 of 90" and summary["steps"] == 54
+    assert "reevaluate: converged at 54 of 90 updates: q " in log.read_text()
