@@ -31,15 +31,16 @@ class Normalizer:
     std: Tensor
     eps: float = 1e-3
     clip: float | None = None
-    _scale: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+    _scale: Tensor = field(init=False, repr=False, compare=False)
     _arrays: tuple[NDArray[np.float32], NDArray[np.float32]] | None = field(
         default=None, init=False, repr=False, compare=False
     )
 
+    def __post_init__(self) -> None:
+        self._scale = self.std + self.eps
+
     def __call__(self, observation: Tensor) -> Tensor:
         """Normalises ``[..., S]``."""
-        if self._scale is None:
-            self._scale = self.std + self.eps
         normalized = (observation - self.mean) / self._scale
         return normalized if self.clip is None else normalized.clamp(-self.clip, self.clip)
 
