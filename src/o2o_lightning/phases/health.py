@@ -49,7 +49,8 @@ class ChunkRecord:
     def admit(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Keeps ``optimizer`` from its next step where ``loss``, the mean of all processes, is not finite."""
         self._verdicts.append(loss.detach())
-        if readable(loss):
+        skips = getattr(optimizer, "_step_supports_amp_scaling", False)  # torch's own mark of a fused one
+        if readable(loss) or not skips:
             if not math.isfinite(loss):
                 self.check()
             return
