@@ -49,8 +49,7 @@ class ChunkRecord:
     def admit(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Keeps ``optimizer`` from its next step where ``loss``, the mean of all processes, is not finite."""
         self._verdicts.append(loss.detach())
-        skips = getattr(optimizer, "_step_supports_amp_scaling", False)  # torch's own mark of a fused one
-        if readable(loss) or not skips:
+        if readable(loss):
             if not math.isfinite(loss):
                 self.check()
             return
