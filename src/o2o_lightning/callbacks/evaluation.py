@@ -30,7 +30,7 @@ class EvaluationLoop(PhaseCallback):
         self.evaluated_at, self.pending = state_dict["evaluated_at"], state_dict["pending"]
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
-        if self.pending is not None:
+        if self.pending is not None and trainer.is_global_zero:
             phase.data.worker.submit(Snapshot(**self.pending["policy"]))
         if phase.evaluates_at_start and self.evaluated_at < 0:
             self._evaluate(trainer, phase)
@@ -59,7 +59,8 @@ class EvaluationLoop(PhaseCallback):
         phase.before_evaluation()
         policy = Snapshot.of(phase.policy(), phase.normalizer)
         self.pending = {"moment": [phase.updates, phase.env_steps], "policy": asdict(policy)}
-        phase.data.worker.submit(policy)
+        if trainer.is_global_zero:  # one process evaluates for all
+            phase.data.worker.submit(policy)
         phase.tell("on_evaluation_begun")
 
     def _collect(self, trainer: L.Trainer, phase: Any) -> None:
@@ -67,6 +68,6 @@ class EvaluationLoop(PhaseCallback):
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
-        result = phase.data.worker.result()
+        result = phase.ranks.all(phase.data.worker.result() if trainer.is_global_zero else None)[0]
         phase.eval_env_steps += result.env_steps
         phase.record_evaluation(result, tuple(pending["moment"]))
