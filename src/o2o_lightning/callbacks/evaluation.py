@@ -31,8 +31,8 @@ class EvaluationLoop(PhaseCallback):
         self.evaluated_at, self.pending = state_dict["evaluated_at"], state_dict["pending"]
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
-        if self.pending is not None and trainer.is_global_zero:
-            self._submit(phase, Snapshot(**self.pending["policy"]))
+        if self.pending is not None:
+            self._submit(trainer, phase, Snapshot(**self.pending["policy"]))
         if phase.evaluates_at_start and self.evaluated_at < 0:
             self._evaluate(trainer, phase)
 
@@ -64,11 +64,12 @@ class EvaluationLoop(PhaseCallback):
         phase.before_evaluation()
         policy = Snapshot.of(phase.policy(), phase.normalizer)
         self.pending = {"moment": [phase.updates, phase.env_steps], "policy": asdict(policy)}
-        if trainer.is_global_zero:  # one process evaluates for all
-            self._submit(phase, policy)
+        self._submit(trainer, phase, policy)
         phase.tell("on_evaluation_begun")
 
-    def _submit(self, phase: Any, policy: Snapshot) -> None:
+    def _submit(self, trainer: L.Trainer, phase: Any, policy: Snapshot) -> None:
+        if not trainer.is_global_zero:
+            return  # one process evaluates for all
         if self._worker is None:
             self._worker = EvaluationWorker(phase.data.evaluator())
         self._worker.submit(policy)
@@ -78,6 +79,6 @@ class EvaluationLoop(PhaseCallback):
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
-        result = phase.ranks.all(self._worker.result() if self._worker else None)[0]
+        result = phase.ranks.all(None if self._worker is None else self._worker.result())[0]
         phase.eval_env_steps += result.env_steps
         phase.record_evaluation(result, tuple(pending["moment"]))
