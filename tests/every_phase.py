@@ -8,11 +8,14 @@ from typing import Any
 
 from o2o_lightning.data import OfflineData, OnlineData
 from o2o_lightning.data.rollout import RolloutData
+from o2o_lightning.data.trajectories import TrajectoryData
 from o2o_lightning.phases import (
     AWAC,
     BC,
     CQL,
+    DT,
     IQL,
+    ODT,
     TD3BC,
     AlignSAC,
     AlignTD3,
@@ -49,7 +52,7 @@ class Case:
                 env_steps=batch * (updates // 2), rollout=batch, epochs=2, num_envs=2 // processes, eval_every=10_000,
                 **shared,
             )  # fmt: skip
-        return OfflineData(eval_every_updates=0, **shared)
+        return self.kind(eval_every_updates=0, **shared)
 
 
 CASES = {
@@ -74,4 +77,9 @@ CASES = {
         lambda at: OnlinePPO(at, reward_scaling="dynamic", auxiliary=Auxiliary(env_steps=500), reference=FROZEN),
         RolloutData,
     ),
+}
+WINDOWS = {"context": 4, "acting_context": 4, "width": 16, "layers": 1, "heads": 2}
+SEQUENCES = {
+    "dt": Case(None, lambda _: DT(**WINDOWS), TrajectoryData),
+    "odt": Case(None, lambda _: ODT(**WINDOWS), TrajectoryData),
 }

@@ -281,6 +281,14 @@ def survives(
     return left
 
 
+def test_an_evaluation_in_the_background_is_made_by_one_process_for_all(reference, tmp_path):
+    folder, log = tmp_path / "run", tmp_path / "log"
+    argv = [*PENDULUM, "online=td3", *processes.DDP, "--data.eval_async", "true", "--run_dir", str(folder)]
+    assert processes.pair(argv, log) == [0, 0], log.read_text()
+    curves = [json.loads((run / "summary.json").read_text())["score"]["curve"] for run in (reference, folder)]
+    assert curves[0] == curves[1] and [point[0] for point in curves[1]] == [0, 40, 70]
+
+
 def test_a_process_that_is_killed_ends_the_run_and_both_go_on_with_the_same_bits(reference, tmp_path):
     def prepare(rank: int) -> None:
         if rank == 1:

@@ -17,16 +17,19 @@ import pytest
 import torch
 from conftest import HIDDEN, Fit
 
+from o2o_lightning.callbacks import worker
+from o2o_lightning.callbacks.worker import EvaluationWorker, Snapshot
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.data.online import OnlineData
-from o2o_lightning.envs import worker
 from o2o_lightning.envs.evaluate import Evaluator
-from o2o_lightning.envs.worker import EvaluationWorker, Snapshot
 from o2o_lightning.errors import Failure
+from o2o_lightning.nn.actors import build_policy
+from o2o_lightning.nn.decision_transformer import SequenceSpec
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.phases import TD3BC, OnlineTD3
 from o2o_lightning.phases.settings import Reference
+from o2o_lightning.policies.history import player_of
 
 
 def policy() -> Snapshot:
@@ -60,7 +63,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_second_process_runs_the_same_episodes(serve: Any) -> None:
     remote = serve(pendulum_evaluator)
     remote.submit(policy())
-    found, expected = remote.result(), pendulum_evaluator().run(policy().act())
+    found, expected = remote.result(), pendulum_evaluator().run(policy().player())
     assert found == expected and len(found.returns) == 2 and found.score is not None
     remote.submit(policy())
     assert remote.result() == expected
@@ -74,7 +77,24 @@ def test_a_snapshot_is_the_policy_of_its_moment() -> None:
     with torch.no_grad():
         for parameter in actor.parameters():
             parameter.zero_()
-    assert np.array_equal(snapshot.act()(states), before) and np.abs(before).max() > 0
+    player = snapshot.player()
+    player.reset(4)
+    assert np.array_equal(player.act(states, range(4)), before) and np.abs(before).max() > 0
+
+
+def test_a_snapshot_of_a_sequence_policy_remembers_its_episodes_as_well() -> None:
+    torch.manual_seed(0)
+    spec = SequenceSpec("decision_transformer", 3, 1, 16, 1, 2, 0.1, 4, 4, 20, 0.1, 5.0)
+    policy, normalizer = build_policy(spec.to_dict()), Normalizer(torch.ones(3), torch.full((3,), 2.0))
+    players = [player_of(policy, normalizer), Snapshot.of(policy, normalizer).player()]
+    states, actions = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32), []
+    for player in players:
+        player.reset(2)
+        actions.append([])
+        for state in states:
+            actions[-1].append(player.act(state, range(2)))
+            player.observe(np.ones(2, np.float32), range(2))
+    assert np.array_equal(*actions) and np.ptp(actions[0]) > 0
 
 
 def test_what_fails_over_there_is_one_line_here(serve: Any) -> None:
@@ -96,7 +116,7 @@ def test_a_second_process_that_is_killed_is_one_line() -> None:
 def test_online_results_have_their_own_step_and_training_is_the_same(fit: Fit, chain, pendulum, monkeypatch) -> None:
     # in line, but asked for late: what is left to test is when results are recorded
     monkeypatch.setattr(EvaluationWorker, "submit", lambda self, policy: setattr(self, "policy", policy))
-    monkeypatch.setattr(EvaluationWorker, "result", lambda self: self.make().run(self.policy.act()))
+    monkeypatch.setattr(EvaluationWorker, "result", lambda self: self.make().run(self.policy.player()))
     runs = [
         fit(
             lambda: OnlineTD3(str(chain["align"].checkpoint), reference=Reference(mode="interval", period=9)),
@@ -151,7 +171,7 @@ def test_a_run_with_a_second_process_ends_as_one_without_also_when_it_was_killed
 
 def test_a_phase_from_the_dataset_alone_may_use_it(fit: Fit, pendulum, monkeypatch) -> None:
     monkeypatch.setattr(EvaluationWorker, "submit", lambda self, policy: setattr(self, "policy", policy))
-    monkeypatch.setattr(EvaluationWorker, "result", lambda self: self.make().run(self.policy.act()))
+    monkeypatch.setattr(EvaluationWorker, "result", lambda self: self.make().run(self.policy.player()))
     make = lambda eval_async: OfflineData(  # noqa: E731
         dataset=pendulum, batch_size=32, eval_episodes=1, eval_every_updates=5, eval_async=eval_async
     )

@@ -9,7 +9,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from every_phase import CASES, HIDDEN
+from every_phase import CASES as BATCHES
+from every_phase import HIDDEN, SEQUENCES
 from lightning.pytorch.plugins import MixedPrecision
 from torch.nn import functional
 
@@ -17,6 +18,7 @@ from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 from o2o_lightning.phases.base import Loss, Phase
 
 UPDATES, BATCH = 6, 32
+CASES = {**BATCHES, **SEQUENCES}
 
 
 class ScaledOnly(MixedPrecision):

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
-from o2o_lightning.envs.worker import Snapshot
+from o2o_lightning.callbacks.worker import EvaluationWorker, Snapshot
 
 
 class EvaluationLoop(PhaseCallback):
@@ -22,6 +22,7 @@ class EvaluationLoop(PhaseCallback):
     def __init__(self) -> None:
         self.evaluated_at = -1
         self.pending: dict[str, Any] | None = None
+        self._worker: EvaluationWorker | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"evaluated_at": self.evaluated_at, "pending": self.pending}
@@ -31,7 +32,7 @@ class EvaluationLoop(PhaseCallback):
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
         if self.pending is not None:
-            phase.data.worker.submit(Snapshot(**self.pending["policy"]))
+            self._submit(trainer, phase, Snapshot(**self.pending["policy"]))
         if phase.evaluates_at_start and self.evaluated_at < 0:
             self._evaluate(trainer, phase)
 
@@ -46,7 +47,11 @@ class EvaluationLoop(PhaseCallback):
             self._evaluate(trainer, phase)
 
     def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
-        phase.data.end_evaluations()
+        self.teardown(trainer, phase, "fit")
+
+    def teardown(self, trainer: L.Trainer, phase: Any, stage: str) -> None:
+        if self._worker is not None:
+            self._worker.close()
 
     def _evaluate(self, trainer: L.Trainer, phase: Any, background: bool = False) -> None:
         if phase.data.env_id is None or self.evaluated_at == phase.clock:
@@ -59,14 +64,21 @@ class EvaluationLoop(PhaseCallback):
         phase.before_evaluation()
         policy = Snapshot.of(phase.policy(), phase.normalizer)
         self.pending = {"moment": [phase.updates, phase.env_steps], "policy": asdict(policy)}
-        phase.data.worker.submit(policy)
+        self._submit(trainer, phase, policy)
         phase.tell("on_evaluation_begun")
+
+    def _submit(self, trainer: L.Trainer, phase: Any, policy: Snapshot) -> None:
+        if not trainer.is_global_zero:
+            return  # one process evaluates for all
+        if self._worker is None:
+            self._worker = EvaluationWorker(phase.data.evaluator())
+        self._worker.submit(policy)
 
     def _collect(self, trainer: L.Trainer, phase: Any) -> None:
         """Records the evaluation in the background, if there is one, as of its own moment."""
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
-        result = phase.data.worker.result()
+        result = phase.ranks.all(None if self._worker is None else self._worker.result())[0]
         phase.eval_env_steps += result.env_steps
         phase.record_evaluation(result, tuple(pending["moment"]))

@@ -19,6 +19,7 @@ from o2o_lightning.cli.launch import first_process
 from o2o_lightning.cli.lightning import Built
 from o2o_lightning.cli.plan import Step, check
 from o2o_lightning.errors import UserError
+from o2o_lightning.phases.health import NonFinite
 
 LAST = "checkpoints/last.ckpt"
 
@@ -56,8 +57,8 @@ def _tidy(built: Built, run_dir: Path) -> Iterator[None]:
     before = read_plan(run_dir)
     try:
         yield
-    except Busy:
-        raise
+    except (Busy, NonFinite):
+        raise  # what another process writes is not ours, and a batch that was kept is to be looked at
     except BaseException:
         # by the files: with ddp_fork it is another process's phase that has counted
         begun = any(folder.rglob("*.ckpt")) or (folder / "metrics.csv").exists()

@@ -20,7 +20,6 @@ from o2o_lightning.data.store import TransitionStore
 from o2o_lightning.data.stream import OfflineStream, Source, prepare
 from o2o_lightning.envs.evaluate import Act, Evaluation, Evaluator, Player
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
-from o2o_lightning.envs.worker import EvaluationWorker
 from o2o_lightning.errors import UserError
 from o2o_lightning.ranks import Ranks
 
@@ -91,7 +90,6 @@ class OfflineData(L.LightningDataModule):
         self.rows = torch.Generator()
         self.ranks = Ranks()
         self._evaluator: Evaluator | None = None
-        self._worker: EvaluationWorker | None = None
         self._live_cache: Callable[[TensorDictBase], dict[str, Tensor]] | None = None
 
     # ---- Lightning -----------------------------------------------------------------------------------------------
@@ -204,31 +202,17 @@ class OfflineData(L.LightningDataModule):
     def evaluate(self, act: Act | Player) -> Evaluation:
         """Episodes of ``act``, raw observations to actions, on environments that training never touches."""
         if self._evaluator is None:
-            self._evaluator = self._make_evaluator()(ranks=self.ranks)
+            self._evaluator = self.evaluator()(ranks=self.ranks)
         return self._evaluator.run(act)
 
-    @property
-    def worker(self) -> EvaluationWorker:
-        """The second process, for evaluations that training does not wait for."""
-        if self._worker is None:
-            self._worker = EvaluationWorker(self._make_evaluator())
-        return self._worker
-
-    def end_evaluations(self) -> None:
-        """Ends the second process, if there is one."""
-        if self._worker is not None:
-            self._worker.close()
-
-    def teardown(self, stage: str) -> None:
-        self.end_evaluations()
-
-    # ---- internals -----------------------------------------------------------------------------------------------
-
-    def _make_evaluator(self) -> Callable[..., Evaluator]:
+    def evaluator(self) -> Callable[..., Evaluator]:
+        """What makes an evaluator of this data's policies, here or in another process."""
         assert self.env_id is not None
         reference = reference_scores(self.dataset or "") or reference_scores(self.env_id)
         width, episodes = self.sizes()[0], self.eval_episodes
         return partial(Evaluator, self.env_id, width, episodes, self.eval_seed, reference, self.layout)
+
+    # ---- internals -----------------------------------------------------------------------------------------------
 
     def blocks(self) -> Iterator[slice]:
         """The dataset's rows in blocks that a network takes at once."""

@@ -113,7 +113,6 @@ class OnlineData(OfflineData):
         self.interaction.load_state(state["interaction"])
 
     def teardown(self, stage: str) -> None:
-        super().teardown(stage)
         if stage == "fit" and self.interaction is not None:
             self.interaction.env.close()
 

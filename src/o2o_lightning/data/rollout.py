@@ -96,7 +96,6 @@ class RolloutData(OfflineData):
             interaction.load_state(saved)
 
     def teardown(self, stage: str) -> None:
-        super().teardown(stage)
         if stage == "fit":
             for interaction in self.interactions:
                 interaction.env.close()

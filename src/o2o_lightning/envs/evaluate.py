@@ -99,7 +99,7 @@ class Evaluator:
         """Evaluates ``act``, a map from raw observations ``[B, S]`` to actions ``[B, A]``, or a policy with memory."""
         try:
             player = act if isinstance(act, Player) else Memoryless(act)
-            result = self._together(self._run(player) if self.episodes else Evaluation([], [], None))
+            own = self._run(player) if self.episodes else Evaluation([], [], None)
         except UserError:
             raise
         except Exception as error:
@@ -107,6 +107,7 @@ class Evaluator:
                 f"environment {self.env_id}: an evaluation raised {type(error).__name__}: {error}. Check it; "
                 "`o2o resume RUN_DIR` goes on with a run from its last checkpoint."
             ) from error
+        result = self._together(own)
         if not np.isfinite(result.returns).all():
             raise Failure(
                 f"environment {self.env_id}: an evaluation episode's return is not finite. Check the simulator; "

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from o2o_lightning.nn.actor import Policy
-from o2o_lightning.nn.mlp import ACTIVATIONS, orthogonal_
+from o2o_lightning.nn.mlp import ACTIVATIONS, orthogonal_, output_layer
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian
 
 LOG_STD_BOUNDS = (-5.0, 2.0)
@@ -162,7 +162,7 @@ class DecisionTransformer(SequencePolicy):
 
     def forward(self, window: Window) -> Tensor:
         """Actions ``[B, T, A]``."""
-        return torch.tanh(self.head(self.features(window)))
+        return torch.tanh(output_layer(self.features(window), self.head.weight, self.head.bias))
 
     def modes(self, window: Window) -> Tensor:
         return self(window)  # type: ignore[no-any-return]
@@ -188,8 +188,8 @@ class OnlineDecisionTransformer(SequencePolicy):
     def forward(self, window: Window) -> SquashedGaussian:
         """The distribution of actions, ``[B, T, A]``."""
         features, (low, high) = self.features(window), LOG_STD_BOUNDS
-        log_std = low + 0.5 * (high - low) * (torch.tanh(self.head_log_std(features)) + 1.0)
-        return SquashedGaussian(self.head_mean(features), log_std)
+        mean, raw = (output_layer(features, head.weight, head.bias) for head in (self.head_mean, self.head_log_std))
+        return SquashedGaussian(mean, low + 0.5 * (high - low) * (torch.tanh(raw) + 1.0))
 
     def distribution(self, window: Window) -> SquashedGaussian:
         """:meth:`forward`, typed."""

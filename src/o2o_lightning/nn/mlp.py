@@ -64,7 +64,7 @@ class MLP(nn.Module):
         for i, linear in enumerate(self._linears()):
             weight, bias = (linear.weight.detach(), linear.bias.detach()) if frozen else (linear.weight, linear.bias)
             if i == last:
-                return _head(x, weight, bias)
+                return output_layer(x, weight, bias)
             x = F.linear(x, weight, bias)
             if self.norms is not None:
                 norm = cast(nn.LayerNorm, self.norms[i])
@@ -100,9 +100,11 @@ class MLP(nn.Module):
         return cast(list[nn.Linear], list(self.linears))
 
 
-def _head(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    # eight bits of a Q-value of 300 are steps of two: under autocast, too, the last layer keeps the weights' precision,
-    # and with it every value, log-probability, divergence and loss
+def output_layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A network's last layer, in the weights' own precision under autocast too.
+
+    With it every value, log-probability, divergence and loss keeps it: eight bits of a Q-value of 300 are steps of two.
+    """
     if not torch.is_autocast_enabled(x.device.type):
         return F.linear(x, weight, bias)
     with torch.autocast(x.device.type, enabled=False):

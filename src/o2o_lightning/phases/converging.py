@@ -71,7 +71,8 @@ class ConvergingPhase(Phase):
     def measure(self) -> dict[str, float]:
         """The convergence curves' values at this moment."""
         assert self._measured is not None
-        return {name: float(value) for name, value in self.curves(self._measured).items()}
+        found = {name: float(value) for name, value in self.curves(self._measured).items()}
+        return self.ranks.mean_row(found)  # all processes must stop alike
 
     def facts(self) -> dict[str, Any]:
         total, watch = int(self.trainer.max_steps), self.watch

@@ -15,32 +15,32 @@ import numpy as np
 import torch
 
 from o2o_lightning.data.normalize import Normalizer
-from o2o_lightning.envs.evaluate import Evaluation, Evaluator
+from o2o_lightning.envs.evaluate import Evaluation, Evaluator, Player
 from o2o_lightning.errors import Failure, UserError
-from o2o_lightning.nn.actor import Actor, ActorSpec
-from o2o_lightning.nn.actors import build_actor
+from o2o_lightning.nn.actor import Policy
+from o2o_lightning.nn.actors import build_policy
+from o2o_lightning.policies.history import player_of
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A policy at one moment, as primitives and arrays: what another process or a checkpoint can hold."""
 
-    actor: dict[str, Any]
+    policy: dict[str, Any]
     weights: dict[str, torch.Tensor]
     normalizer: dict[str, Any]
 
     @staticmethod
-    def of(actor: Actor, normalizer: Normalizer) -> Snapshot:
-        """Copies of ``actor``'s weights and of the constants before it."""
-        weights = {name: value.detach().cpu().clone() for name, value in actor.state_dict().items()}
-        return Snapshot(actor.spec.to_dict(), weights, normalizer.to("cpu").state())
+    def of(policy: Policy, normalizer: Normalizer) -> Snapshot:
+        """Copies of ``policy``'s weights and of the constants before it."""
+        weights = {name: value.detach().cpu().clone() for name, value in policy.state_dict().items()}
+        return Snapshot(policy.spec.to_dict(), weights, normalizer.to("cpu").state())
 
-    def act(self) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
-        """The policy on raw observations ``[B, S]``."""
-        actor = build_actor(ActorSpec.from_dict(self.actor))
-        actor.load_state_dict(self.weights)
-        normalizer = Normalizer.from_state(self.normalizer)
-        return lambda observation: actor.act(normalizer.numpy(observation))
+    def player(self) -> Player:
+        """The policy, ready for episodes."""
+        policy = build_policy(self.policy)
+        policy.load_state_dict(self.weights)
+        return player_of(policy, Normalizer.from_state(self.normalizer))
 
 
 class EvaluationWorker:
@@ -72,7 +72,7 @@ class EvaluationWorker:
         }
         # in a thread: while the other process starts, nobody takes what is sent
         threading.Thread(
-            target=_send, args=(self._connection, (policy.actor, weights, normalizer)), daemon=True
+            target=_send, args=(self._connection, (policy.policy, weights, normalizer)), daemon=True
         ).start()
 
     def result(self) -> Evaluation:
@@ -118,12 +118,12 @@ def _serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], thre
     evaluator = None
     while True:
         try:
-            actor, weights, normalizer = connection.recv()
+            policy, weights, normalizer = connection.recv()
         except (EOFError, OSError):  # training has ended, however it did
             return
         try:
             evaluator = evaluator or make()
-            found = evaluator.run(Snapshot(actor, _tensors(weights), _tensors(normalizer)).act())
+            found = evaluator.run(Snapshot(policy, _tensors(weights), _tensors(normalizer)).player())
             connection.send((found.returns, found.lengths, found.score))
         except UserError as error:
             connection.send(str(error))
