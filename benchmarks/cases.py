@@ -103,7 +103,7 @@ def chunked(data: OfflineData) -> Iterator[TensorDictBase]:
     assert data.store is not None
     cpu = torch.device("cpu")
     stream = OfflineStream(
-        data.store, lambda batch: data.prepare(batch, cpu), lambda: 0, 10**9, data.batch_size, CHUNK, 0, data.rows
+        data.store, lambda batch: data.prepare(batch, cpu), lambda: 0, 10**9, data.batch_size, CHUNK, (), data.rows
     )
     for chunk in stream:
         yield from chunk
