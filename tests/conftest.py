@@ -32,6 +32,18 @@ PENDULUM_EPISODES, PENDULUM_STEPS = 60, 8
 HIDDEN = (16, 16)
 
 
+@pytest.fixture(autouse=True)
+def _launchers_variables() -> Iterable[None]:
+    """A run on several devices leaves them set, and the next one in this process would take itself for a child."""
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "O2O_RUN_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
 @dataclass
 class Run:
     """A phase that has run: what it ended as, and what it left on the disk."""

@@ -61,8 +61,9 @@ def composed(phase: str, *tokens: str) -> tuple[dict[str, Any], dict[str, Any]]:
     config = lightning_config(whole)
     model, data = config["model"], config["data"]["init_args"]
     module, _, name = model["class_path"].rpartition(".")
-    signature = inspect.signature(getattr(importlib.import_module(module), name))
-    typed = {key: parameter.default for key, parameter in signature.parameters.items()}
+    family = getattr(importlib.import_module(module), name).__mro__  # a base class takes what it is passed in **options
+    parameters = [inspect.signature(base.__init__).parameters for base in reversed(family)]
+    typed = {key: parameter.default for found in parameters for key, parameter in found.items()}
     typed = {key: asdict(value) if is_dataclass(value) else value for key, value in typed.items()}
     for key, value in model.get("init_args", {}).items():
         assert key in typed, f"{name} has no {key}"

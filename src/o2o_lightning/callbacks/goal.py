@@ -9,7 +9,7 @@ import lightning as L
 import numpy as np
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
-from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.envs.evaluate import Evaluation, Memoryless
 
 
 class StopAtGoal(PhaseCallback):
@@ -44,7 +44,8 @@ class StopAtGoal(PhaseCallback):
         actor, normalizer = phase.policy(), phase.normalizer
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         generator = np.random.default_rng([seed, phase.env_steps])
-        sampled = phase.evaluate_function(lambda observation: actor.explore(normalizer.numpy(observation), generator))
+        player = Memoryless(lambda observation: actor.explore(normalizer.numpy(observation), generator))
+        sampled = phase.evaluate_player(player)
         self.curve.append([phase.env_steps, sampled.return_mean, sampled.score])
         row = {"sampled_return_mean": sampled.return_mean}
         phase.log_now(row if sampled.score is None else {**row, "sampled_score": sampled.score})

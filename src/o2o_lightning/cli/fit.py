@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from o2o_lightning.cli.compose import PHASES, infer_dataset, split
-from o2o_lightning.cli.launch import launched_with_others
+from o2o_lightning.cli.launch import first_process, launched_with_others
 from o2o_lightning.errors import UserError
 
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 
 def _new_run_dir() -> str:
     # DDP's children run this command again, and must not choose for themselves
-    inherited = os.environ.get("O2O_RUN_DIR") if "LOCAL_RANK" in os.environ else None
+    inherited = None if first_process() else os.environ.get("O2O_RUN_DIR")
     if inherited is None and launched_with_others():
         raise UserError("--run_dir: torchrun or SLURM runs this command several times. Name one directory for all.")
     os.environ["O2O_RUN_DIR"] = inherited or time.strftime("runs/%Y-%m-%d_%H-%M-%S")

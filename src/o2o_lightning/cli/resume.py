@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         print(USAGE.format(safe=", ".join(f"--{name}" for name in SAFE)), end="")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     # a process that Lightning starts runs this command again, from where the phase runs
-    inherited = os.environ.get("O2O_RUN_DIR") if "LOCAL_RANK" in os.environ else None
+    inherited = None if first_process() else os.environ.get("O2O_RUN_DIR")
     run_dir, changes = Path(inherited or argv[0]).resolve(), _changes(argv[1:])
     os.environ["O2O_RUN_DIR"] = str(run_dir)
     plan = read_plan(run_dir)
