@@ -182,11 +182,11 @@ def test_every_method_measures_the_same_twice_and_draws_from_no_stream(fit: Fit,
         {"value", "residual"},
     ]
     for run, expected in zip(runs, names, strict=True):
-        streams = [torch.get_rng_state(), run.module.noise.get_state(), run.module.data.rows.get_state()]
+        streams = [torch.get_rng_state(), run.module.noise.generator.get_state(), run.module.data.rows.get_state()]
         found = run.module.measure()
         assert set(found) == expected and found == run.module.measure()
         assert all(math.isfinite(value) for value in found.values())
-        after = [torch.get_rng_state(), run.module.noise.get_state(), run.module.data.rows.get_state()]
+        after = [torch.get_rng_state(), run.module.noise.generator.get_state(), run.module.data.rows.get_state()]
         assert all(torch.equal(one, two) for one, two in zip(streams, after, strict=True))
     batch = runs[2].module._measured
     with torch.no_grad():

@@ -42,6 +42,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         self._speed_mark = (0.0, 0)
         self._enabled = True
         self._best: float | None = None
+        self._note: str | None = None
 
     def disable(self) -> None:
         self._enabled = False
@@ -51,9 +52,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
         self._speed_mark = (time.monotonic(), phase.updates)
-        note = phase.compile_note(phase.planned_updates)
-        if note is not None and self._enabled:
-            self._console.print(f"{phase.phase}: {note}", highlight=False, soft_wrap=True)
+        self._note = phase.compile_note(phase.planned_updates)
         if not (self._enabled and self._console.is_terminal):
             return
         self._bar = TwoLines(
@@ -67,6 +66,11 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         unit = "env steps" if phase.clock_name == "env_steps" else "updates"
         self._task = self._bar.add_task(phase.phase, total=self._total(trainer, phase), unit=unit, status="")
         self._bar.start()
+
+    def on_train_batch_start(self, trainer: L.Trainer, phase: Any, batch: Any, batch_idx: int) -> None:
+        note, self._note = self._note, None  # not before all callbacks have accepted the run
+        if note is not None and self._enabled:
+            self._console.print(f"{phase.phase}: {note}", highlight=False, soft_wrap=True)
 
     def on_train_batch_end(self, trainer: L.Trainer, phase: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         now = time.monotonic()
