@@ -18,6 +18,7 @@ from hypothesis import settings
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 
+from o2o_lightning.cli.sweep import LAUNCHED
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.phases import TD3BC, AlignTD3, ReevaluateTD3
 from o2o_lightning.phases.base import Phase
@@ -35,8 +36,7 @@ HIDDEN = (16, 16)
 @pytest.fixture(autouse=True)
 def _launchers_variables() -> Iterable[None]:
     """A run on several devices leaves them set, and the next one in this process would take itself for a child."""
-    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "O2O_RUN_DIR")
-    before = {name: os.environ.get(name) for name in names}
+    before = {name: os.environ.get(name) for name in LAUNCHED}
     yield
     for name, value in before.items():
         os.environ.pop(name, None)

@@ -19,6 +19,14 @@ def last(run_dir: Path, phase: str) -> Path:
     return run_dir / phase / "checkpoints" / "last.ckpt"
 
 
+def beside_direct(directory: Path, seed: int, steps: list[str], methods: list[str], direct: str, start: str) -> None:
+    """The whole pipeline in ``full``, and in ``direct`` plain fine-tuning of what its phase ``start`` ended with."""
+    common = [*steps, "--seed_everything", seed]
+    fit("--phase", "all", *methods, *common, "--run_dir", directory / "full")
+    policy = ["--model.init_from", last(directory / "full", start)]
+    fit("--phase", "online", f"online={direct}", *common, *policy, "--run_dir", directory / "direct")
+
+
 def score(run_dir: Path, phase: str = "online") -> dict[str, Any]:
     """The scores of a phase."""
     found: dict[str, Any] = json.loads((run_dir / phase / "summary.json").read_text())["score"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from learning import early, fit, last, score
+from learning import beside_direct, early, score
 
 STEPS = ["steps.offline=10000", "steps.clone=10000", "steps.reevaluate=10000", "steps.align=10000", "steps.env=6000"]
 
@@ -15,10 +15,7 @@ STEPS = ["steps.offline=10000", "steps.clone=10000", "steps.reevaluate=10000", "
 @pytest.mark.parametrize("seed", [0, 1])
 def test_o2sac_stays_within_a_tenth_of_its_offline_policy(seed: int, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    common = [*STEPS, "--seed_everything", seed]
-    fit("--phase", "all", "offline=td3_bc", "online=o2sac", *common, "--run_dir", tmp_path / "o2sac")
-    offline = ["--model.init_from", last(tmp_path / "o2sac", "clone")]
-    fit("--phase", "online", "online=sac", *common, *offline, "--run_dir", tmp_path / "direct")
-    full, direct = score(tmp_path / "o2sac"), score(tmp_path / "direct")
+    beside_direct(tmp_path, seed, STEPS, ["offline=td3_bc", "online=o2sac"], direct="sac", start="clone")
+    full, direct = score(tmp_path / "full"), score(tmp_path / "direct")
     print(f"offline {full['offline']:.1f}, aligned {full['aligned']:.1f}, O2SAC {early(full)}, direct {early(direct)}")
     assert min(early(full)) >= 0.9 * full["offline"]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from learning import early, fit, last, score
+from learning import beside_direct, early, last, score
 
 STEPS = ["steps.offline=20000", "steps.reevaluate=20000", "steps.align=15000", "steps.env=6000"]
 
@@ -22,10 +22,8 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module", params=[0, 1], ids=["seed 0", "seed 1"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     torch.set_num_threads(1)
-    directory, seed = tmp_path_factory.mktemp("o2td3"), ["--seed_everything", request.param]
-    fit("--phase", "all", *STEPS, *seed, "--run_dir", directory / "full")
-    offline = ["--model.init_from", last(directory / "full", "offline")]
-    fit("--phase", "online", "online=td3", *STEPS, *seed, *offline, "--run_dir", directory / "direct")
+    directory = tmp_path_factory.mktemp("o2td3")
+    beside_direct(directory, request.param, STEPS, [], direct="td3", start="offline")
     return Run(directory, score(directory / "full"), score(directory / "direct"))
 
 
