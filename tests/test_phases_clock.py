@@ -15,6 +15,7 @@ from conftest import HIDDEN, Fit, Run
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.phases import TD3BC, OnlineTD3
+from o2o_lightning.phases.descent import is_heard
 from o2o_lightning.phases.settings import Multiplier, Threshold
 
 CHUNKS = (1, 5, 16, 64)
@@ -221,3 +222,23 @@ def test_the_multiplier_moves_at_most_once_an_environment_step(
 
     online(fit, chain, pendulum, Watching, env_steps=9, warmup_steps=4, utd=utd)
     assert [step for step, _ in seen] == moves
+
+
+@pytest.mark.parametrize("hook", ["on_before_backward", "on_after_backward", "on_before_optimizer_step"])
+def test_callbacks_are_told_of_each_pass_and_step_and_change_no_bit(
+    fit: Fit, chain: dict[str, Run], pendulum: str, hook: str
+) -> None:
+    quiet = online(fit, chain, pendulum, env_steps=9, warmup_steps=4)
+    assert not is_heard(quiet.trainer)
+    told: list[int] = []
+
+    class Listening(OnlineTD3):
+        pass
+
+    setattr(Listening, hook, lambda self, *unused: told.append(self.updates))
+    heard = online(fit, chain, pendulum, Listening, env_steps=9, warmup_steps=4)
+    assert is_heard(heard.trainer)
+    assert told == [0, 1, 1, 2, 3, 3, 4]  # TD3's policy is updated at every second
+    assert quiet.trainer.global_step == heard.trainer.global_step == 5
+    for name, value in quiet.module.state_dict().items():
+        assert torch.equal(value, heard.module.state_dict()[name]), name

@@ -65,6 +65,17 @@ def test_half_is_128_online_then_128_offline_transitions() -> None:
         assert all(tuple(row) in known for row in batch["observation"][128:].tolist())
 
 
+def test_what_was_drawn_of_the_dataset_and_not_used_is_part_of_the_state() -> None:
+    store = store_of(EMBEDDED)
+    first, second = (Replay("half", store, buffer_of(40, 11, 3), 32) for _ in range(2))
+    generator, other = torch.Generator().manual_seed(0), torch.Generator()
+    for taken in range(18):  # one block of 16 and the start of the next
+        second.load_state(first.state())
+        other.set_state(generator.get_state())
+        found, expected = second.sample(other), first.sample(generator)
+        assert (found == expected).all(), taken
+
+
 def test_the_dataset_never_changes_while_fine_tuning(fit: Fit, chain: dict[str, Run], pendulum: str) -> None:
     before = store_of(pendulum).leaves.clone()
     run = online(fit, chain, dataset=pendulum, mix="half", reward_scale=3.0)

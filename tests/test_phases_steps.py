@@ -193,27 +193,35 @@ def test_noise_goes_on_in_the_middle_of_a_block() -> None:
 # ---- views of the weights ----------------------------------------------------------------------------------------
 
 
-def assert_numpy_is_torch(net: MLP) -> None:
+def assert_all_passes_use_the_weights(net: MLP) -> None:
     x = torch.randn(5, dtype=net.linears[0].weight.dtype)
-    np.testing.assert_allclose(net.numpy(x.numpy()), net(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+    layers = [torch.nn.Linear(*linear.weight.T.shape).to(x.dtype) for linear in net.linears]
+    for layer, linear in zip(layers, net.linears, strict=True):
+        layer.load_state_dict(linear.state_dict())
+    expected = x
+    for layer in layers[:-1]:
+        expected = (torch.relu if net.activation == "relu" else torch.tanh)(layer(expected))
+    expected = layers[-1](expected)
+    for found in (net(x), net(x, frozen=True), torch.from_numpy(net.numpy(x.numpy()))):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_acting_follows_the_weights_whatever_happens_to_them(activation: str) -> None:
+def test_each_pass_follows_the_weights_whatever_happens_to_them(activation: str) -> None:
     net = MLP(5, (8, 8), 2, activation=activation)
-    assert_numpy_is_torch(net)
+    assert_all_passes_use_the_weights(net)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(1.0)
-    assert_numpy_is_torch(net)
+    assert_all_passes_use_the_weights(net)
     other = copy.deepcopy(net)
     with torch.no_grad():
         other.linears[0].weight.mul_(-1.0)
-    assert_numpy_is_torch(other)
-    assert_numpy_is_torch(net)
+    assert_all_passes_use_the_weights(other)
+    assert_all_passes_use_the_weights(net)
     net.load_state_dict(MLP(5, (8, 8), 2).state_dict())
-    assert_numpy_is_torch(net)
-    assert_numpy_is_torch(net.double())
+    assert_all_passes_use_the_weights(net)
+    assert_all_passes_use_the_weights(net.double())
 
 
 def test_exploration_is_the_policy_s_sample_of_the_same_noise() -> None:

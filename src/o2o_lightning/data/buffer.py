@@ -18,6 +18,7 @@ from o2o_lightning.data.store import TransitionStore, nested
 Mix = Literal["half", "all", "part", "none"]
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # one line a buffer on stderr, of no use to a user
 BEST_EPISODES = 50  # size of the replay mode `part` (D44)
+BLOCK = 16  # batches
 
 
 class OnlineBuffer:
@@ -114,6 +115,34 @@ class OnlineBuffer:
         self.size = min(self.size + count, self.capacity)
 
 
+class OfflineHalf:
+    """The dataset's part of each batch: drawn and gathered for sixteen batches at once, since it never changes."""
+
+    def __init__(self, store: TransitionStore, count: int) -> None:
+        self.store, self.count = store, count
+        self._rows = torch.empty(0, count, dtype=torch.int64)
+        self._parts: list[dict[Any, Tensor]] = []  # of the rows, those that come next last
+
+    def next(self, generator: torch.Generator) -> dict[Any, Tensor]:
+        """Columns ``[count, …]`` of one batch."""
+        if not self._parts:
+            self._gather(self.store.sample_rows((BLOCK, self.count), generator))
+        return self._parts.pop()
+
+    def state(self) -> dict[str, Any]:
+        """The rows that were drawn and not yet used."""
+        return {"rows": self._rows[len(self._rows) - len(self._parts) :].clone()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state`."""
+        self._gather(state["rows"])
+
+    def _gather(self, rows: Tensor) -> None:
+        self._rows = rows
+        columns = {key: column.unbind() for key, column in self.store.pick(rows).items()} if len(rows) else {}
+        self._parts = [{key: parts[i] for key, parts in columns.items()} for i in reversed(range(len(rows)))]
+
+
 class Replay:
     """Draws the online phase's batches.
 
@@ -123,8 +152,8 @@ class Replay:
 
     def __init__(self, mix: Mix, store: TransitionStore | None, buffer: OnlineBuffer, batch_size: int) -> None:
         self.store, self.buffer = store, buffer
-        self.offline_count = batch_size // 2 if mix == "half" else 0
-        self.online_count = batch_size - self.offline_count
+        self.offline = OfflineHalf(store, batch_size // 2) if store is not None and mix == "half" else None
+        self.batch_size = batch_size
         if store is not None and mix == "all":
             newest = slice(max(store.td_count - buffer.capacity, 0), store.td_count)
             rows = torch.arange(newest.start, newest.stop) if store.td_rows is None else store.td_rows[newest]
@@ -135,16 +164,25 @@ class Replay:
 
     def sample(self, generator: torch.Generator) -> TensorDict:
         """One batch of raw transitions ``[B]``."""
-        return nested(self.columns(generator), torch.Size([self.online_count + self.offline_count]))
+        return nested(self.columns(generator), torch.Size([self.batch_size]))
 
     def columns(self, generator: torch.Generator) -> dict[Any, Tensor]:
         """:meth:`sample`, not yet nested."""
-        parts = [self.buffer.pick(self.buffer.sample_rows(self.online_count, generator))]
-        if self.offline_count:
-            assert self.store is not None
-            parts.append(self.store.pick(self.store.sample_rows(self.offline_count, generator)))
+        if self.offline is None:
+            return self.buffer.pick(self.buffer.sample_rows(self.batch_size, generator))
+        online = self.buffer.pick(self.buffer.sample_rows(self.batch_size - self.offline.count, generator))
+        offline = self.offline.next(generator)
         # column by column: TensorDict's own concatenation takes as long as the gathers
-        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]} if len(parts) > 1 else parts[0]
+        return {key: torch.cat((column, offline[key])) for key, column in online.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What has been drawn and not yet used; the buffer has a state of its own."""
+        return {} if self.offline is None else self.offline.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state`."""
+        if self.offline is not None:
+            self.offline.load_state(state)
 
 
 def _blank(observation_dim: int, action_dim: int) -> TensorDict:

@@ -99,16 +99,18 @@ class OnlineData(OfflineData):
         return nested(columns, torch.Size([self.batch_size]))
 
     def local_state(self) -> dict[str, Any]:
-        assert self.interaction is not None
+        assert self.interaction is not None and self.replay is not None
         return {
             **super().local_state(),
+            "replay": self.replay.state(),
             "exploration": pack(self.generator),
             "interaction": self.interaction.state(),
         }
 
     def load_local_state(self, state: dict[str, Any]) -> None:
         super().load_local_state(state)
-        assert self.interaction is not None
+        assert self.interaction is not None and self.replay is not None
+        self.replay.load_state(state["replay"])
         self.generator = unpack(state["exploration"])
         self.interaction.load_state(state["interaction"])
 

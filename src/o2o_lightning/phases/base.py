@@ -22,8 +22,9 @@ from o2o_lightning.envs.evaluate import Evaluation, Player
 from o2o_lightning.errors import UserError, at_least
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.phases.adam import Adam
-from o2o_lightning.phases.handed import carry_moments, clip_gradients
-from o2o_lightning.phases.hardware import backward, check_hardware
+from o2o_lightning.phases.descent import Descent
+from o2o_lightning.phases.handed import carry_moments
+from o2o_lightning.phases.hardware import check_hardware
 from o2o_lightning.phases.health import ChunkRecord
 from o2o_lightning.phases.steps import SteppingModule
 from o2o_lightning.policies.history import player_of
@@ -192,6 +193,7 @@ class Phase(SteppingModule):
 
     def training_step(self, chunk: Iterable[TensorDictBase], batch_idx: int) -> None:
         self._record = ChunkRecord(self.phase, self.ranks.rank)
+        self._descent = Descent(self, self._record)
         self._train_chunk(chunk)
         self._record.check()
 
@@ -312,17 +314,7 @@ class Phase(SteppingModule):
                 self.log_now(self.ranks.mean_row(row))
 
     def _descend(self, loss: Tensor, counted: bool) -> None:
-        optimizer = cast(LightningOptimizer, self.optimizers())
-        optimizer.zero_grad(set_to_none=True)
-        backward(self, loss)
-        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        self._record.admit(self.ranks.average_gradients(parameters, loss), optimizer.optimizer)
-        clip_gradients(optimizer.optimizer, self.gradient_limits(), self.trainer.precision_plugin)
-        if counted:
-            optimizer.step()
-        else:
-            # A later loss of the same update: through the precision plugin, past Lightning's step counter.
-            self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
+        self._descent(loss, counted)
 
     def _set_rates(self) -> None:
         rates = self.rates()

@@ -1,12 +1,10 @@
-"""What devices and precisions a phase runs on, and how its losses go backward there."""
+"""What devices and precisions a phase runs on."""
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ParallelStrategy
-from torch import Tensor
 
 from o2o_lightning.errors import UserError
 
@@ -24,11 +22,3 @@ def check_hardware(trainer: Any) -> None:
         )
     if precision not in PRECISIONS:
         raise UserError(f"--trainer.precision {precision}: one of {', '.join(PRECISIONS)} is needed.")
-
-
-def backward(phase: Any, loss: Tensor) -> None:
-    """The backward pass through Lightning, which scales the loss of ``16-mixed``; gradients stay in this process."""
-    strategy = phase.trainer.strategy
-    parallel = isinstance(strategy, ParallelStrategy)
-    with strategy.block_backward_sync() if parallel else contextlib.nullcontext():
-        phase.manual_backward(loss)
