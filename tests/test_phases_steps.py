@@ -153,12 +153,17 @@ def test_adam_is_torch_s_own_to_the_last_bit_also_after_a_state_was_loaded() -> 
     assert ours.state_dict()["state"].keys() == theirs.state_dict()["state"].keys()
 
 
-def test_adam_leaves_a_scaled_gradient_to_torch() -> None:
+@pytest.mark.parametrize("found_inf", [0.0, 1.0])
+@pytest.mark.parametrize("scale", [None, 8.0])
+def test_adam_unscales_and_refuses_as_torch_s_own(scale: float | None, found_inf: float) -> None:
     ours, theirs = Adam(groups()), torch.optim.Adam(groups(), fused=True)
     for optimizer in (ours, theirs):
-        descend(optimizer, range(2))
-        optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(0.0)
-        descend(optimizer, range(2, 4))
+        descend(optimizer, range(6))
+        optimizer.grad_scale = None if scale is None else torch.tensor(scale)
+        optimizer.found_inf = torch.tensor(found_inf)
+        descend(optimizer, range(6, 12))
+        del optimizer.grad_scale, optimizer.found_inf
+        descend(optimizer, range(12, 14))
     assert all(torch.equal(a, b) for a, b in zip(weights(ours), weights(theirs), strict=True))
 
 

@@ -43,9 +43,7 @@ class Adam(torch.optim.Adam):
                 parameter.grad = None
 
     def _is_plain(self, gradients: list[list[Tensor | None]]) -> bool:
-        """Whether each group has all its gradients and moments, or no gradient, and no gradient is scaled."""
-        if getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None:
-            return False
+        """Whether each group has all its gradients and moments, or no gradient."""
         for i, (group, found) in enumerate(zip(self.param_groups, gradients, strict=True)):
             missing = sum(gradient is None for gradient in found)
             if missing not in (0, len(found)):
@@ -64,9 +62,13 @@ class Adam(torch.optim.Adam):
             lists = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")]
             self._lists[i] = (counts, lists[0], lists[1], lists[2])
         counts, means, squares, steps = self._lists[i]
+        # as a GradScaler sets them: what all gradients were multiplied by, and whether the step is not to be made
+        scale, found_inf = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
         counts.add_(1)
         torch._fused_adam_(
             group["params"], gradients, means, squares, [], steps,
             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
-            weight_decay=group["weight_decay"], amsgrad=False, maximize=False,
+            weight_decay=group["weight_decay"], amsgrad=False, maximize=False, grad_scale=scale, found_inf=found_inf,
         )  # fmt: skip
+        if found_inf is not None:
+            counts.sub_(found_inf)
