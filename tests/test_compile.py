@@ -6,6 +6,7 @@ import copy
 import os
 import shutil
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,20 +20,25 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 
+from o2o_lightning.agents.base import ActorCritic, Agent
 from o2o_lightning.agents.ppo import PPOAgent
 from o2o_lightning.cli.lightning import argument_names
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
+from o2o_lightning.nn.critics import Critics
+from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.gaussian import GaussianActor
+from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 from o2o_lightning.nn.values import ValueNet
 from o2o_lightning.phases import (
+    AWAC,
+    BC,
     CQL,
-    IQL,
     TD3BC,
     AlignSAC,
     AlignTD3,
+    ClonePolicy,
     OnlinePPO,
-    OnlineSAC,
     OnlineTD3,
     ReevaluatePPO,
     ReevaluateSAC,
@@ -75,9 +81,20 @@ def of_ppo(phase: Any) -> Made:
     return ppo.shaken(phase, agent), TensorDict(rows, [ppo.B]).double()
 
 
-OFFERING = {phase.__name__ for phase in (AlignSAC, AlignTD3, CQL, IQL, TD3BC, OnlinePPO, OnlineSAC, OnlineTD3)} | {
-    phase.__name__ for phase in (ReevaluatePPO, ReevaluateSAC, ReevaluateTD3)
-}
+def of_imitation(phase: Any, actor: Any) -> Made:
+    torch.manual_seed(0)
+    phase.agent = Agent(actor(ppo.S, ppo.A, HIDDEN))
+    rows = {name: torch.rand(ppo.B, ppo.A) for name in ("action", "teacher_action")}
+    phase.teacher = SimpleNamespace(kind="deterministic")
+    return phase.double(), TensorDict({"observation": torch.randn(ppo.B, ppo.S), **rows}, [ppo.B]).double()
+
+
+def of_awac() -> Made:
+    torch.manual_seed(0)
+    phase = AWAC()
+    phase.agent = ActorCritic(GaussianActor(ppo.S, ppo.A, HIDDEN, mean="linear"), Critics(ppo.S, ppo.A, HIDDEN, False))
+    return phase.double(), ppo.draw(0)
+
 
 MADE: dict[str, Callable[[], Made]] = {
     "SAC": lambda: (sac.online(), sac.transitions(sac.draw())),
@@ -93,6 +110,10 @@ MADE: dict[str, Callable[[], Made]] = {
     "IQL": lambda: (ppo.iql(0), ppo.draw(0)),
     "PPO": lambda: of_ppo(OnlinePPO()),
     "PPO re-evaluation": lambda: of_ppo(ReevaluatePPO("unused")),
+    "AWAC": of_awac,
+    "BC, deterministic": lambda: of_imitation(BC(), DeterministicActor),
+    "BC, Gaussian": lambda: of_imitation(BC("gaussian"), GaussianActor),
+    "clone": lambda: of_imitation(ClonePolicy("unused", labels="mode"), SquashedGaussianActor),
 }
 
 
@@ -194,12 +215,11 @@ def test_the_chunk_changes_nothing_in_a_compiled_run(fit: Fit, pendulum: str, co
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_every_phase_of_td3_sac_iql_and_ppo_offers_it() -> None:
+def test_every_phase_but_those_of_sequences_offers_it() -> None:
     import o2o_lightning.phases as phases
 
     without = {name for name in phases.__all__ if "compile" not in argument_names(f"o2o_lightning.phases.{name}")}
-    others = {name for name in phases.__all__ if name not in OFFERING}
-    assert without == others
+    assert without == {"DT", "ODT"}
 
 
 # ---- CUDA graphs, as far as a CPU can tell ---------------------------------------------------------------------------

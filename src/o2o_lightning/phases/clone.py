@@ -22,6 +22,7 @@ from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 from o2o_lightning.nn.targets import frozen_copy, hard_update
 from o2o_lightning.objectives.cloning import cloning_loss, entropy_temperature_loss, imitation_loss
 from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.steps import step_function
 from o2o_lightning.policies.black_box import black_box
 from o2o_lightning.policies.history import teacher_of
 from o2o_lightning.policies.read import recognise
@@ -60,6 +61,7 @@ class ClonePolicy(Phase):
             deterministic student imitates the mode.
         check_every: updates between checks; patience: checks without progress until the end.
         progress: least gain of a check that is progress: in log-likelihood a dimension, or the distance's logarithm.
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
     phase: ClassVar[str] = "clone"
@@ -84,8 +86,9 @@ class ClonePolicy(Phase):
         check_every: int = 1000,
         patience: int = 5,
         progress: float = 0.01,
+        **options: Any,
     ) -> None:
-        super().__init__(init_from)
+        super().__init__(init_from, **options)
         if (init_from is None) == (teacher is None):
             raise UserError("--phase clone: pass --model.init_from CKPT, or --model.teacher module:function or FILE.")
         self.teacher_spec, self.teacher_format = teacher, teacher_format
@@ -145,19 +148,28 @@ class ClonePolicy(Phase):
         self.held_out = cast(tuple[Tensor, Tensor, Tensor], tuple(part.to(self.device) for part in held_out))
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
-        actor, observation = self.agent.actor, batch["observation"]
-        if not isinstance(actor, StochasticActor):
-            loss = imitation_loss(actor.mode(observation), batch["teacher_action"])
-            yield Loss(loss, {"imitation_loss": loss})
-            return
-        action = self._label(observation, batch["teacher_action"], self.normal_like(batch["teacher_action"]))
-        log_prob, entropy, mode = actor.density(observation, action, self.normal_like(action))
+        mode = batch["teacher_action"]
+        if isinstance(self.agent.actor, StochasticActor):
+            action = self._label(batch["observation"], mode, self.normal_like(mode))
+            yield self._density_loss(batch, action, self.normal_like(action))
+        else:
+            yield self._distance_loss(batch)
+
+    @step_function
+    def _distance_loss(self, batch: TensorDictBase) -> Loss:
+        loss = imitation_loss(self.agent.actor.mode(batch["observation"]), batch["teacher_action"])
+        return Loss(loss, {"imitation_loss": loss})
+
+    @step_function
+    def _density_loss(self, batch: TensorDictBase, action: Tensor, noise: Tensor) -> Loss:
+        actor = cast(StochasticActor, self.agent.actor)
+        log_prob, entropy, mode = actor.density(batch["observation"], action, noise)
         temperature = self.log_temperature.exp()
         loss = cloning_loss(log_prob, entropy, temperature.detach())
         temperature_loss = entropy_temperature_loss(self.log_temperature, entropy, self.target_entropy)
         mode_loss = imitation_loss(mode, batch["teacher_action"])
         # the temperature's loss reaches nothing else, and nothing else the temperature: one backward
-        yield Loss(
+        return Loss(
             loss + self.mode_weight * mode_loss + temperature_loss,
             {
                 "clone_loss": loss,

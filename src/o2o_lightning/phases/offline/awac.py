@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -18,6 +18,7 @@ from o2o_lightning.nn.mlp import uniform_
 from o2o_lightning.objectives.awac import awac_policy_loss, awac_weight, sampled_advantage
 from o2o_lightning.objectives.bellman import critic_loss, td_target
 from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.steps import step_function
 
 
 class AWAC(Phase):
@@ -29,6 +30,7 @@ class AWAC(Phase):
         actor_lr, critic_lr: Adam's rates.
         discount, polyak: γ, and the target critics' rate, applied at every update.
         hidden: widths of the actor and the critics.
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
     phase: ClassVar[str] = "offline"
@@ -46,8 +48,9 @@ class AWAC(Phase):
         discount: float = 0.99,
         polyak: float = 0.005,
         hidden: Sequence[int] = (256, 256, 256),
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(None, **options)
         at_least("--model.temperature", temperature, 1e-6)
         self.temperature, self.weight_cap = temperature, weight_cap
         self.actor_lr, self.critic_lr = actor_lr, critic_lr
@@ -65,23 +68,32 @@ class AWAC(Phase):
         return {"actor": (self.agent.actor, self.actor_lr), "critic": (self.agent.critic, self.critic_lr)}
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
-        agent, actor = self.agent, cast(GaussianActor, self.agent.actor)
-        observation, action, next_observation = batch["observation"], batch["action"], batch["next", "observation"]
+        yield self._critic_loss(batch, self.normal_like(batch["action"]))
+        yield self._policy_loss(batch, self.normal_like(batch["action"]))
+        self.agent.track_critic(self.polyak)
+
+    @step_function
+    def _critic_loss(self, batch: TensorDictBase, noise: Tensor) -> Loss:
+        agent, next_observation = self.agent, batch["next", "observation"]
         with torch.no_grad():
-            next_action = actor.sampled(next_observation, self.normal_like(action))
+            next_action = self._actor.sampled(next_observation, noise)
             next_value = agent.target_critic(next_observation, next_action).amin(0)
             target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
-        q = agent.critic(observation, action)
+        q = agent.critic(batch["observation"], batch["action"])
         loss = critic_loss(q, target)
-        yield Loss(loss, {"critic_loss": loss, "q": q, "target": target})
-        weight = self._weight(observation, action)
-        log_prob = actor.log_prob(observation, action)
-        loss = awac_policy_loss(weight, log_prob)
-        yield Loss(loss, {"actor_loss": loss, "weight": weight, "log_prob": log_prob})
-        agent.track_critic(self.polyak)
+        return Loss(loss, {"critic_loss": loss, "q": q, "target": target})
 
-    @torch.no_grad()
-    def _weight(self, observation: Tensor, action: Tensor) -> Tensor:
-        sampled = cast(GaussianActor, self.agent.actor).sampled(observation, self.normal_like(action))
-        both = self.agent.critic(torch.cat((observation, observation)), torch.cat((action, sampled)))
-        return awac_weight(sampled_advantage(*both.chunk(2, -1)), self.temperature, self.weight_cap)
+    @step_function
+    def _policy_loss(self, batch: TensorDictBase, noise: Tensor) -> Loss:
+        observation, action = batch["observation"], batch["action"]
+        with torch.no_grad():
+            sampled = self._actor.sampled(observation, noise)
+            both = self.agent.critic(torch.cat((observation, observation)), torch.cat((action, sampled)))
+            weight = awac_weight(sampled_advantage(*both.chunk(2, -1)), self.temperature, self.weight_cap)
+        log_prob = self._actor.log_prob(observation, action)
+        loss = awac_policy_loss(weight, log_prob)
+        return Loss(loss, {"actor_loss": loss, "weight": weight, "log_prob": log_prob})
+
+    @property
+    def _actor(self) -> GaussianActor:
+        return cast(GaussianActor, self.agent.actor)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from tensordict import TensorDictBase
-from torch import nn
+from torch import Tensor, nn
 
 from o2o_lightning.agents.base import Agent
 from o2o_lightning.checkpoint.handover import Handover
@@ -17,6 +17,7 @@ from o2o_lightning.nn.actor import StochasticActor
 from o2o_lightning.nn.actors import fresh_actor
 from o2o_lightning.objectives.cloning import cloning_loss, entropy_temperature_loss, imitation_loss
 from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.steps import step_function
 
 
 class BC(Phase):
@@ -31,6 +32,7 @@ class BC(Phase):
         temperature: λ_H of Eq. 52 at the beginning, in a Gaussian family; learned towards an entropy of −A.
         temperature_lr: Adam's rate for its logarithm.
         hidden: widths; the family's own by default.
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
     phase: ClassVar[str] = "offline"
@@ -45,8 +47,9 @@ class BC(Phase):
         temperature: float = 0.1,
         temperature_lr: float = 1e-3,
         hidden: Sequence[int] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(None, **options)
         at_least("--model.temperature", temperature, 1e-6)
         if not 0.0 < fraction <= 1.0:
             raise UserError(f"--model.fraction {fraction:g}: a share above 0, and at most 1, is needed.")
@@ -82,17 +85,25 @@ class BC(Phase):
         return learners
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
-        actor, observation, action = self.agent.actor, batch["observation"], batch["action"]
-        if not isinstance(actor, StochasticActor):
-            loss = imitation_loss(actor.mode(observation), action)
-            yield Loss(loss, {"imitation_loss": loss})
-            return
-        log_prob, entropy, _ = actor.density(observation, action, self.normal_like(action))
+        if isinstance(self.agent.actor, StochasticActor):
+            yield self._density_loss(batch, self.normal_like(batch["action"]))
+        else:
+            yield self._distance_loss(batch)
+
+    @step_function
+    def _distance_loss(self, batch: TensorDictBase) -> Loss:
+        loss = imitation_loss(self.agent.actor.mode(batch["observation"]), batch["action"])
+        return Loss(loss, {"imitation_loss": loss})
+
+    @step_function
+    def _density_loss(self, batch: TensorDictBase, noise: Tensor) -> Loss:
+        actor, action = cast(StochasticActor, self.agent.actor), batch["action"]
+        log_prob, entropy, _ = actor.density(batch["observation"], action, noise)
         temperature = self.log_temperature.exp()
         loss = cloning_loss(log_prob, entropy, temperature.detach())
         temperature_loss = entropy_temperature_loss(self.log_temperature, entropy, -float(action.shape[-1]))
         # the temperature's loss reaches nothing else, and nothing else the temperature: one backward
-        yield Loss(
+        return Loss(
             loss + temperature_loss,
             {"imitation_loss": loss, "log_prob": log_prob, "entropy": entropy, "temperature": temperature},
         )
