@@ -23,16 +23,10 @@ class ODT(SequencePhase):
     """Online Decision Transformer: the likelihood of the data's actions, with an entropy held at −A.
 
     Args:
-        lr: LAMB's rate, reached linearly after ``warmup_updates``.
-        weight_decay: of LAMB.
-        warmup_updates: gradient updates until then.
-        grad_clip: largest gradient norm.
+        lr, weight_decay: of LAMB.
+        acting_context, width, layers, heads, options: as in
+            :class:`o2o_lightning.phases.offline.sequence.SequencePhase`.
         temperature: weight of the entropy at the beginning; temperature_lr: Adam's rate for its logarithm.
-        context: time steps of a window; acting_context: most steps that it acts on.
-        width, layers, heads: of the transformer.
-        dropout: of attention, residual branches and embeddings.
-        return_scale: factor on returns before the network sees them.
-        target_return: raw return that it is asked for when it acts; the dataset's best by default.
     """
 
     algorithm: ClassVar[str] = "odt"
@@ -43,24 +37,16 @@ class ODT(SequencePhase):
         self,
         lr: float = 1e-4,
         weight_decay: float = 5e-4,
-        warmup_updates: int = 10_000,
-        grad_clip: float = 0.25,
-        temperature: float = 0.1,
-        temperature_lr: float = 1e-4,
-        context: int = 20,
         acting_context: int = 5,
         width: int = 512,
         layers: int = 4,
         heads: int = 4,
-        dropout: float = 0.1,
-        return_scale: float = 0.001,
-        target_return: float | None = None,
+        temperature: float = 0.1,
+        temperature_lr: float = 1e-4,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            lr, warmup_updates, grad_clip, context, acting_context, width, layers, heads, dropout, return_scale,
-            target_return,
-        )  # fmt: skip
-        self.weight_decay, self.temperature_lr = weight_decay, temperature_lr
+        super().__init__(lr, weight_decay, acting_context, width, layers, heads, **options)
+        self.temperature_lr = temperature_lr
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
 
     def learners(self) -> dict[str, tuple[nn.Module | nn.Parameter, float]]:

@@ -19,6 +19,17 @@ class SequencePhase(Phase):
     """Base of the sequence models; a subclass says which one, its loss and its optimizer.
 
     Learns: the policy, by imitation of windows. Hands on: the policy, which the clone phase makes one without memory.
+
+    Args:
+        lr: the optimizer's rate, reached linearly after ``warmup_updates``.
+        weight_decay: the optimizer's.
+        warmup_updates: gradient updates until the rate is reached.
+        grad_clip: largest gradient norm.
+        context: time steps of a window; acting_context: most steps that it acts on.
+        width, layers, heads: of the transformer.
+        dropout: of attention, residual branches and embeddings.
+        return_scale: factor on returns before the network sees them.
+        target_return: raw return that it is asked for when it acts; the dataset's best by default.
     """
 
     phase: ClassVar[str] = "offline"
@@ -28,16 +39,17 @@ class SequencePhase(Phase):
     def __init__(
         self,
         lr: float,
-        warmup_updates: int,
-        grad_clip: float,
-        context: int,
+        weight_decay: float,
         acting_context: int,
         width: int,
         layers: int,
         heads: int,
-        dropout: float,
-        return_scale: float,
-        target_return: float | None,
+        warmup_updates: int = 10_000,
+        grad_clip: float = 0.25,
+        context: int = 20,
+        dropout: float = 0.1,
+        return_scale: float = 0.001,
+        target_return: float | None = None,
     ) -> None:
         super().__init__()
         sizes = {"context": context, "acting_context": acting_context, "layers": layers, "heads": heads, "width": width}
@@ -50,7 +62,8 @@ class SequencePhase(Phase):
             )
         if width % heads:
             raise UserError(f"--model.width {width}: it must be a multiple of --model.heads {heads}.")
-        self.lr, self.warmup_updates, self.grad_clip = lr, max(warmup_updates, 1), grad_clip
+        self.lr, self.weight_decay = lr, weight_decay
+        self.warmup_updates, self.grad_clip = max(warmup_updates, 1), grad_clip
         self.context, self.return_scale, self.target_return = context, return_scale, target_return
         self.sizes = {**sizes, "dropout": dropout, "return_scale": return_scale}
 

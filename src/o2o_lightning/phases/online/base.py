@@ -104,7 +104,13 @@ class ReferencedPhase(Phase):
 
 
 class OnlinePhase(ReferencedPhase):
-    """What constrained fine-tuning by a penalty shares across algorithms: the multiplier and the threshold."""
+    """What constrained fine-tuning by a penalty shares across algorithms: the multiplier and the threshold.
+
+    Args:
+        init_from, constraint, multiplier, threshold, reference: see the subclass.
+        actor_grad_clip: largest norm of the actor's gradient; None for none, 0.25 in some fixed-interval runs (D15).
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
+    """
 
     needs_critic: ClassVar[bool] = True
 
@@ -118,9 +124,11 @@ class OnlinePhase(ReferencedPhase):
         multiplier: Multiplier,
         threshold: Threshold,
         reference: Reference,
+        actor_grad_clip: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(init_from, constraint, reference, **options)
+        self.actor_grad_clip = actor_grad_clip
         self.constraint, self.multiplier, self.threshold_settings = constraint, multiplier, threshold
         self.log_multiplier = nn.Parameter(torch.tensor(math.log(multiplier.start)))
         self._multiplier_moved = False  # since the environment was stepped
@@ -131,6 +139,9 @@ class OnlinePhase(ReferencedPhase):
     def on_env_step(self, count: int = 1) -> None:
         super().on_env_step(count)
         self._multiplier_moved, self._new_steps = False, count
+
+    def gradient_limits(self) -> dict[str, float]:
+        return {} if self.actor_grad_clip is None else {"actor": self.actor_grad_clip}
 
     @property
     def warming_up(self) -> bool:

@@ -39,10 +39,9 @@ class OnlineSAC(OnlinePhase):
         actor_lr, critic_lr, temperature_lr: Adam's rates; actor and critics keep their moments of the alignment (D47).
         discount, polyak: γ, and the target critics' rate, applied at every update.
         log_prob_floor: lower bound of log π_ref at sampled actions.
-        actor_grad_clip: largest norm of the actor's gradient; None for none, 0.25 in some fixed-interval runs (D15).
         multiplier, threshold, reference: see :mod:`o2o_lightning.phases.settings`; the threshold is a KL, in nats.
         hidden, critic_hidden, layer_norm, critics: networks, only when learning from scratch.
-        options: as in :class:`o2o_lightning.phases.base.Phase`.
+        options: as in :class:`o2o_lightning.phases.online.base.OnlinePhase`.
     """
 
     algorithm: ClassVar[str] = "o2sac"
@@ -62,7 +61,6 @@ class OnlineSAC(OnlinePhase):
         discount: float = 0.99,
         polyak: float = 0.005,
         log_prob_floor: float = -50.0,
-        actor_grad_clip: float | None = None,
         multiplier: Multiplier = Multiplier(),
         threshold: Threshold = Threshold(start=0.125, end=2.0),
         reference: Reference = Reference(),
@@ -77,7 +75,7 @@ class OnlineSAC(OnlinePhase):
         at_least("--model.critics", critics, 1)
         self.temperature, self.temperature_lr = temperature, temperature_lr
         self.actor_lr, self.critic_lr, self.discount, self.polyak = actor_lr, critic_lr, discount, polyak
-        self.log_prob_floor, self.actor_grad_clip = log_prob_floor, actor_grad_clip
+        self.log_prob_floor = log_prob_floor
         self.hidden, self.critic_hidden = tuple(hidden), tuple(critic_hidden)
         self.layer_norm, self.critics = layer_norm, critics
 
@@ -100,9 +98,6 @@ class OnlineSAC(OnlinePhase):
             "temperature": (self.agent.log_alpha, self.temperature_lr),
             "multiplier": (self.log_multiplier, self.multiplier.lr),
         }
-
-    def gradient_limits(self) -> dict[str, float]:
-        return {} if self.actor_grad_clip is None else {"actor": self.actor_grad_clip}
 
     def noisy_action(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
         return self.agent.actor.explore(observation, generator)

@@ -39,12 +39,11 @@ class OnlineTD3(OnlinePhase):
         discount, polyak: γ, and the targets' rate, applied with each policy update.
         policy_noise, noise_clip, policy_delay: target-policy smoothing, and critic updates for a policy update.
         exploration_noise: σ of the Gaussian noise on actions.
-        actor_grad_clip: largest norm of the actor's gradient; None for none, 0.25 in some fixed-interval runs (D15).
         normalize_q: divide the policy loss by mean|Q| (D9).
         penalty: divergence in the critic's target: of each next state, or the whole batch's mean (D10).
         multiplier, threshold, reference: see :mod:`o2o_lightning.phases.settings`.
         hidden, layer_norm: networks, only when learning from scratch.
-        options: as in :class:`o2o_lightning.phases.base.Phase`.
+        options: as in :class:`o2o_lightning.phases.online.base.OnlinePhase`.
     """
 
     algorithm: ClassVar[str] = "o2td3"
@@ -64,7 +63,6 @@ class OnlineTD3(OnlinePhase):
         noise_clip: float = 0.5,
         policy_delay: int = 2,
         exploration_noise: float = 0.1,
-        actor_grad_clip: float | None = None,
         normalize_q: bool = True,
         penalty: Literal["state", "batch"] = "state",
         multiplier: Multiplier = Multiplier(),
@@ -80,7 +78,6 @@ class OnlineTD3(OnlinePhase):
         self.discount, self.polyak = discount, polyak
         self.policy_noise, self.noise_clip, self.policy_delay = policy_noise, noise_clip, policy_delay
         self.exploration_noise, self.normalize_q, self.penalty = exploration_noise, normalize_q, penalty
-        self.actor_grad_clip = actor_grad_clip
         self.hidden, self.layer_norm = tuple(hidden), layer_norm
 
     def build(self, source: Handover | None) -> TD3Agent:
@@ -100,9 +97,6 @@ class OnlineTD3(OnlinePhase):
             "critic": (self.agent.critic, self.critic_lr),
             "multiplier": (self.log_multiplier, self.multiplier.lr),
         }
-
-    def gradient_limits(self) -> dict[str, float]:
-        return {} if self.actor_grad_clip is None else {"actor": self.actor_grad_clip}
 
     def noisy_action(self, observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
         action = self.agent.actor.act(observation)
