@@ -153,6 +153,19 @@ def test_adam_is_torch_s_own_to_the_last_bit_also_after_a_state_was_loaded() -> 
     assert ours.state_dict()["state"].keys() == theirs.state_dict()["state"].keys()
 
 
+def test_adam_takes_moments_of_another_memory_layout() -> None:
+    ours, theirs = (Adam([{"params": [nn.Parameter(torch.ones(4, 3).t())], "lr": 0.1}]) for _ in range(2))
+    for optimizer in (ours, theirs):
+        descend(optimizer, range(3))
+    state = copy.deepcopy(ours.state_dict())
+    for name in ("exp_avg", "exp_avg_sq"):
+        state["state"][0][name] = state["state"][0][name].contiguous()
+    ours.load_state_dict(state)
+    for optimizer in (ours, theirs):
+        descend(optimizer, range(3, 6))
+    assert torch.equal(weights(ours)[0], weights(theirs)[0])
+
+
 @pytest.mark.parametrize("found_inf", [0.0, 1.0])
 @pytest.mark.parametrize("scale", [None, 8.0])
 def test_adam_unscales_and_refuses_as_torch_s_own(scale: float | None, found_inf: float) -> None:
@@ -223,6 +236,14 @@ def test_each_pass_follows_the_weights_whatever_happens_to_them(activation: str)
     with torch.no_grad():
         other.linears[0].weight.mul_(-1.0)
     assert_all_passes_use_the_weights(other)
+    assert_all_passes_use_the_weights(net)
+    doubled = {name: 2.0 * parameter for name, parameter in net.named_parameters()}
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.0)
+        other.load_state_dict(doubled)
+        x = torch.randn(3, 5)
+        assert torch.equal(torch.func.functional_call(net, doubled, x), other(x))
     assert_all_passes_use_the_weights(net)
     net.load_state_dict(MLP(5, (8, 8), 2).state_dict())
     assert_all_passes_use_the_weights(net)

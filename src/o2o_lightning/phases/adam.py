@@ -8,6 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
+    """``moment`` in the memory layout of its parameter: the fused kernel pairs them by their place in memory."""
+    return moment if moment.stride() == parameter.stride() else torch.empty_like(parameter).copy_(moment)
+
 
 class Adam(torch.optim.Adam):
     """torch's fused Adam, bit for bit, that lists its tensors once.
@@ -22,6 +29,9 @@ class Adam(torch.optim.Adam):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._lists = {}  # other tensors now
+        for parameter, moments in self.state.items():
+            for name in MOMENTS:
+                moments[name] = laid_out_as(parameter, moments[name])
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         result = None if closure is None else closure()
@@ -59,7 +69,7 @@ class Adam(torch.optim.Adam):
             counts = torch.stack([state["step"] for state in states])  # views of one tensor, counted up in one addition
             for state, count in zip(states, counts.unbind(), strict=True):
                 state["step"] = count
-            lists = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")]
+            lists = [[state[key] for state in states] for key in (*MOMENTS, "step")]
             self._lists[i] = (counts, lists[0], lists[1], lists[2])
         counts, means, squares, steps = self._lists[i]
         # as a GradScaler sets them: what all gradients were multiplied by, and whether the step is not to be made

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from o2o_lightning.checkpoint.handover import Handover
+from o2o_lightning.phases.adam import MOMENTS, laid_out_as
 
 
 def carry_moments(optimizer: torch.optim.Optimizer, source: Handover) -> None:
@@ -16,7 +17,10 @@ def carry_moments(optimizer: torch.optim.Optimizer, source: Handover) -> None:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             moments = source.adam.get(name.removeprefix("agent."))
             if moments is not None and moments["exp_avg"].shape == parameter.shape:
-                optimizer.state[parameter] = {key: value.clone() for key, value in moments.items()}
+                optimizer.state[parameter] = {
+                    key: laid_out_as(parameter, value.clone()) if key in MOMENTS else value.clone()
+                    for key, value in moments.items()
+                }
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, limits: dict[str, float], precision: Any) -> None:
