@@ -103,6 +103,15 @@ CASES = {
         ["--model.threshold.edn", "OnlineTD3", "'threshold.end'"],
     ),
     "an option of no phase": ("--data.env_stpes 5", ["--data.env_stpes", "no phase", "did you mean 'env_steps'"]),
+    "an option for a phase that the run has not": (
+        "--phase offline --align.model.discount 0.9",
+        ["--align.model.discount", "no phase 'align'", "offline"],
+    ),
+    "a data key of another algorithm": ("online=o2ppo +data.utd=10", ["+data.utd=10", "no phase of this run"]),
+    "a threshold where there is none": (
+        "--phase online online=o2ppo --model.reference.threshold_scale 0.5",
+        ["--model.reference.threshold_scale", "no threshold"],
+    ),
     "misspelt data option": ("--phase online --data.env_stpes 5", ["--data.env_stpes", "OnlineData", "'env_steps'"]),
     "an abbreviation": ("--phase offline --trainer.max_step 5", ["--trainer.max_step:", "'--trainer.max_steps'"]),
     "misspelt part": ("--phase offline --dta.batch_size 5", ["--dta.batch_size", "'--data.batch_size'"]),

@@ -249,3 +249,28 @@ def test_bad_input_is_one_line_for_the_shell_too(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("o2o: checkpoint no.ckpt: missing.") and os.listdir(tmp_path) == []
+
+
+# ---- options of several phases ---------------------------------------------------------------------------------------
+
+
+def test_an_option_that_means_different_things_to_several_phases_is_said_and_can_be_set_for_one() -> None:
+    argv = ["online=o2sac", "offline=awac", "--model.temperature", "0.5"]
+    configs, notes = planned(*argv), plan(split(argv))[1]
+    assert {config["model"]["init_args"]["temperature"] for config in configs.values()} == {0.5}
+    (note,) = [note for note in notes if "--model.temperature" in note]
+    assert "offline (0.3333)" in note and "online (0.2)" in note and "--offline.model.temperature" in note
+
+    argv = ["online=o2sac", "offline=awac", "--offline.model.temperature", "0.5", "--online.model.discount=0.9"]
+    configs = planned(*argv)
+    taken = {phase: config["model"]["init_args"]["temperature"] for phase, config in configs.items()}
+    assert taken["offline"] == 0.5 and taken["reevaluate"] == taken["align"] == taken["online"] == 0.2
+    assert [phase for phase, config in configs.items() if config["model"]["init_args"].get("discount") == 0.9] == [
+        "online"
+    ]
+    assert not [note for note in plan(split(argv))[1] if "--model" in note]
+
+
+def test_an_option_of_several_phases_that_agree_on_it_is_not_worth_a_line() -> None:
+    argv = ["online=o2td3", "offline=td3_bc", "--model.discount", "0.9", "--data.dataset", "embedded:hopper-medium"]
+    assert not [note for note in plan(split(argv))[1] if "--" in note]

@@ -118,6 +118,14 @@ def test_cql_composes_to_its_row_of_the_table(dataset: str):
     assert (data["eval_every_updates"], data["eval_episodes"]) == (5000, 100 if maze else 10)
 
 
+@pytest.mark.parametrize(
+    ("domain", "row"), {"adroit": (1.0, 1e-4, None), "maze2d": (10.0, 3e-5, 5.0), "hopper": (10.0, 3e-5, None)}.items()
+)
+def test_cql_has_the_rows_of_adroit_and_maze2d_too(domain: str, row: tuple[Any, ...]):
+    model, _ = composed("offline", "offline=cql", "dataset=file", "tier=medium", f"domain={domain}")
+    assert (model["conservative_weight"], model["actor_lr"], model["lagrange_gap"]) == row
+
+
 @pytest.mark.parametrize(("dataset", "row"), O2TD3.items(), ids=O2TD3.keys())
 def test_o2td3_composes_to_its_row_of_the_table(dataset: str, row: tuple[Any, ...]):
     noise, start, end, layer_norm, warmup, align_steps, env_steps, every, episodes, shift = row

@@ -128,6 +128,13 @@ def test_the_best_complete_episodes_are_found_and_an_unfinished_one_is_not() -> 
     assert store.top_episodes(99).tolist() == [0, 1, 2, 4]
 
 
+def test_of_two_successes_the_shorter_ranks_higher_where_each_step_costs() -> None:
+    kinds = ["on", "on", "terminated", "on", "terminated"]
+    store = store_of(kinds, rewards=np.array([0, 0, 1, 0, 1], np.float32))
+    assert store.top_episodes(1, td_only=False).tolist() == [0, 1, 2]
+    assert store.top_episodes(1, td_only=False, scale=10.0, shift=-5.0).tolist() == [3, 4]
+
+
 def test_ranking_a_dataset_without_a_complete_episode_is_refused() -> None:
     with pytest.raises(UserError, match="no complete episode to rank"):
         store_of(["on", "on"]).top_episodes(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from o2o_lightning.nn.mlp import MLP
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 from o2o_lightning.phases import CQL, TD3BC, AlignSAC, AlignTD3, ReevaluateSAC, ReevaluateTD3
 from o2o_lightning.phases.adam import Adam
+from o2o_lightning.phases.handed import carry_moments
 from o2o_lightning.phases.noise import Noise
 
 # ---- matrix products ---------------------------------------------------------------------------------------------
@@ -164,6 +166,15 @@ def test_adam_takes_moments_of_another_memory_layout() -> None:
     for optimizer in (ours, theirs):
         descend(optimizer, range(3, 6))
     assert torch.equal(weights(ours)[0], weights(theirs)[0])
+
+
+def test_carried_moments_and_their_count_go_where_the_parameters_are() -> None:
+    net = nn.Linear(3, 2, device="meta")
+    optimizer = Adam([{"params": list(net.named_parameters()), "lr": 0.1, "name": "net"}])
+    state = {"exp_avg": torch.ones(2, 3), "exp_avg_sq": torch.ones(2, 3), "step": torch.tensor(5.0)}
+    carry_moments(optimizer, SimpleNamespace(adam={"weight": state}))  # type: ignore[arg-type]
+    assert {value.device.type for value in optimizer.state[net.weight].values()} == {"meta"}
+    assert net.bias not in optimizer.state
 
 
 @pytest.mark.parametrize("found_inf", [0.0, 1.0])

@@ -182,6 +182,12 @@ def required(class_path: str, name: str) -> bool:
     return any(parameter.name == name and parameter.default is empty for parameter in _parameters(class_path))
 
 
+def default(class_path: str, name: str) -> Any:
+    """The default of the argument ``name``, as a configuration file would hold it."""
+    value = next(parameter.default for parameter in _parameters(class_path) if parameter.name == name)
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
 def argument_names(class_path: str) -> list[str]:
     """The class's arguments, with the fields of those that are settings: ``threshold``, ``threshold.end``."""
     names = []

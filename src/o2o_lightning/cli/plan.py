@@ -11,12 +11,14 @@ from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.automatic import AUTO, chosen_phases
 from o2o_lightning.cli.cloning import with_cloning
 from o2o_lightning.cli.compose import MISSING, PHASES, Command, compose, lightning_config
-from o2o_lightning.cli.lightning import Built, PhaseCLI, accepts, argument_names, required
+from o2o_lightning.cli.lightning import Built, PhaseCLI, accepts, argument_names, default, required
 from o2o_lightning.cli.messages import did_you_mean
 from o2o_lightning.errors import UserError
 from o2o_lightning.phases.online.base import OnlinePhase
 
 _PART = re.compile(r"--(model|data)\.(?:init_args\.)?(\w+)")
+_OWN = re.compile(rf"--({'|'.join(PHASES)})\.(?=model\.|data\.|trainer\.)")
+_ADDED = re.compile(r"\+{0,2}data\.(\w+)=")
 _SPECIAL = ("class_path", "init_args", "dict_kwargs", "help")
 
 
@@ -43,8 +45,9 @@ def plan(command: Command) -> tuple[list[Step], list[str]]:
     for phase, config in configs.items():
         _start_from(previous, config["model"])
         previous = phase
-    options = _options_by_phase(command, configs)
-    return [Step(phase, PhaseCLI(config, options[phase])) for phase, config in configs.items()], notes
+    _check_data_keys(command, configs)
+    options, shared = _options_by_phase(command, configs)
+    return [Step(phase, PhaseCLI(config, options[phase])) for phase, config in configs.items()], [*notes, *shared]
 
 
 def check(built: list[Built]) -> None:
@@ -115,13 +118,50 @@ def _start_from(previous: str | None, model: dict[str, Any]) -> None:
         arguments.setdefault("init_from", MISSING)
 
 
-def _options_by_phase(command: Command, configs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-    """Gives each dotted option to the phases that know it; one that none knows is refused."""
+def _options_by_phase(command: Command, configs: dict[str, dict[str, Any]]) -> tuple[dict[str, list[str]], list[str]]:
+    """Gives each dotted option to the phases that know it; one that none knows is refused.
+
+    ``--PHASE.model.X`` is for one phase alone. Returns the options by phase, and notes on those that mean different
+    things to several.
+    """
     chosen: dict[str, list[str]] = {phase: [] for phase in configs}
-    for option in grouped(command.options):
-        for phase in _takers(command, option[0], configs):
-            chosen[phase] += option
-    return chosen
+    notes: list[str] = []
+    for name, *values in grouped(command.options):
+        own = _OWN.match(name)
+        if own is not None:
+            if own[1] not in configs:
+                raise UserError(f"{name}: this run has no phase '{own[1]}'. It has {', '.join(configs)}.")
+            chosen[own[1]] += [f"--{name[own.end() :]}", *values]
+            continue
+        takers = _takers(command, name, configs)
+        for phase in takers:
+            chosen[phase] += [name, *values]
+        if (note := _shared(name, takers, configs)) is not None:
+            notes.append(note)
+    return chosen, notes
+
+
+def _shared(option: str, phases: list[str], configs: dict[str, dict[str, Any]]) -> str | None:
+    """What to say of an option of several phases that would each have another value without it."""
+    match = _PART.match(option)
+    if match is None or match[2] in (*_SPECIAL, "init_from"):
+        return None
+    part, name = match.groups()
+    own = [configs[phase][part] for phase in phases]
+    if len(own) < 2 or not all(accepts(config["class_path"], name) for config in own):
+        return None
+    values = [config.get("init_args", {}).get(name, default(config["class_path"], name)) for config in own]
+    if all(value == values[0] for value in values):
+        return None
+    usual = ", ".join(f"{phase} ({value})" for phase, value in zip(phases, values, strict=True))
+    return f"--{part}.{name} sets it in {usual}; for one phase alone write --{phases[0]}.{part}.{name}"
+
+
+def _check_data_keys(command: Command, configs: dict[str, dict[str, Any]]) -> None:
+    for token in command.overrides:
+        match = _ADDED.match(token)
+        if match and not any(accepts(config["data"]["class_path"], match[1]) for config in configs.values()):
+            raise UserError(f"{token}: no phase of this run has a data option '{match[1]}'. Leave it out.")
 
 
 def _takers(command: Command, option: str, configs: dict[str, dict[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from o2o_lightning.data.raw import blocks
+from o2o_lightning.data.rewards import RewardMap
 from o2o_lightning.data.store import TransitionStore, nested
 
 Mix = Literal["half", "all", "part", "none"]
@@ -147,10 +148,18 @@ class Replay:
     """Draws the online phase's batches.
 
     ``half``: an equal number of online and offline transitions, in that order; ``all`` and ``part``: the online buffer
-    starts with the whole dataset, or with its 50 best episodes, and everything is drawn from it; ``none``: online only.
+    starts with the whole dataset, or with its 50 best episodes by the ``rewards`` learned from, and everything is drawn
+    from it; ``none``: online only.
     """
 
-    def __init__(self, mix: Mix, store: TransitionStore | None, buffer: OnlineBuffer, batch_size: int) -> None:
+    def __init__(
+        self,
+        mix: Mix,
+        store: TransitionStore | None,
+        buffer: OnlineBuffer,
+        batch_size: int,
+        rewards: RewardMap = RewardMap(),
+    ) -> None:
         self.store, self.buffer = store, buffer
         self.offline = OfflineHalf(store, batch_size // 2) if store is not None and mix == "half" else None
         self.batch_size = batch_size
@@ -160,7 +169,7 @@ class Replay:
             for block in blocks(len(rows)):
                 buffer.extend(store.gather(rows[block]))
         if store is not None and mix == "part":
-            buffer.extend(store.gather(store.top_episodes(BEST_EPISODES)))
+            buffer.extend(store.gather(store.top_episodes(BEST_EPISODES, True, rewards.scale, rewards.shift)))
 
     def sample(self, generator: torch.Generator) -> TensorDict:
         """One batch of raw transitions ``[B]``."""

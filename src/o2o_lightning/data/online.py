@@ -65,7 +65,7 @@ class OnlineData(OfflineData):
         kept = 0 if self.store is None or self.mix in ("half", "none") else self.store.td_count
         own_steps = -(-self.budget // self.ranks.count)
         buffer = OnlineBuffer(min(self.capacity, own_steps + kept), *self.sizes())
-        self.replay = Replay(self.mix, self.store, buffer, self.batch_size)
+        self.replay = Replay(self.mix, self.store, buffer, self.batch_size, self.rewards)
         self.preloaded = len(buffer)
         self.interaction = start_interaction(self, buffer, seed)
 

@@ -148,10 +148,11 @@ class TransitionStore:
         """Undiscounted return of each episode, ``[E]`` float64, incomplete ones included."""
         return episode_sums(self.leaves["reward"], self.episodes)
 
-    def top_episodes(self, count: int, td_only: bool = True) -> Tensor:
+    def top_episodes(self, count: int, td_only: bool = True, scale: float = 1.0, shift: float = 0.0) -> Tensor:
         """Rows (int64, ascending) of the ``count`` complete episodes of highest undiscounted return.
 
-        With ``td_only``, without the rows whose successor is unknown, so that they can be replayed.
+        With ``td_only``, without the rows whose successor is unknown, so that they can be replayed. The return is that
+        of the rewards ``scale·r + shift``: a negative ``shift`` ranks the shorter of two successes higher.
 
         Raises:
             UserError: the dataset has no complete episode.
@@ -162,7 +163,9 @@ class TransitionStore:
                 f"dataset {self.manifest.source}: it has no complete episode to rank. "
                 "Choose another replay mode, or a dataset whose episodes end."
             )
-        order = self.episode_returns()[candidates].argsort(descending=True, stable=True)
+        lengths = self.episodes[:, 1] - self.episodes[:, 0]
+        returns = scale * self.episode_returns() + shift * lengths
+        order = returns[candidates].argsort(descending=True, stable=True)
         chosen = candidates[order[:count]]
         mask = torch.zeros(len(self), dtype=torch.bool)
         for start, stop in self.episodes[chosen].tolist():

@@ -115,6 +115,10 @@ class ClonePolicy(Phase):
     def evaluation_period(self) -> int:
         return 0
 
+    @property
+    def cadence(self) -> int:
+        return self.check_every
+
     def build(self, source: Handover | None) -> CloneAgent:
         actor = fresh_actor(self.family, *self.data.sizes(), self.hidden)
         self.best = frozen_copy(actor)

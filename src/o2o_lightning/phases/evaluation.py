@@ -38,10 +38,11 @@ class EvaluatePolicy(Phase):
         self.source = read_handover(self.init_from, self.accepts, f"o2o {stage}")
         self.normalizer = self.data.normalizer = self.source.build_normalizer()
         self.source.check_policy(None, self.data.sizes(), self.algorithm)
-        if self.which == "reference" and not self.source.has("reference"):
+        keeps = self.source.has("reference") and self.source.algorithm.startswith("o2")  # the others follow none
+        if self.which == "reference" and not keeps:
             raise UserError(
-                f"checkpoint {self.source.path}: it holds no reference policy; only the online phase keeps one. "
-                "Pass --model.policy actor, or a checkpoint of the online phase."
+                f"checkpoint {self.source.path}: it holds no reference policy; only constrained fine-tuning keeps one. "
+                "Pass --model.policy actor, or a checkpoint of an online phase of O2SAC, O2TD3 or O2PPO."
             )
         self.actor = self.source.build_policy("offline_actor" if self.which == "offline" else self.which)
         if stage == "predict" and self.data.store is not None:

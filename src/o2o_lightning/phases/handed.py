@@ -17,10 +17,9 @@ def carry_moments(optimizer: torch.optim.Optimizer, source: Handover) -> None:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             moments = source.adam.get(name.removeprefix("agent."))
             if moments is not None and moments["exp_avg"].shape == parameter.shape:
-                optimizer.state[parameter] = {
-                    key: laid_out_as(parameter, value.clone()) if key in MOMENTS else value.clone()
-                    for key, value in moments.items()
-                }
+                # all of it where the parameter is: Lightning would leave the step's count behind, on the CPU
+                own = {key: value.to(parameter.device, copy=True) for key, value in moments.items()}
+                optimizer.state[parameter] = own | {key: laid_out_as(parameter, own[key]) for key in MOMENTS}
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, limits: dict[str, float], precision: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from o2o_lightning.agents.ppo import PPOAgent
 from o2o_lightning.checkpoint.handover import POLICIES, Handover
 from o2o_lightning.data.rollout import RolloutData
+from o2o_lightning.errors import UserError
 from o2o_lightning.nn.gaussian import GaussianActor, normal_entropy
 from o2o_lightning.nn.values import ValueNet
 from o2o_lightning.objectives.ppo import (
@@ -88,6 +89,8 @@ class OnlinePPO(ReferencedPhase):
         **options: Any,
     ) -> None:
         super().__init__(init_from, auxiliary_advantage, reference, **options)
+        if reference.threshold_scale != 1.0:
+            raise UserError("--model.reference.threshold_scale: O2PPO has no threshold. Leave it out.")
         if not constraint:
             self.reference_settings = Reference("frozen", reference.start, reference.period)
         self.auxiliary_advantage, self.auxiliary = auxiliary_advantage, auxiliary
