@@ -158,6 +158,18 @@ def test_cut_keeps_infos_and_successors_when_asked(tmp_path: Path, recorded: dic
     assert passed(check(part))
 
 
+def test_cut_leaves_out_infos_that_are_not_by_row_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    infos = {"infos/dt": 0.05, "infos/goal": np.zeros(2), "infos/task": np.array([b"x"] * 12)}
+    source, target = write(tmp_path / "a.hdf5", **infos), tmp_path / "b.hdf5"
+    main(["cut", str(source), str(target), "--keep_infos", "--transitions", "5"])
+    part = read_hdf5(target)
+    assert set(part.infos) == {"task"} and part.infos["task"].tolist() == [b"x"] * 5
+    assert "infos/dt, infos/goal" in capsys.readouterr().err
+    assert "infos/dt, infos/goal" in part.metadata["cut"]
+
+
 def test_cut_refuses_to_lose_successors_or_to_overwrite(tmp_path: Path, recorded: dict[str, Any]) -> None:
     wrong = recorded["next_observations"] + 1
     source = write(tmp_path / "a.hdf5", **recorded | {"next_observations": wrong})

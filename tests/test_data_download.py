@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,6 +140,41 @@ def test_offline_the_error_names_the_url_and_where_to_put_the_file(server: Serve
     assert len(load_d4rl(f"d4rl:{NAME}")) == 12
 
 
+def test_a_mirror_that_is_a_folder_is_told_how_to_be_an_address(server: Server, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("O2O_D4RL_MIRROR", str(tmp_path))
+    with pytest.raises(UserError, match=r"is no address. Set the variable O2O_D4RL_MIRROR to .* file://"):
+        load_d4rl(f"d4rl:{NAME}")
+    published = tmp_path / "gym_mujoco_v2/hopper_medium-v2.hdf5"
+    published.parent.mkdir()
+    write(published)
+    monkeypatch.setenv("O2O_D4RL_MIRROR", f"file://{tmp_path}")
+    assert load_d4rl(f"d4rl:{NAME}").sha256 == file_sha256(published)
+
+
+def test_an_empty_digest_file_is_written_again(server: Server) -> None:
+    found = load_d4rl(f"d4rl:{NAME}").sha256
+    sidecar = cached_path(NAME).with_name(f"{NAME}.hdf5.sha256")
+    sidecar.write_text("")
+    assert load_d4rl(f"d4rl:{NAME}").sha256 == found and sidecar.read_text().split()[0] == found
+
+
+def test_a_dataset_in_a_read_only_cache_is_read(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    cached_path(NAME).parent.mkdir(parents=True)
+    write(cached_path(NAME))
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert len(load_d4rl(f"d4rl:{NAME}")) == 12
+
+
+def test_an_antmaze_dataset_knows_the_order_of_its_columns(server: Server) -> None:
+    path = cached_path("antmaze-umaze-v2")
+    path.parent.mkdir(parents=True)
+    write(path)
+    assert load_d4rl("d4rl:antmaze-umaze-v2").layout == ("achieved_goal", "observation")
+
+
 def test_an_unknown_name_gets_a_suggestion(server: Server) -> None:
     with pytest.raises(UserError, match="Did you mean `d4rl:hopper-medium-v2`"):
         load_d4rl("d4rl:hoper-medium-v2")
@@ -169,6 +206,7 @@ def test_a_cache_that_cannot_be_made_is_named(server: Server, tmp_path: Path, mo
             "ant_maze_v2/Ant_maze_big-maze_noisy_multistart_True_multigoal_True_sparse_fixed.hdf5",
             "AntMaze_Medium-v4",
         ),
+        ("ant-medium-v2", "gym_mujoco_v2/ant_medium-v2.hdf5", None),
         ("maze2d-umaze-v1", "maze2d/maze2d-umaze-sparse-v1.hdf5", None),
         ("maze2d-large-dense-v1", "maze2d/maze2d-large-dense-v1.hdf5", None),
         ("door-cloned-v1", "hand_dapg_v1/door-cloned-v1.hdf5", "AdroitHandDoor-v1"),

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o2o_lightning.data.hdf5 import FileColumn, file_sha256, read_hdf5, timeouts_from_horizon
+from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.raw import validate
+from o2o_lightning.data.spec import load_raw
 from o2o_lightning.errors import UserError
 
 
@@ -175,3 +177,68 @@ def test_a_file_without_permission_is_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(h5py, "File", deny)  # not chmod: root, as in a container, reads everything
     with pytest.raises(UserError, match="no permission to read"):
         read_hdf5(path)
+
+
+def test_a_file_that_is_being_written_is_said_to_be(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    path = write(tmp_path / "a.hdf5")
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as HDF5 locks what it writes
+        with pytest.raises(UserError, match=r"being written by another process\. Wait for its end"):
+            read_hdf5(path)
+
+
+# ---- links and metadata ----------------------------------------------------------------------------------------------
+
+
+def test_links_to_arrays_of_the_file_count_and_others_do_not(tmp_path: Path) -> None:
+    path, made = write(tmp_path / "a.hdf5", timeouts=None), arrays()
+    write(tmp_path / "other.hdf5")
+    with h5py.File(path, "r+") as file:
+        file["data/next"] = made["observations"] + 1
+        file["next_observations"] = h5py.SoftLink("/data/next")
+        file["timeouts"] = file["terminals"]
+        del file["rewards"]
+        file["rewards"] = h5py.ExternalLink("other.hdf5", "/rewards")
+    with pytest.raises(UserError, match="'rewards' is missing"):
+        read_hdf5(path)
+    with h5py.File(path, "r+") as file:
+        del file["rewards"]
+        file["rewards"] = made["rewards"]
+    raw = read_hdf5(path)
+    assert np.flatnonzero(raw.truncated).tolist() == [3]
+    assert raw.next_observations is not None
+    assert np.array_equal(np.asarray(raw.next_observations), made["observations"] + 1)
+
+
+def test_metadata_may_be_empty_or_an_array_of_one_text(tmp_path: Path) -> None:
+    odd = {"note": h5py.Empty("f"), "env_id": np.array([b"Pendulum-v1"]), "authors": np.array([b"A", b"B"])}
+    raw = read_hdf5(write(tmp_path / "a.hdf5", **{f"metadata/{key}": value for key, value in odd.items()}))
+    assert raw.env_id == "Pendulum-v1"
+    assert raw.metadata == {"env_id": "Pendulum-v1", "authors": ["A", "B"]}
+
+
+# ---- time-outs by the environment ------------------------------------------------------------------------------------
+
+
+def test_the_chosen_environment_splits_a_file_that_names_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = arrays(450, (), ())
+    path = write(tmp_path / "a.hdf5", **made | {"actions": made["actions"][:, :1], "timeouts": None})
+    data = OfflineData(str(path), env_id="Pendulum-v1")
+    data.setup("fit")
+    assert data.store is not None
+    # steps 200 and 400 are cut by Pendulum's limit, and the last row's successor was not recorded
+    assert data.store.td_count == 450 - 3 and data.store.episodes.tolist() == [[0, 200], [200, 400], [400, 450]]
+    assert "time limit" not in capsys.readouterr().err
+    for _ in range(2):
+        load_raw(str(path))
+    assert capsys.readouterr().err.count("it counts as one episode. Pass its env_id") == 1
+
+
+def test_a_dataset_of_time_outs_alone_is_refused(tmp_path: Path) -> None:
+    made = arrays()
+    path = write(tmp_path / "a.hdf5", actions=made["actions"][:, :1], timeouts=np.ones(12, np.bool_))
+    with pytest.raises(UserError, match="none of its 12 rows has a known successor"):
+        OfflineData(str(path), env_id="Pendulum-v1").setup("fit")

@@ -88,7 +88,9 @@ def test_the_list_has_embedded_and_d4rl_datasets(monkeypatch: pytest.MonkeyPatch
 # ---- Minari ----------------------------------------------------------------------------------------------------------
 
 
-def make_minari(monkeypatch: pytest.MonkeyPatch, folder: Path, observation_space: Any, observations: Any) -> None:
+def make_minari(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, observation_space: Any, observations: Any, **changes: Any
+) -> None:
     minari = pytest.importorskip("minari")
     from minari.data_collector import EpisodeBuffer
 
@@ -108,7 +110,7 @@ def make_minari(monkeypatch: pytest.MonkeyPatch, folder: Path, observation_space
     minari.create_dataset_from_buffers(
         "toy/test-v0",
         buffer=buffers,
-        env=gym.make("Pendulum-v1"),
+        env=gym.make("Pendulum-v1", **changes),
         observation_space=observation_space,
         action_space=spaces.Box(-2, 2, (1,), np.float32),
         description="toy",
@@ -137,7 +139,35 @@ def test_a_goal_environments_observation_is_joined_with_its_goal(
     space = spaces.Dict({key: spaces.Box(-9, 9, (2,), np.float32) for key in parts})
     rows = lambda number: {key: np.full((4, 2), value, np.float32) for key, value in parts.items()}  # noqa: E731
     make_minari(monkeypatch, tmp_path, space, rows)
-    assert np.asarray(load_raw("minari:toy/test-v0").observations)[0].tolist() == [3, 3, 2, 2]
+    raw = load_raw("minari:toy/test-v0")
+    assert np.asarray(raw.observations)[0].tolist() == [3, 3, 2, 2]
+    assert raw.layout == ("observation", "desired_goal")
+
+
+def test_what_the_recorded_environment_had_of_its_own_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box = spaces.Box(-99, 99, (3,), np.float32)
+    rows = lambda number: np.full((4, 3), number, np.float32)  # noqa: E731
+    make_minari(monkeypatch, tmp_path / "as_registered", box, rows, render_mode="rgb_array")
+    load_raw("minari:toy/test-v0")
+    assert capsys.readouterr().err == ""
+    make_minari(monkeypatch, tmp_path / "other", box, rows, g=2.0, max_episode_steps=50)
+    load_raw("minari:toy/test-v0", env_id="Pendulum-v1")
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        load_raw("minari:toy/test-v0")
+    assert capsys.readouterr().err.count("recorded in Pendulum-v1 with another g, max_episode_steps than") == 1
+
+
+def test_a_damaged_minari_dataset_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import h5py
+
+    make_minari(monkeypatch, tmp_path, spaces.Box(-99, 99, (1,), np.float32), lambda _: np.zeros((4, 1), np.float32))
+    with h5py.File(tmp_path / "toy/test-v0/data/main_data.hdf5", "r+") as file:
+        del file["episode_1/rewards"]
+    with pytest.raises(UserError, match=r"its episodes cannot be read .* damaged"):
+        load_raw("minari:toy/test-v0")
 
 
 def test_offline_the_minari_error_names_where_to_put_the_dataset(

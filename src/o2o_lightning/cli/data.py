@@ -68,7 +68,7 @@ def info(spec: str, env_id: str | None, as_json: bool) -> None:
     from o2o_lightning.data.scores import normalized_score
     from o2o_lightning.data.spec import load_raw
 
-    raw = load_raw(spec)
+    raw = load_raw(spec, env_id=env_id)
     env, note = _environment(raw, env_id)
     manifest = load_store(raw, env).manifest
     facts = manifest.to_dict()
@@ -88,7 +88,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from o2o_lightning.data.check import check, passed
     from o2o_lightning.data.spec import load_raw
 
-    raw = load_raw(arguments.spec, check=False)
+    raw = load_raw(arguments.spec, check=False, env_id=arguments.env_id)
     checks = check(raw, arguments.env_id, arguments.replay_rows)
     good = passed(checks)
     if arguments.json:
@@ -152,7 +152,7 @@ def _environment(raw: RawDataset, env_id: str | None) -> tuple[EnvSpec | None, s
     try:
         wanted = env_id or foreign_id(raw.env_id, "the dataset")
         assert wanted is not None
-        return env_spec(wanted, int(raw.observations.shape[1])), None
+        return env_spec(wanted, int(raw.observations.shape[1]), raw.layout), None
     except UserError as error:
         if env_id is not None:
             raise

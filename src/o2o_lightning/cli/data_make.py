@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 LEVELS = ("random", "medium", "medium-replay", "expert")
 MEDIUM_SCORE = 100 / 3  # D4RL: about a third of the expert
-EPISODE_STEPS = 1000  # where the environment itself has no limit
 DESCRIPTION = """\
 Makes a dataset from an environment, by D4RL's protocol: SAC from scratch, stopped when its sampled policy reaches the
 level, then stochastic rollouts (medium, expert) or the replay buffer so far (medium-replay); or uniformly random
@@ -170,8 +169,8 @@ def _fill(
         facts = {"policy_file": Path(arguments.policy).name, "policy_sha256": file_sha256(Path(arguments.policy))}
     if arguments.rest:
         facts["training_options"] = " ".join(arguments.rest)
-    steps = env.horizon or EPISODE_STEPS
-    facts = provenance(arguments.level or "policy", arguments.seed, env, source, steps, facts)
+    assert env.horizon is not None
+    facts = provenance(arguments.level or "policy", arguments.seed, env, source, env.horizon, facts)
     group = {} if source is None else policy_group(source.build_actor(), source.build_normalizer())
     if arguments.level == "medium-replay":
         assert trained is not None and source is not None
@@ -201,8 +200,7 @@ def _record(arguments: argparse.Namespace, env: EnvSpec, source: Handover | None
 def _rollout_env(env: EnvSpec) -> UnitAction:
     from o2o_lightning.envs.make import make_env
 
-    limit = {"max_episode_steps": EPISODE_STEPS} if env.horizon is None else {}
-    return make_env(env.env_id, env.observation_dim, env.layout, **limit)
+    return make_env(env.env_id, env.observation_dim, env.layout)
 
 
 def _replay(trained: Trained, env: EnvSpec, source: Handover, newest: int | None) -> Block:

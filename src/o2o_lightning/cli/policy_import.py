@@ -31,7 +31,8 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
     raw = _raw(arguments, format)
     _check_sizes(policy, None, raw)
     env_id = env_id or (raw.env_id if raw is not None else None)
-    env = env_spec(env_id, policy.observation_dim) if env_id is not None else None
+    layout = raw.layout if raw is not None else ()
+    env = env_spec(env_id, policy.observation_dim, layout) if env_id is not None else None
     _check_sizes(policy, env, raw)
     if policy.family == "gaussian" and policy.mean_kind == "linear" and policy.bounds is None and env is not None:
         _take_bounds(policy, env)
@@ -39,7 +40,7 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
     score = report.get("score")
     scores, returns = ({}, {}) if score is None else ({"offline": score["score"]}, {"offline": score["return_mean"]})
     manifest = {} if raw is None else {"source": raw.source, "sha256": raw.sha256}
-    write_handover(target, policy, env_id, scores, returns, manifest)
+    write_handover(target, policy, env_id, scores, returns, manifest, layout)
     facts = {
         "phase": "import",
         **facts_of(policy, format, reason),
@@ -80,7 +81,7 @@ def _raw(arguments: argparse.Namespace, format: str) -> RawDataset | None:
     from o2o_lightning.data.spec import load_raw
 
     spec = arguments.dataset or (arguments.file if format == "d4rl" else None)
-    return None if spec is None else load_raw(spec)
+    return None if spec is None else load_raw(spec, env_id=arguments.env_id)
 
 
 def _check_sizes(policy: ImportedPolicy, env: EnvSpec | None, raw: RawDataset | None) -> None:
@@ -125,7 +126,8 @@ def _compare(
         from o2o_lightning.envs.evaluate import Evaluator
 
         reference = reference_scores(raw.source if raw is not None else "") or reference_scores(env.env_id)
-        found = Evaluator(env.env_id, policy.observation_dim, arguments.episodes, arguments.seed, reference).run(act)
+        width, episodes = policy.observation_dim, arguments.episodes
+        found = Evaluator(env.env_id, width, episodes, arguments.seed, reference, env.layout).run(act)
         report["score"] = {
             "return_mean": found.return_mean,
             "score": found.score,
@@ -151,7 +153,7 @@ def _states(
         return noise * (normal.std.numpy() + normal.eps) + normal.mean.numpy(), "random observations"
     from o2o_lightning.envs.make import make_env
 
-    simulator = make_env(env.env_id, policy.observation_dim)
+    simulator = make_env(env.env_id, policy.observation_dim, env.layout)
     found: list[NDArray[np.float32]] = []
     observation, _ = simulator.reset(seed=arguments.seed)
     while len(found) < count:

@@ -58,7 +58,7 @@ def check(raw: RawDataset, env_id: str | None = None, replay_rows: int = 200, se
         env_id = env_id or foreign_id(raw.env_id, "the dataset")
         if env_id is None:
             return [*rows, Check("environment", "skip", "the dataset names none; pass --env_id")]
-        env = env_spec(env_id, raw.observations.shape[1])
+        env = env_spec(env_id, raw.observations.shape[1], raw.layout)
     except UserError as error:
         return [*rows, Check("environment", "fail", str(error))]
     rows += [_widths(raw, env), _actions(raw, env), _lengths(raw, env)]

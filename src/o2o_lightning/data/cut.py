@@ -11,6 +11,7 @@ from o2o_lightning.data.hdf5 import FileInfos, read_hdf5
 from o2o_lightning.data.raw import RawDataset, validate
 from o2o_lightning.data.writer import Block, write_dataset
 from o2o_lightning.errors import UserError
+from o2o_lightning.notes import note_once
 
 
 def cut(
@@ -81,8 +82,12 @@ def _arrays(raw: RawDataset, rows: int, truncated: NDArray[np.bool_], keep_infos
     if keep_next and raw.next_observations is not None:
         arrays["next_observations"] = np.asarray(raw.next_observations[first])
     if keep_infos:
-        arrays |= {f"infos/{key}": raw.infos[key][:rows] for key in raw.infos}
+        arrays |= {f"infos/{key}": raw.infos[key][:rows] for key in raw.infos if _by_row(raw, key)}
     return arrays
+
+
+def _by_row(raw: RawDataset, key: str) -> bool:
+    return raw.infos[key].shape[:1] == (len(raw),)
 
 
 def _provenance(
@@ -91,6 +96,9 @@ def _provenance(
     dropped = ["metadata/policy"]
     if not keep_infos and isinstance(raw.infos, FileInfos) and len(raw.infos):
         dropped.append("infos")
+    if keep_infos and (other := [f"infos/{key}" for key in raw.infos if not _by_row(raw, key)]):
+        dropped += other
+        note_once(f"dataset {raw.source}: not one value a row in {', '.join(other)}: left out of the copy")
     if not keep_next and raw.next_observations is not None:
         dropped.append("next_observations (the next row's observation inside episodes)")
     kept = {key: value for key, value in raw.metadata.items() if value is not None}

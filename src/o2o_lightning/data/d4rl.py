@@ -7,6 +7,7 @@ digests: the first download is trusted and its digest kept beside it, unless ``d
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import os
 import re
@@ -30,12 +31,13 @@ class D4RLTask:
     """Where a dataset is published and where its policies are evaluated.
 
     ``path`` is relative to :data:`BASE_URL`; ``env_id`` is None where no present-day environment matches;
-    ``horizon`` splits episodes in files without ``timeouts``.
+    ``horizon`` splits episodes in files without ``timeouts``; ``layout`` is the order of a goal environment's parts.
     """
 
     path: str
     env_id: str | None
     horizon: int
+    layout: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
@@ -45,7 +47,8 @@ class D4RLTask:
 
 def _gym() -> dict[str, D4RLTask]:
     # -v4, not -v5: the closest physics to mujoco-py's v2 (Walker2d-v5 changed a foot's friction)
-    names = {"halfcheetah": "HalfCheetah-v4", "hopper": "Hopper-v4", "walker2d": "Walker2d-v4", "ant": "Ant-v4"}
+    # no env_id of ant: 84 of its 111 values are contact forces, which mujoco-py left at 0 and Gymnasium does not
+    names = {"halfcheetah": "HalfCheetah-v4", "hopper": "Hopper-v4", "walker2d": "Walker2d-v4", "ant": None}
     return {
         f"{family}-{level}-v2": D4RLTask(f"gym_mujoco_v2/{family}_{level.replace('-', '_')}-v2.hdf5", env_id, 1000)
         for family, env_id in names.items()
@@ -62,7 +65,9 @@ def _antmaze() -> dict[str, D4RLTask]:
         file, env, horizon = mazes[name.split("-")[0]]
         start, goal = name != "umaze", name.endswith("diverse")
         path = f"ant_maze_v2/Ant_maze_{file}_noisy_multistart_{start}_multigoal_{goal}_sparse_fixed.hdf5"
-        tasks[f"antmaze-{name}-v2"] = D4RLTask(path, f"AntMaze_{env}-v4", horizon)
+        # their goal is hidden, and the ant's place comes first
+        layout = ("achieved_goal", "observation")
+        tasks[f"antmaze-{name}-v2"] = D4RLTask(path, f"AntMaze_{env}-v4", horizon, layout)
     return tasks
 
 
@@ -110,7 +115,8 @@ def load_d4rl(spec: str) -> RawDataset:
     if not path.is_file():
         raise UserError(f"dataset {spec}: {path} is no file. Delete it, then run again to re-download.")
     found = file_sha256(path)
-    remembered = sidecar.read_text().split()[0].lower() if sidecar.exists() else None
+    # an empty one is what a full disk leaves
+    remembered = next(iter(sidecar.read_text().lower().split()), None) if sidecar.exists() else None
     for wanted, origin in ((expected, "the spec asks for"), (remembered, "its first download had")):
         if wanted is not None and wanted != found:
             raise UserError(
@@ -120,11 +126,11 @@ def load_d4rl(spec: str) -> RawDataset:
     raw = read_hdf5(path, source=f"d4rl:{name}", env_id=task.env_id, horizon=task.horizon, sha256=found)
     if remembered is None:
         # a cache shared read-only is its owner's to vouch for
-        with contextlib.suppress(PermissionError):
+        with contextlib.suppress(OSError):
             partial = sidecar.with_name(f"{sidecar.name}.{os.getpid()}")
             partial.write_text(f"{found}  {path.name}\n")
             os.replace(partial, sidecar)
-    return raw
+    return dataclasses.replace(raw, layout=task.layout)
 
 
 def _parse(spec: str) -> tuple[str, str | None]:

@@ -34,6 +34,11 @@ def download(url: str, target: Path, source: str, accept: Callable[[Path], bool]
     """
     if target.exists():
         return
+    if "://" not in url:
+        raise UserError(
+            f"dataset {source}: {url} is no address. Set the variable O2O_D4RL_MIRROR to http://HOST/FOLDER, or to "
+            "file:// and the absolute path of a folder."
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(target.parent, os.W_OK):
@@ -49,7 +54,7 @@ def download(url: str, target: Path, source: str, accept: Callable[[Path], bool]
             return
         try:
             _fetch(url, part)
-        except (OSError, http.client.HTTPException) as error:  # URLError, time-outs and a full disk are all OSError
+        except (OSError, ValueError, http.client.HTTPException) as error:  # a full disk is an OSError, as URLError is
             raise UserError(
                 f"dataset {source}: download of {url} failed ({getattr(error, 'reason', None) or error}). "
                 f"Try again to resume, or fetch it elsewhere and put it at {target}."

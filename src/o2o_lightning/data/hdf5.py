@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from o2o_lightning.data.raw import Column, RawDataset, missing_key
 from o2o_lightning.errors import UserError
+from o2o_lightning.notes import note_once
 
 LAZY_BYTES = 2**29
 _WIDE = ("observations", "actions", "next_observations")
+_KNOWN = (*_WIDE, "rewards", "terminals", "timeouts")
 
 
 class FileColumn:
@@ -73,7 +75,7 @@ def read_hdf5(
     Args:
         path: the file.
         source: its name in messages and manifests; the path by default.
-        env_id: Gymnasium id, before the file's own ``metadata/env_id``.
+        env_id: Gymnasium id, before the file's own ``metadata/env_id``, and trusted where that is not.
         horizon: step limit that splits episodes where the file has no ``timeouts``; by default that of the env.
         sha256: the file's digest, where the caller has it already.
         lazy_bytes: above this size, wide arrays stay in the file and are read in slices.
@@ -88,7 +90,7 @@ def read_hdf5(
             if key not in keys:
                 raise missing_key(source, key, keys)
         metadata = _metadata(file, keys)
-        env_id = env_id or metadata.get("env_id")
+        own_id = metadata.get("env_id")
         wide = {key: file[key] for key in _WIDE if key in keys}
         lazy = sum(4 * array.size for array in wide.values()) > lazy_bytes
         columns: dict[str, Column] = {
@@ -102,7 +104,14 @@ def read_hdf5(
         if "timeouts" in keys:
             truncated = _flags(file, "timeouts", source)
         else:
-            truncated = timeouts_from_horizon(terminated, horizon or env_horizon(env_id))
+            horizon = horizon or (env_horizon(env_id) if env_id else env_horizon(own_id, foreign=True))
+            truncated = timeouts_from_horizon(terminated, horizon)
+            if horizon is None:
+                ends = "only terminal rows end its episodes" if terminated.any() else "it counts as one episode"
+                note_once(
+                    f"dataset {source}: it has no 'timeouts', and no known environment whose time limit could stand "
+                    f"in for them: {ends}. Pass its env_id, or add the array."
+                )
     infos = [key.removeprefix("infos/") for key in keys if key.startswith("infos/")]
     return RawDataset(
         observations=columns["observations"],
@@ -115,7 +124,8 @@ def read_hdf5(
         metadata=metadata,
         source=source,
         sha256=sha256 or file_sha256(path),
-        env_id=env_id,
+        env_id=env_id or own_id,
+        layout=_layout(metadata),
     )
 
 
@@ -137,21 +147,17 @@ def timeouts_from_horizon(terminated: NDArray[np.bool_], horizon: int | None) ->
     return truncated
 
 
-def env_horizon(env_id: str | None) -> int | None:
-    """Step limit that Gymnasium registers for ``env_id``, without making the environment; None where unknown."""
-    if env_id is None:
+def env_horizon(env_id: Any, foreign: bool = False) -> int | None:
+    """Step limit that Gymnasium registers for ``env_id``, without making the environment; None where unknown.
+
+    A ``foreign`` id is a file's own, which may have no module imported.
+    """
+    if not isinstance(env_id, str) or (foreign and ":" in env_id):
         return None
-    import gymnasium as gym
+    from o2o_lightning.envs.make import registered
 
-    if env_id not in gym.registry:
-        try:
-            import gymnasium_robotics
-
-            gym.register_envs(gymnasium_robotics)
-        except ImportError:
-            pass
-    registered = gym.registry.get(env_id)
-    return registered.max_episode_steps if registered else None
+    found = registered(env_id)
+    return found.max_episode_steps if found else None
 
 
 def file_sha256(path: Path) -> str:
@@ -177,6 +183,10 @@ def open_hdf5(path: Path, source: str) -> h5py.File:
         text = str(error)
         if isinstance(error, PermissionError) or "Permission denied" in text:
             raise UserError(f"dataset {source}: no permission to read {path}. Change its mode or owner.") from error
+        if "unable to lock file" in text:
+            raise UserError(
+                f"dataset {source}: {path} is being written by another process. Wait for its end, or copy a whole file."
+            ) from error
         if "truncated file" in text:
             raise UserError(
                 f"dataset {source}: {path} is truncated, as by a broken copy or download. Fetch it again."
@@ -189,7 +199,15 @@ def open_hdf5(path: Path, source: str) -> h5py.File:
 def _dataset_keys(file: h5py.File) -> list[str]:
     keys: list[str] = []
     file.visititems(lambda name, item: keys.append(name) if isinstance(item, h5py.Dataset) else None)
-    return keys
+    return keys + [name for name in _KNOWN if name not in keys and _is_alias(file, name, keys)]
+
+
+def _is_alias(file: h5py.File, name: str, keys: list[str]) -> bool:
+    """Whether ``name`` is a link, which no visit shows, to an array of this very file."""
+    link = file.get(name, getlink=True)
+    if isinstance(link, h5py.SoftLink):
+        return link.path.strip("/") in keys
+    return isinstance(link, h5py.HardLink) and isinstance(file[name], h5py.Dataset)
 
 
 def _read(file: h5py.File, key: str, source: str, rows: slice = slice(None)) -> NDArray[Any]:
@@ -226,10 +244,24 @@ def _metadata(file: h5py.File, keys: list[str]) -> dict[str, Any]:
     for key in keys:
         name = key.removeprefix("metadata/")
         # the acting policy's weights live here too, and only small values are provenance
-        if name == key or name.startswith("policy/") or file[key].size > 64:
+        if name == key or name.startswith("policy/") or not 0 < (file[key].size or 0) <= 64:
+            continue
+        if file[key].external or file[key].is_virtual:
             continue
         value = file[key][()]
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", "replace")
-        metadata[name] = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+        metadata[name] = _plain(value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value)
+    one = metadata.get("env_id")
+    if isinstance(one, list) and len(one) == 1:
+        metadata["env_id"] = one[0]
     return metadata
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _layout(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    layout = metadata.get("obs_layout")
+    return tuple(part.strip() for part in layout.split(",")) if isinstance(layout, str) and layout else ()

@@ -50,10 +50,11 @@ def mapped_store(raw: RawDataset, env: EnvSpec | None, cache: Path) -> Transitio
     """
     folder = cache / "transitions" / _key(raw, env)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
-            if not folder.exists():
-                _convert(raw, env, folder)
+        if not folder.exists():  # a finished one is whole, and its cache may be read-only
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(folder):
+                if not folder.exists():
+                    _convert(raw, env, folder)
     except OSError as error:
         raise UserError(
             f"dataset {raw.source}: its memory map in {folder.parent} cannot be written ({error.strerror or error}). "

@@ -6,21 +6,28 @@ TorchRL's own Minari reader returns zeros for local datasets, hence ``minari.loa
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from o2o_lightning.data.raw import RawDataset
-from o2o_lightning.envs.make import GOAL_LAYOUTS
+from o2o_lightning.envs.make import GOAL_KEYS, GOAL_LAYOUTS, registered
 from o2o_lightning.errors import UserError
+from o2o_lightning.notes import note_once
 
 
-def load_minari(spec: str) -> RawDataset:
+def load_minari(spec: str, env_id: str | None = None) -> RawDataset:
     """Reads ``minari:ID``, downloading it only if it is not in Minari's local store.
 
     A goal environment's dictionary observations are joined as :data:`GOAL_LAYOUTS` says first; other dictionaries
-    in their own order. Each row's successor is its episode's next observation, so all rows have one.
+    by their sorted keys. Each row's successor is its episode's next observation, so all rows have one.
+
+    Args:
+        spec: ``minari:ID``.
+        env_id: the environment that the user has chosen; without one, what the recorded one had of its own is noted.
 
     Raises:
         UserError: Minari is not installed, the dataset cannot be fetched, or its spaces cannot be flattened.
@@ -40,7 +47,10 @@ def load_minari(spec: str) -> RawDataset:
         raise UserError(
             f"dataset {spec}: Minari cannot read it ({error}). Try `minari download -f {dataset_id}`."
         ) from error
-    return _collect(dataset, spec)
+    raw = _collect(dataset, spec)
+    if env_id is None and raw.env_id is not None:
+        _note_differences(dataset.env_spec, spec)
+    return raw
 
 
 def _download(minari: Any, dataset_id: str, spec: str) -> Any:
@@ -60,7 +70,7 @@ def _collect(dataset: Any, spec: str) -> RawDataset:
     columns: dict[str, list[NDArray[Any]]] = {
         key: [] for key in ("observations", "next_observations", "actions", "rewards", "terminated", "truncated")
     }
-    for episode in dataset.iterate_episodes():
+    for episode in _episodes(dataset, spec):
         steps = len(episode.rewards)
         if steps == 0:
             continue
@@ -88,14 +98,49 @@ def _collect(dataset: Any, spec: str) -> RawDataset:
         source=spec,
         sha256=digest.hexdigest(),
         env_id=env_spec.id if env_spec is not None else None,
+        layout=_layout(dataset),
     )
+
+
+def _episodes(dataset: Any, spec: str) -> Iterator[Any]:
+    try:
+        yield from dataset.iterate_episodes()
+    except Exception as error:  # damaged bytes fail anywhere in Minari and HDF5
+        raise UserError(
+            f"dataset {spec}: its episodes cannot be read ({error}). The files are damaged; copy them again, or try "
+            f"`minari download -f {dataset.id}`."
+        ) from error
+
+
+def _layout(dataset: Any) -> tuple[str, ...]:
+    """Order of a goal environment's parts: as joined here, or as `o2o data make` wrote them down."""
+    space = dataset.observation_space
+    if isinstance(space, gym.spaces.Dict):
+        return GOAL_LAYOUTS[0] if set(space) == GOAL_KEYS else ()
+    written = dataset.storage.metadata.get("o2o_obs_layout")
+    return tuple(written.split(",")) if isinstance(written, str) else ()
+
+
+def _note_differences(recorded: Any, spec: str) -> None:
+    """Says once what the recorded environment had and the registered one of that name has not."""
+    here = None if ":" in recorded.id else registered(recorded.id)
+    if here is None:
+        return
+    then, now = ({**each.kwargs, "max_episode_steps": each.max_episode_steps} for each in (recorded, here))
+    keys = sorted(({*then} | {*now}) - {"render_mode"})
+    other = [key for key in keys if repr(then.get(key)) != repr(now.get(key))]
+    if other:
+        note_once(
+            f"dataset {spec}: it was recorded in {recorded.id} with another {', '.join(other)} than registered here, "
+            "where policies will act. Register an environment like the recorded one, and pass its --data.env_id."
+        )
 
 
 def _flatten(observations: Any, spec: str) -> NDArray[np.float32]:
     """``[T+1, S]`` from an array or a dictionary of arrays with ``T+1`` rows each."""
     if isinstance(observations, dict):
-        goal = set(observations) == {"observation", "achieved_goal", "desired_goal"}
-        parts = [observations[key] for key in (GOAL_LAYOUTS[0] if goal else observations)]
+        goal = set(observations) == GOAL_KEYS
+        parts = [observations[key] for key in (GOAL_LAYOUTS[0] if goal else sorted(observations))]
     else:
         parts = [observations]
     if not all(isinstance(part, np.ndarray) and part.dtype.kind in "biuf" for part in parts):

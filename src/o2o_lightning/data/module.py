@@ -13,7 +13,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from o2o_lightning.data.normalize import Normalizer
-from o2o_lightning.data.raw import blocks
+from o2o_lightning.data.raw import RawDataset, blocks
 from o2o_lightning.data.rewards import RewardMap, return_range_scale
 from o2o_lightning.data.scores import reference_scores
 from o2o_lightning.data.store import TransitionStore
@@ -21,6 +21,7 @@ from o2o_lightning.data.stream import OfflineStream, Source, prepare
 from o2o_lightning.envs.evaluate import Act, Evaluation, Evaluator, Player
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
 from o2o_lightning.errors import UserError
+from o2o_lightning.notes import note_once
 from o2o_lightning.ranks import Ranks
 
 PRECOMPUTE_BLOCK = 8192
@@ -48,7 +49,8 @@ class OfflineData(L.LightningDataModule):
         memmap: ``true``: transitions lie in memory-mapped files in the cache, made at the first use and shared by later
             runs; ``false``: in memory; ``auto``: mapped above ``memory_limit_gb``. The results are the same bits.
         memory_limit_gb: size of the transitions for ``auto``.
-        observation_layout: keys of a dictionary observation in the dataset's order; by width when empty.
+        observation_layout: keys of a dictionary observation in the dataset's order, where the dataset does not say it
+            itself; by width when empty.
     """
 
     def __init__(
@@ -223,10 +225,25 @@ class OfflineData(L.LightningDataModule):
         from o2o_lightning.data.mapped import load_store
         from o2o_lightning.data.spec import load_raw
 
-        raw = load_raw(dataset)
+        raw = load_raw(dataset, env_id=self.env_id)
         self.env_id = self.env_id or foreign_id(raw.env_id, f"dataset {dataset}")
+        self._take_layout(raw)
         if self.env_id is not None:
             self.env = env_spec(self.env_id, raw.observations.shape[1], self.layout)
         self.store = load_store(raw, self.env, self.memmap, self.memory_limit)
+        if self.store.td_count == 0:
+            raise UserError(
+                f"dataset {dataset}: none of its {len(raw)} rows has a known successor, each is a time-out or the last "
+                "one. Store 'next_observations', or correct 'timeouts'."
+            )
         if self.reward_range:
             self.rewards = RewardMap(return_range_scale(self.store))
+
+    def _take_layout(self, raw: RawDataset) -> None:
+        """A dataset knows its own columns; the option is for those that do not say."""
+        if raw.layout and self.layout and raw.layout != self.layout:
+            note_once(
+                f"dataset {raw.source}: its observations are {', '.join(raw.layout)}, as it says itself; "
+                f"observation_layout {', '.join(self.layout)} is left unused."
+            )
+        self.layout = raw.layout or self.layout

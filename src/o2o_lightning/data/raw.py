@@ -45,6 +45,7 @@ class RawDataset:
         source: the dataset spec, as the user wrote it.
         sha256: digest of the file, or of the arrays where there is no single file.
         env_id: Gymnasium id to evaluate in, where the source names one.
+        layout: parts of a dictionary observation in the order of the columns, where the source knows it.
     """
 
     observations: Column
@@ -58,6 +59,7 @@ class RawDataset:
     source: str
     sha256: str
     env_id: str | None = None
+    layout: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.observations.shape[0]

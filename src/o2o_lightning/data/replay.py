@@ -27,7 +27,7 @@ def replay_check(raw: RawDataset, env_id: str, count: int, seed: int) -> list[Ro
     """
     if "qpos" not in raw.infos or "qvel" not in raw.infos:
         return [("replay", "skip", "no infos/qpos and infos/qvel in the dataset")]
-    env = make_env(env_id, raw.observations.shape[1])
+    env = make_env(env_id, raw.observations.shape[1], raw.layout)
     try:
         env.reset(seed=seed)
         return _replay(raw, env_id, env.env, count, seed)
@@ -52,7 +52,7 @@ def _replay(raw: RawDataset, env_id: str, flat: Any, count: int, seed: int) -> l
             return [("replay", "skip", "cannot replay a goal environment without infos/goal")]
         goals = np.asarray(raw.infos["goal"], np.float64)
 
-    if not _determined(env_id, raw.observations.shape[1]):
+    if not _determined(env_id, flat):
         return [("replay", "skip", f"{env_id} has state beyond qpos and qvel, a target for instance")]
     rows = _usable_rows(raw, count, seed)
     errors = np.empty((len(rows), 2))
@@ -70,9 +70,9 @@ def _set_state(inner: Any, qpos: Any, qvel: Any, goal: Any = None) -> None:
         inner.goal = goal
 
 
-def _determined(env_id: str, width: int) -> bool:
+def _determined(env_id: str, like: FlatObservation) -> bool:
     """Whether what is recorded is all the state there is: put into another episode, it leads to the same successor."""
-    original, other = make_env(env_id, width), make_env(env_id, width)
+    original, other = (make_env(env_id, layout=like.layout) for _ in range(2))
     try:
         original.action_space.seed(0)
         original.reset(seed=1)

@@ -24,23 +24,25 @@ class SpecEntry:
     where: str
 
 
-def load_raw(spec: str, check: bool = True) -> RawDataset:
+def load_raw(spec: str, check: bool = True, env_id: str | None = None) -> RawDataset:
     """Reads the dataset that ``spec`` names, downloading it if it must be.
 
     Args:
         spec: ``path/to/file.hdf5``, ``d4rl:NAME[#sha256=HEX]``, ``minari:ID`` or ``embedded:NAME``.
         check: refuse arrays of wrong rank or length.
+        env_id: the environment it is used for, where that is not the dataset's own; its time limit splits episodes
+            where the file says nothing of time-outs.
 
     Raises:
         UserError: no such form or name, or the source's own errors.
     """
-    raw = _read(spec)
+    raw = _read(spec, env_id)
     if check:
         check_shapes(raw)
     return raw
 
 
-def _read(spec: str) -> RawDataset:
+def _read(spec: str, env_id: str | None) -> RawDataset:
     prefix, colon, name = spec.partition(":")
     if colon and prefix == "d4rl":
         from o2o_lightning.data.d4rl import load_d4rl
@@ -49,13 +51,14 @@ def _read(spec: str) -> RawDataset:
     if colon and prefix == "minari":
         from o2o_lightning.data.minari_source import load_minari
 
-        return load_minari(spec)
+        return load_minari(spec, env_id)
     if not (colon and prefix == "embedded") and not spec.endswith(_SUFFIXES) and not Path(spec).exists():
         raise _unknown(spec)
 
     from o2o_lightning.data.hdf5 import read_hdf5
 
-    return read_hdf5(_embedded_path(spec, name) if prefix == "embedded" and colon else spec, source=spec)
+    path = _embedded_path(spec, name) if prefix == "embedded" and colon else spec
+    return read_hdf5(path, source=spec, env_id=env_id)
 
 
 def list_specs() -> list[SpecEntry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from o2o_lightning.errors import UserError
+from o2o_lightning.notes import note_once
 
 FloatArray = NDArray[np.float32]
 FlatEnv = gym.Env[FloatArray, FloatArray]
@@ -27,6 +29,8 @@ GOAL_LAYOUTS = (
     ("observation",),
     ("achieved_goal", "observation", "desired_goal"),
 )
+GOAL_KEYS = {"observation", "achieved_goal", "desired_goal"}
+EPISODE_STEPS = 1000  # where an environment is registered without a limit
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def make_env(env_id: str, observation_dim: int | None = None, layout: Sequence[s
         layout: keys of a dictionary observation in the order to concatenate them; by width when empty.
 
     Raises:
-        UserError: unknown id, missing simulator, discrete or unbounded actions, or another observation width.
+        UserError: unknown id, missing simulator, discrete, unbounded or fixed actions, or another observation width.
     """
     env = _make(env_id, **kwargs)
     box = env.action_space
@@ -110,8 +114,14 @@ def make_env(env_id: str, observation_dim: int | None = None, layout: Sequence[s
             f"environment {env_id}: its action bounds are infinite ({box}). Wrap it in "
             "gymnasium.wrappers.RescaleAction or give the space finite bounds."
         )
+    fixed = np.flatnonzero(box.low.ravel() >= box.high.ravel())
+    if len(fixed):
+        raise UserError(
+            f"environment {env_id}: action dimension {fixed[0]} has the bounds {box.low.ravel()[fixed[0]]:g} and "
+            f"{box.high.ravel()[fixed[0]]:g}, so there is nothing to choose. Wrap it so that it takes the others alone."
+        )
     chosen = _choose_layout(env_id, env.observation_space, observation_dim, tuple(layout))
-    return UnitAction(FlatObservation(env, chosen))
+    return UnitAction(FlatObservation(_limited(env, env_id), chosen))
 
 
 def foreign_id(env_id: str | None, where: str) -> str | None:
@@ -141,8 +151,21 @@ def env_spec(env_id: str, observation_dim: int | None = None, layout: Sequence[s
     return spec
 
 
-def _make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+def registered(env_id: str) -> gym.envs.registration.EnvSpec | None:
+    """What is registered under ``env_id``, without making it; a module that it names is imported."""
     _register_robotics(env_id)
+    module, _, name = env_id.rpartition(":")
+    if module:
+        with contextlib.suppress(Exception):  # making it will say what is wrong
+            importlib.import_module(module)
+    return gym.registry.get(name)
+
+
+def _make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    found = registered(env_id)
+    if found and "AntMaze_" in found.id and str(found.entry_point).startswith("gymnasium_robotics"):
+        # D4RL's task ends at the goal, and its scores of 0 to 1 count that once; the default here stays and collects
+        kwargs = {"continuing_task": found.kwargs.get("continuing_task", False), **kwargs}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(out of date|deprecated|precision lowered).*")
         try:
@@ -162,6 +185,17 @@ def _make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
                 f"environment {env_id}: making it raised {type(error).__name__}: {error}. Check the versions of its "
                 "packages; O2O_TRACEBACK=1 shows where."
             ) from error
+
+
+def _limited(env: gym.Env[Any, Any], env_id: str) -> gym.Env[Any, Any]:
+    """``env`` with a time limit, which evaluations would not end without."""
+    if env.spec is not None and env.spec.max_episode_steps is not None:
+        return env
+    note_once(
+        f"environment {env_id}: it is registered without a time limit; its episodes end after {EPISODE_STEPS} steps "
+        "here. Register it with max_episode_steps for another limit."
+    )
+    return gym.wrappers.TimeLimit(env, EPISODE_STEPS)
 
 
 def _register_robotics(env_id: str) -> None:
@@ -187,8 +221,7 @@ def _choose_layout(
 ) -> tuple[str, ...]:
     if isinstance(space, spaces.Dict):
         keys = tuple(space.keys())
-        goal = {"observation", "achieved_goal", "desired_goal"} == set(keys)
-        candidates = GOAL_LAYOUTS if goal else (keys,)
+        candidates = GOAL_LAYOUTS if set(keys) == GOAL_KEYS else (tuple(sorted(keys)),)
         boxes = all(isinstance(part, spaces.Box) for part in space.values())
     else:
         candidates, boxes = ((),), isinstance(space, spaces.Box)
@@ -201,8 +234,8 @@ def _choose_layout(
         if not isinstance(space, spaces.Dict) or not set(layout) <= set(space.keys()):
             names = ", ".join(space.keys()) if isinstance(space, spaces.Dict) else "no named parts"
             raise UserError(
-                f"environment {env_id}: --data.observation_layout names {', '.join(layout)}, its observation has "
-                f"{names}. Pass names that it has."
+                f"environment {env_id}: the observation layout names {', '.join(layout)}, its observation has "
+                f"{names}. Pass names that it has, or the --data.env_id that belongs to them."
             )
         candidates = (layout,)
     sizes = [_layout_size(space, layout) for layout in candidates]

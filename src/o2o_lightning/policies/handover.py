@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def write_handover(
     scores: dict[str, float | None],
     returns: dict[str, float],
     manifest: dict[str, Any],
+    layout: Sequence[str] = (),
 ) -> None:
     """Writes ``policy`` as a checkpoint of phase ``import``, tensors and primitives only."""
     actor = policy.build_actor()
@@ -34,6 +36,7 @@ def write_handover(
         scores=scores,
         returns=returns,
         versions=library_versions(),
+        layout=list(layout),
     ).pack()
     buffer = io.BytesIO()
     state = {f"agent.actor.{name}": value for name, value in actor.state_dict().items()}

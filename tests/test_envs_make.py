@@ -1,0 +1,107 @@
+"""What environments are made into, before anything acts in them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from data_files import arrays, write
+from gymnasium import spaces
+
+from o2o_lightning.data.module import OfflineData
+from o2o_lightning.envs.evaluate import Evaluator
+from o2o_lightning.envs.make import env_spec, make_env
+from o2o_lightning.errors import UserError
+
+
+class Toy(gym.Env[Any, Any]):
+    """Observes ``parts`` in their own order, each filled with its number; never ends an episode."""
+
+    def __init__(self, parts: tuple[str, ...] = (), low: tuple[float, ...] = (-1.0,)) -> None:
+        box = spaces.Box(-9, 9, (2,), np.float32)
+        self.parts = parts
+        self.observation_space = spaces.Dict(OrderedDict((part, box) for part in parts)) if parts else box
+        self.action_space = spaces.Box(np.array(low, np.float32), np.ones(len(low), np.float32))
+
+    def _observation(self) -> Any:
+        values = OrderedDict((part, np.full(2, i, np.float32)) for i, part in enumerate(self.parts))
+        return values or np.zeros(2, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self._observation(), {}
+
+    def step(self, action: Any) -> Any:
+        return self._observation(), 1.0, False, False, {}
+
+
+GOAL = ("observation", "achieved_goal", "desired_goal")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toys() -> Any:
+    gym.register("O2OEndless-v0", Toy)
+    gym.register("O2OOrdered-v0", Toy, max_episode_steps=5, kwargs={"parts": ("zebra", "ant")})
+    gym.register("O2OGoal-v0", Toy, max_episode_steps=5, kwargs={"parts": GOAL})
+    gym.register("O2OFixed-v0", Toy, max_episode_steps=5, kwargs={"low": (-1.0, 1.0)})
+    yield
+    for name in ("Endless", "Ordered", "Goal", "Fixed"):
+        del gym.registry[f"O2O{name}-v0"]
+
+
+def test_episodes_of_an_environment_without_a_limit_end_after_1000_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    found = Evaluator("O2OEndless-v0", 2, 1, 0, None).run(lambda states: np.zeros((len(states), 1), np.float32))
+    assert found.lengths == [1000] and found.returns == [1000.0]
+    assert env_spec("O2OEndless-v0").horizon == 1000
+    assert capsys.readouterr().err.count("registered without a time limit") == 1
+
+
+def test_an_action_dimension_without_a_choice_is_refused() -> None:
+    with pytest.raises(UserError, match="action dimension 1 has the bounds 1 and 1"):
+        make_env("O2OFixed-v0")
+
+
+def test_a_dictionary_is_joined_by_its_sorted_keys() -> None:
+    env = make_env("O2OOrdered-v0")
+    assert env.reset(seed=0)[0].tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("said", ["observation,achieved_goal", "desired_goal, observation"])
+def test_a_file_that_says_the_order_of_its_columns_is_believed(
+    said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = arrays(terminals=(3,))
+    columns = {"observations": np.zeros((12, 4), np.float32), "actions": made["actions"][:, :1]}
+    path = write(tmp_path / "a.hdf5", **columns, **{"metadata/env_id": "O2OGoal-v0", "metadata/obs_layout": said})
+    data = OfflineData(str(path), observation_layout=["achieved_goal", "observation"])
+    data.setup("fit")
+    wanted = tuple(part.strip() for part in said.split(","))
+    assert data.env is not None and data.env.layout == data.layout == wanted
+    assert "observation_layout achieved_goal, observation is left unused" in capsys.readouterr().err
+
+
+def test_a_file_that_does_not_say_takes_the_option(tmp_path: Path) -> None:
+    columns = {"observations": np.zeros((12, 4), np.float32), "actions": arrays()["actions"][:, :1]}
+    path = write(tmp_path / "a.hdf5", **columns, **{"metadata/env_id": "O2OGoal-v0"})
+    data = OfflineData(str(path), observation_layout=["achieved_goal", "observation"])
+    data.setup("fit")
+    assert data.env is not None and data.env.layout == ("achieved_goal", "observation")
+
+
+def test_antmaze_ends_at_its_goal_as_d4rls_does() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    try:
+        env = make_env("AntMaze_UMaze-v4", 29)
+    except UserError as error:
+        pytest.skip(str(error))
+    env.reset(seed=0)
+    inner: Any = env.unwrapped
+    inner.goal = inner.ant_env.data.qpos[:2].copy()
+    reward, terminated, truncated = env.step(np.zeros(8, np.float32))[1:4]
+    assert (reward, terminated, truncated) == (1.0, True, False)
+    env.close()
+    assert make_env("AntMaze_UMaze-v4", 29, continuing_task=True).unwrapped.continuing_task  # type: ignore[attr-defined]
