@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 import os
-import re
 import sys
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +21,11 @@ from o2o_lightning.envs.make import EnvSpec, unit_actions
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies import onnx_file
+from o2o_lightning.policies.program import first_line, load_program
 from o2o_lightning.policies.source import MAX_BYTES
 from o2o_lightning.policies.teacher import CallableTeacher
 from o2o_lightning.policies.tensors import read_limited
 
-# A program's graph, tensors and facts; no compiled code, no other objects.
-_PROGRAM_MEMBER = re.compile(
-    r"[^/]+/(archive_format|archive_version|byteorder|version|models/\w+\.json|(extra|\.data)/[\w.]+"
-    r"|data/(weights|constants)/[\w.]+|data/sample_inputs/\w+\.pt|serialized_\w+\.json)"
-)
 FORMATS = ("callable", "onnx", "torchscript", "torch_export")
 Function = Callable[[FloatArray], Any]
 
@@ -140,7 +132,7 @@ def _torchscript(spec: str) -> Function:
     try:
         module = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except Exception as error:
-        raise UserError(f"policy {spec}: it is no TorchScript file that can be read ({_line(error)}).") from error
+        raise UserError(f"policy {spec}: it is no TorchScript file that can be read ({first_line(error)}).") from error
     return _module(module)
 
 
@@ -149,67 +141,9 @@ def load_torch_export(spec: str) -> Function:
     return _module(load_program(spec))
 
 
-def load_program(spec: str) -> Any:
-    """The module of a ``torch.export`` file, read without unpickling objects."""
-    content = read_limited(Path(spec), MAX_BYTES)
-    _check_program(spec, content)
-    try:
-        with _weights_only():  # torch.export would else fall back to executing pickles
-            return torch.export.load(io.BytesIO(content)).module()
-    except Exception as error:
-        raise UserError(f"policy {spec}: it is no torch.export file that can be read ({_line(error)}).") from error
-
-
-def _check_program(spec: str, content: bytes) -> None:
-    """Refuses what ``torch.export.load`` would unpickle or load as machine code."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = archive.namelist()
-            configs = [json.loads(archive.read(name)) for name in names if name.endswith(".json")]
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise UserError(f"policy {spec}: it is no torch.export file that can be read ({_line(error)}).") from error
-    payloads = [path for config in configs for path in _payloads(config)]
-    strange = [path for path in payloads if not path.startswith(("weight_", "tensor_"))]
-    strange += [name for name in names if not _PROGRAM_MEMBER.fullmatch(name)]
-    if strange or len({*names}) < len(names):
-        raise UserError(
-            f"policy {spec}: it holds '{(strange or names)[0]}', more than a graph and tensors, so it was not loaded. "
-            "Wrap it in a Python function and clone that: `o2o policy clone module:function`."
-        )
-
-
-def _payloads(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key == "path_name":
-                yield str(item)
-            else:
-                yield from _payloads(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _payloads(item)
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
-
-
 def _module(module: Any) -> Function:
     def run(observation: FloatArray) -> Any:
         with torch.no_grad():
             return module(torch.from_numpy(observation))
 
     return run
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

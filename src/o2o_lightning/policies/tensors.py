@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from o2o_lightning.errors import UserError
 from o2o_lightning.policies.source import Array, Linear
 
 State = dict[str, Tensor]
+# of a broken zip or member of it, an encrypted one, an unknown compression
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 
 
 def load_tensors(content: bytes, where: str) -> Any:
