@@ -31,6 +31,8 @@ _NAME = re.compile(r"[\w.]*")
 _TEXT = re.compile(r"[\w., +>-]*")
 _FUNCTIONS = "Add|Mul|Pow|Integer|Max|Min|FloorDiv|CleanDiv|CeilDiv|Mod|PythonMod|ModularIndexing"
 _SIZE = re.compile(rf"(Symbol\('\w+'(, \w+=True)*\)|\b({_FUNCTIONS})\(|\b[su]?\d+\b|[(), +*/-])*")
+# what sizes of the inputs must be, as in "L['observation'].size()[0] == L['action'].size()[0]"
+_GUARD = re.compile(r"(L(\['\w+'\]|\[\d+\])+\.size\(\)\[\d+\]|\b\d+\b|\b(and|or|not)\b|[() %<>=!+*/-])*")
 _OPERATOR = re.compile(
     r"torch\.ops\.aten\.(?!__|from_file)\w+\.(?!__)\w+|torch\.ops\.higher_order\.wrap_with_set_grad_enabled"
     r"|torch\.sym_(float|int|ite|max|min|not|sum)|math\.[a-z]\w*"
@@ -44,7 +46,7 @@ _RULES = {
     "as_strings": _TEXT,
     "torch_version": _TEXT,
     "path_name": re.compile(r"(weight|tensor)_\w+"),  # others are pickled objects
-    "guards_code": re.compile(r"(?!)"),  # nothing at all
+    "guards_code": _GUARD,
 }
 _STRUCTURES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 
@@ -117,7 +119,7 @@ def _is_structure(text: str) -> bool:
 
     def plain(node: Any) -> bool:
         keys = json.loads(node["context"] or "null")
-        named = keys is None or (isinstance(keys, list) and all(isinstance(key, str | int) for key in keys))
+        named = keys is None or (isinstance(keys, list) and all(_NAME.fullmatch(str(key)) for key in keys))
         return named and node["type"] in _STRUCTURES and all(plain(child) for child in node["children_spec"])
 
     try:
