@@ -103,26 +103,33 @@ def load_onnx(spec: str) -> Function:
     content = read_limited(Path(spec), MAX_BYTES)
     try:
         graph = onnx_file.decode(content)
-    except Exception as error:  # damaged bytes fail anywhere
-        raise UserError(f"policy {spec}: it is no ONNX file that can be read ({error}). Export it again.") from error
+    except Exception as error:  # damaged bytes fail anywhere, and there are more types of tensors than are read here
+        return _onnxruntime(spec, content, f"it cannot be read without ONNX Runtime ({error})")
+    session: Function | None = None
 
-    def run(observation: FloatArray) -> FloatArray:
-        try:
-            return onnx_file.run(graph, observation)
-        except onnx_file.UnknownOperatorError as error:
-            return _onnxruntime(spec, content, str(error))(observation)  # type: ignore[no-any-return]
+    def run(observation: FloatArray) -> Any:
+        nonlocal session
+        if session is None:
+            try:
+                return onnx_file.run(graph, observation)
+            except onnx_file.UnknownOperatorError as error:
+                session = _onnxruntime(spec, content, f"its operator '{error}' needs ONNX Runtime")
+        return session(observation)
 
     return run
 
 
-def _onnxruntime(spec: str, content: bytes, operator: str) -> Function:
+def _onnxruntime(spec: str, content: bytes, reason: str) -> Function:
     try:
         import onnxruntime  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         raise UserError(
-            f"policy {spec}: its operator '{operator}' needs ONNX Runtime. Install it with `pip install onnxruntime`."
+            f"policy {spec}: {reason}. Install it with `pip install onnxruntime`, or export the policy again."
         ) from error
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise UserError(f"policy {spec}: it is no ONNX file that can be read ({error}). Export it again.") from error
     name = session.get_inputs()[0].name
     return lambda observation: session.run(None, {name: observation})[0]
 

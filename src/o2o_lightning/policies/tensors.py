@@ -45,18 +45,28 @@ def sequence(state: State, prefix: str, path: Path) -> list[Linear]:
         raise UserError(
             f"policy {path}: of its layers '{prefix}.N' only {places} are there, so one is missing. Pass another file."
         )
-    return [linear(state, f"{prefix}.{place}") for place in places]
+    return [linear(state, f"{prefix}.{place}", path) for place in places]
 
 
-def linear(state: State, name: str) -> Linear:
+def linear(state: State, name: str, path: Path) -> Linear:
     """Weight and bias of one layer; a bias that is not there is zero."""
-    weight = numbers(state[f"{name}.weight"])
-    bias = state.get(f"{name}.bias")
-    return weight, np.zeros(weight.shape[0]) if bias is None else numbers(bias)
+    weight = numbers(state, f"{name}.weight", path)
+    if weight.ndim != 2:
+        raise UserError(
+            f"policy {path}: '{name}.weight' has shape {weight.shape}, no linear layer's. Wrap the policy in a Python "
+            "function and clone that: `o2o policy clone module:function`."
+        )
+    return weight, numbers(state, f"{name}.bias", path) if f"{name}.bias" in state else np.zeros(weight.shape[0])
 
 
-def numbers(tensor: Tensor) -> Array:
+def numbers(state: State, name: str, path: Path) -> Array:
     """Float64, so that a comparison is as exact as the source."""
+    tensor = state[name]
+    if tensor.layout != torch.strided or not tensor.is_floating_point():
+        raise UserError(
+            f"policy {path}: '{name}' is {tensor.dtype}, {tensor.layout}, and dense floating-point numbers are needed. "
+            "Save it as such."
+        )
     return tensor.detach().double().numpy()
 
 
