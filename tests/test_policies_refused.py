@@ -141,6 +141,7 @@ def test_tensors_of_other_forms_are_refused(tmp_path: Path, capsys: pytest.Captu
     for state in (
         {"base_network.0.weight": torch.ones(3)},
         {"net.0.weight": torch.ones(())},
+        {**layer, "base_network.0.bias": torch.ones(())},
         {"layer.weight": torch.ones(4, 3).to_sparse()},
         {"layer.weight": torch.ones(4, 3, dtype=torch.int64)},
         {**layer, "log_std_multiplier.constant": torch.ones(2)},

@@ -122,7 +122,7 @@ PLACES: dict[str, Callable[[Any, str], None]] = {
     ),
     "an argument's name": lambda model, code: signature(model).update(forward_arg_names=[f"x={code}"]),
     "a module to import": lambda model, code: signature(model).update(
-        in_spec=signature(model)["in_spec"].replace("null", json.dumps('{"__enum__": 1, "fqn": "this:x"}'), 1)
+        in_spec=signature(model)["in_spec"].replace('"null"', json.dumps('{"__enum__": 1, "fqn": "this:x"}'), 1)
     ),
 }
 

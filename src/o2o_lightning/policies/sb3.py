@@ -42,7 +42,7 @@ def read_sb3(path: Path) -> ImportedPolicy:
         with zipfile.ZipFile(io.BytesIO(read_limited(path, MAX_BYTES))) as archive:
             weights, described = _member(archive, "policy.pth", path), _member(archive, "data", path)
     except DAMAGED as error:
-        raise UserError(f"policy {path}: the zip is broken or cut off ({error}). Copy it again.") from error
+        raise UserError(f"policy {path}: the zip is broken, cut off or locked ({error}). Copy it again.") from error
     state = tensors_of(load_tensors(weights, f"{path}, policy.pth"), f"{path}, policy.pth")
     data, notes = _data(described, path)
     _refuse_others(state, data, path)

@@ -51,12 +51,13 @@ def sequence(state: State, prefix: str, path: Path) -> list[Linear]:
 def linear(state: State, name: str, path: Path) -> Linear:
     """Weight and bias of one layer; a bias that is not there is zero."""
     weight = numbers(state, f"{name}.weight", path)
-    if weight.ndim != 2:
+    bias = numbers(state, f"{name}.bias", path) if f"{name}.bias" in state else np.zeros(weight.shape[:1])
+    if weight.ndim != 2 or bias.ndim != 1:
         raise UserError(
-            f"policy {path}: '{name}.weight' has shape {weight.shape}, no linear layer's. Wrap the policy in a Python "
-            "function and clone that: `o2o policy clone module:function`."
+            f"policy {path}: '{name}' has a weight {weight.shape} and a bias {bias.shape}, no linear layer. Wrap the "
+            "policy in a Python function and clone that: `o2o policy clone module:function`."
         )
-    return weight, numbers(state, f"{name}.bias", path) if f"{name}.bias" in state else np.zeros(weight.shape[0])
+    return weight, bias
 
 
 def numbers(state: State, name: str, path: Path) -> Array:
