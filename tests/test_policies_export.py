@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from data_files import env_of, raw_of
 from policy_files import d4rl_file, perceptron, sb3_ppo, sb3_sac, sb3_td3, sb3_zip, vecnormalize
 from torch import nn
 
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.main import main
+from o2o_lightning.data.mapped import load_store
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies import onnx_file
+from o2o_lightning.policies.black_box import black_box, load_onnx
 
 STATES = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 
@@ -82,6 +87,10 @@ def act(observation):
 def wide(observation):
     return np.zeros((len(observation), 7))
 
+def in_place(observation):
+    observation -= 5
+    return np.tanh(observation[:, :1])
+
 def broken(observation):
     raise RuntimeError("no")
 """
@@ -134,6 +143,45 @@ def test_torchscript_and_torch_export_are_distilled_when_named(tmp_path: Path) -
     for name, format in (("a.pt", "torchscript"), ("b.pt2", "torch_export")):
         run = ["--run_dir", str(tmp_path / format), "--family", "gaussian", "--dataset", str(data), *SMALL]
         assert main(["policy", "clone", str(tmp_path / name), "--format", format, *run, "steps.clone=5"]) == 0
+
+
+def test_a_function_that_writes_into_its_input_does_not_change_the_dataset(module: str) -> None:
+    teacher = black_box(f"{module}:in_place", "callable", (3, 1), None)
+    store = load_store(raw_of(np.zeros(12, np.bool_), np.arange(12) == 11), env_of(actions=2))
+    before = store.leaves["observation"].clone()
+    labels = teacher.label(store, torch.device("cpu"))
+    assert torch.equal(store.leaves["observation"], before)
+    torch.testing.assert_close(labels, torch.tanh(before[:, :1] - 5))
+
+
+def test_what_is_not_run_here_goes_to_one_session_of_onnx_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bytes] = []
+
+    class Session:
+        def __init__(self, content: bytes, providers: list[str]) -> None:
+            made.append(content)
+
+        def get_inputs(self) -> list[Any]:
+            return [SimpleNamespace(name="observation")]
+
+        def run(self, outputs: None, inputs: dict[str, FloatArray]) -> list[FloatArray]:
+            return [inputs["observation"] + 1]
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
+    node = onnx_file.Node("Softplus", ["observation"], ["y"], {})
+    graph = onnx_file.Graph([node], {"w": np.ones(2, np.float32)}, ["observation"], ["y"], (3, 3))
+    unknown = onnx_file.encode(graph, "policy")
+    half = unknown.replace(b"\x10\x01\x42\x01w", b"\x10\x0a\x42\x01w")  # the constant's data type is float16
+    assert half != unknown
+    (tmp_path / "a.onnx").write_bytes(unknown)
+    (tmp_path / "b.onnx").write_bytes(half)
+    for name in ("a.onnx", "b.onnx"):
+        run = load_onnx(str(tmp_path / name))
+        for _ in range(3):
+            np.testing.assert_array_equal(run(STATES), STATES + 1)
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize(("function", "said"), [("wide", "shape"), ("broken", "no"), ("absent", "absent")])

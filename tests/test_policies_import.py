@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.main import main
 from o2o_lightning.nn.actor import FloatArray
+from o2o_lightning.policies.d4rl_group import policy_group
 from o2o_lightning.policies.statistics import read_statistics
 
 STATES = torch.randn(200, OBSERVATIONS, generator=torch.Generator().manual_seed(0))
@@ -98,6 +99,29 @@ def test_ppos_deviation_is_in_units_of_half_the_action_range(tmp_path: Path) -> 
     assert float(actor(STATES)[1][0].exp()) == pytest.approx(np.exp(-0.7) / 2)
 
 
+def test_a_range_of_one_that_the_zip_names_is_not_the_environments_own(tmp_path: Path) -> None:
+    state, forward = sb3_ppo()
+    file = sb3_zip(tmp_path / "agent.zip", state, action_space=box(bound=1.0))  # as under RescaleAction
+    bring(tmp_path, file, "--env_id", "Pendulum-v1")
+    with torch.no_grad():
+        np.testing.assert_allclose(imported(tmp_path), forward(STATES).clamp(-1, 1), atol=1e-5)
+
+
+def test_a_policy_that_we_wrote_into_a_dataset_comes_back_as_it_was(tmp_path: Path) -> None:
+    state, forward = sb3_ppo()
+    bring(tmp_path, sb3_zip(tmp_path / "agent.zip", state), "--env_id", "Pendulum-v1")
+    source = read_handover(tmp_path / "run/import/checkpoints/last.ckpt")
+    file, _ = d4rl_file(tmp_path / "data.hdf5")
+    with h5py.File(file, "a") as opened:
+        del opened["metadata/policy"]
+        for name, value in policy_group(source.build_actor(), source.build_normalizer()).items():
+            opened[f"metadata/policy/{name}"] = value
+    assert bring(tmp_path / "again", file)["env_id"] == "Pendulum-v1"
+    with torch.no_grad():
+        expected = (forward(STATES) / 2).clamp(-1, 1)
+    np.testing.assert_allclose(imported(tmp_path / "again"), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(("name", "layer"), [("ReLU", nn.ReLU), ("ELU", nn.ELU), ("Tanh", nn.Tanh)])
 def test_the_activation_is_read_from_the_zips_plain_strings(tmp_path: Path, name: str, layer: type[nn.Module]) -> None:
     state, forward = sb3_ppo(layer)
@@ -136,6 +160,13 @@ def test_statistics_beside_the_zip_are_taken_and_said(tmp_path: Path) -> None:
     report = bring(tmp_path, file)
     assert any("agent.vecnormalize.pkl" in note for note in report["notes"])
     assert read_handover(tmp_path / "run/import/checkpoints/last.ckpt").build_normalizer().mean.tolist() == [1.0] * 3
+
+
+def test_a_vecnormalize_of_rewards_alone_beside_the_zip_normalises_nothing(tmp_path: Path) -> None:
+    file = sb3_zip(tmp_path / "agent.zip", sb3_sac()[0])
+    vecnormalize(tmp_path / "agent.vecnormalize.pkl", np.ones(3), np.ones(3), norm_obs=False)
+    report = bring(tmp_path, file)
+    assert report["normalizer"] == "none" and any("agent.vecnormalize.pkl" in note for note in report["notes"])
 
 
 @pytest.mark.parametrize("distribution", ["tanh_gaussian", "gaussian"])
@@ -206,7 +237,8 @@ def test_a_plain_state_dict_is_read_layer_by_layer(tmp_path: Path, family: str) 
     if family == "squashed_gaussian":
         state |= prefixed("log_std_head", nn.Linear(8, 1).state_dict())
     torch.save(state, tmp_path / "plain.pth")
-    assert bring(tmp_path, tmp_path / "plain.pth")["kind"] == family
+    report = bring(tmp_path, tmp_path / "plain.pth")
+    assert report["kind"] == family and any("ReLU is assumed" in note for note in report["notes"])
     with torch.no_grad():
         np.testing.assert_allclose(imported(tmp_path), torch.tanh(net(STATES)), atol=1.2e-4)
 

@@ -120,6 +120,61 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, capsys: pytest.
     assert "NaN" in refused(capsys, tmp_path, sb3_zip(tmp_path / "agent.zip", state))
 
 
+def test_tensors_that_would_be_left_out_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = perceptron([3, 8, 1], nn.ReLU, nn.Tanh).state_dict()
+    statistics = {"obs_mean": torch.ones(3), "obs_std": torch.ones(3)}
+    for prefix in ("net", "net.net", "base_network"):
+        torch.save({f"{prefix}.{key}": value for key, value in net.items()} | statistics, tmp_path / "a.pt")
+        assert "'obs_" in refused(capsys, tmp_path, tmp_path / "a.pt")
+    torch.save(net, tmp_path / "b.pt")
+    assert "--mean" in refused(capsys, tmp_path, tmp_path / "b.pt", "--mean", "linear")
+    for make in (sb3_sac, sb3_ppo):
+        prefix = "actor." if make is sb3_sac else ""
+        extractor = {f"{prefix}features_extractor.linear.0.weight": torch.ones(3, 3), **make()[0]}
+        assert "features extractor" in refused(capsys, tmp_path, sb3_zip(tmp_path / "c.zip", extractor))
+        norm = {f"{prefix}norm.weight": torch.ones(3), **make()[0]}
+        assert "architecture" in refused(capsys, tmp_path, sb3_zip(tmp_path / "c.zip", norm))
+
+
+def test_tensors_of_other_forms_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layer = {"base_network.0.weight": torch.ones(2, 3), "base_network.0.bias": torch.ones(2)}
+    for state in (
+        {"base_network.0.weight": torch.ones(3)},
+        {"net.0.weight": torch.ones(())},
+        {**layer, "base_network.0.bias": torch.ones(())},
+        {"layer.weight": torch.ones(4, 3).to_sparse()},
+        {"layer.weight": torch.ones(4, 3, dtype=torch.int64)},
+        {**layer, "log_std_multiplier.constant": torch.ones(2)},
+        {"layer.weight": torch.ones(1, 3), "log_std": torch.full((1,), float("nan"))},
+    ):
+        torch.save(state, tmp_path / "a.pt")
+        refused(capsys, tmp_path, tmp_path / "a.pt")
+    state = {"actor.latent_pi.0.weight": torch.ones(3), **sb3_sac()[0], "actor.mu.weight": torch.ones(8)}
+    refused(capsys, tmp_path, sb3_zip(tmp_path / "a.zip", state))
+
+
+def test_damaged_and_encrypted_members_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = sb3_zip(tmp_path / "good.zip", sb3_sac()[0])
+    np.savez_compressed(tmp_path / "stats.npz", mean=np.random.default_rng(0).normal(size=900), std=np.ones(900))
+    packed = tmp_path / "packed.zip"
+    with zipfile.ZipFile(good) as before, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as after:
+        for name in ("policy.pth", "data"):
+            after.writestr(name, before.read(name))
+    for path in (packed, tmp_path / "stats.npz"):
+        content = bytearray(path.read_bytes())
+        content[100:130] = b"\xff" * 30
+        path.write_bytes(content)
+    refused(capsys, tmp_path, packed)
+    refused(capsys, tmp_path, good, "--normalizer", str(tmp_path / "stats.npz"))
+    content = bytearray(good.read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag of encryption, in every header
+        at = -1
+        while (at := content.find(mark, at + 1)) >= 0:
+            content[at + place] |= 1
+    packed.write_bytes(content)
+    refused(capsys, tmp_path, packed)
+
+
 @pytest.mark.parametrize("key", ["actor.mu.weight", "actor.log_std.weight", "actor.latent_pi.0.weight"])
 def test_missing_tensors_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
     state, _ = sb3_sac()
@@ -171,6 +226,28 @@ def test_a_dataset_without_a_policy_or_with_half_of_one_is_refused(
     with h5py.File(file, "a") as opened:
         del opened["metadata/policy"]
     assert "holds no policy" in refused(capsys, tmp_path, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("metadata/policy/obs_clip", "five"),
+        ("metadata/policy/obs_clip", np.ones(2)),
+        ("metadata/policy/obs_std", np.zeros(3)),
+        ("metadata/policy/fc0/weight", np.ones(3)),
+        ("observations", np.zeros(50, np.float32)),
+    ],
+)
+def test_a_dataset_whose_arrays_are_no_policys_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, value: object
+) -> None:
+    file, _ = d4rl_file(tmp_path / "data.hdf5")
+    with h5py.File(file, "a") as opened:
+        opened["metadata/policy/obs_mean"] = opened["metadata/policy/obs_std"] = np.ones(3)
+        if name in opened:
+            del opened[name]
+        opened[name] = value
+    refused(capsys, tmp_path, file)
 
 
 def test_what_is_no_policy_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,8 @@ import copy
 import json
 import os
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from data_files import arrays, write
+from policy_files import d4rl_file
 
 from o2o_lightning.checkpoint import side_state
 from o2o_lightning.checkpoint.handover import FORMAT, read_handover
@@ -22,6 +25,7 @@ from o2o_lightning.cli.main import main
 from o2o_lightning.data.hdf5 import read_hdf5
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.deterministic import DeterministicActor
+from o2o_lightning.policies.program import load_program
 
 
 class Evil:
@@ -85,6 +89,74 @@ def test_a_dataset_cannot_have_a_module_imported(tmp_path, monkeypatch, capsys):
     main(["data", "check", str(path)])
     main(["data", "info", str(path)])
     assert "evil_module" not in sys.modules and not (tmp_path / "run").exists()
+
+
+def test_a_policys_file_cannot_have_a_module_imported(tmp_path, monkeypatch, capsys):
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    evil, plain = (d4rl_file(tmp_path / name)[0] for name in ("a.hdf5", "b.hdf5"))
+    for path in (evil, plain):
+        with h5py.File(path, "a") as file:
+            del file["metadata/env_id"]
+    with h5py.File(evil, "a") as file:
+        file["metadata/env_id"] = "evil_module:Env-v0"
+    made = checkpoint()
+    made["o2o"]["env_id"] = "evil_module:Env-v0"
+    torch.save(made, tmp_path / "x.ckpt")
+    for argv in (
+        ["import", str(evil), "--out", str(tmp_path / "y.ckpt")],
+        ["import", str(plain), "--dataset", str(evil), "--out", str(tmp_path / "y.ckpt")],
+        ["export", str(tmp_path / "x.ckpt")],
+    ):
+        assert main(["policy", *argv]) == 2
+        assert "--data.env_id evil_module:Env-v0" in capsys.readouterr().err
+    assert "evil_module" not in sys.modules
+
+
+PLACES: dict[str, Callable[[Any, str], None]] = {
+    "a size": lambda model, code: sizes(model)[0]["as_expr"].update(expr_str=code),
+    "a guard": lambda model, code: model["guards_code"].append(f"{code} is None"),
+    "an operator": lambda model, code: model["graph_module"]["graph"]["nodes"][0].update(
+        target="torch.os.mkdir",
+        inputs=[{"name": "path", "kind": 1, "arg": {"as_string": "owned"}}],
+    ),
+    "an argument's name": lambda model, code: signature(model).update(forward_arg_names=[f"x={code}"]),
+    "a module to import": lambda model, code: signature(model).update(
+        in_spec=signature(model)["in_spec"].replace('"null"', json.dumps('{"__enum__": 1, "fqn": "this:x"}'), 1)
+    ),
+}
+
+
+def sizes(model: Any) -> Any:
+    return model["graph_module"]["graph"]["tensor_values"]["x"]["sizes"]
+
+
+def signature(model: Any) -> Any:
+    return next(entry for entry in model["graph_module"]["module_call_graph"] if not entry["fqn"])["signature"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_exported_program_runs_nothing_but_operators(place, tmp_path, monkeypatch):
+    class Double(torch.nn.Module):
+        def forward(self, x):
+            return x[:, :1] * 2
+
+    monkeypatch.chdir(tmp_path)
+    dynamic = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(Double(), (torch.zeros(2, 3),), dynamic_shapes=dynamic), "good.pt2")
+    assert load_program("good.pt2")(torch.ones(5, 3)).tolist() == [[2.0]] * 5
+    with zipfile.ZipFile("good.pt2") as before, zipfile.ZipFile("evil.pt2", "w") as after:
+        for name in before.namelist():
+            content = before.read(name)
+            if name.endswith("models/model.json"):
+                model = json.loads(content)
+                PLACES[place](model, "__import__('os').mkdir('owned')")
+                assert json.dumps(model) != json.dumps(json.loads(content))
+                content = json.dumps(model).encode()
+            after.writestr(name, content)
+    with pytest.raises(UserError, match="more than a graph and tensors"):
+        load_program("evil.pt2")
+    assert not Path("owned").exists() and "this" not in sys.modules
 
 
 def test_a_dataset_cannot_show_another_file(tmp_path):

@@ -133,7 +133,7 @@ def _export(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from o2o_lightning.checkpoint.handover import read_handover
-    from o2o_lightning.envs.make import env_spec
+    from o2o_lightning.envs.make import env_spec, foreign_id
     from o2o_lightning.nn.actor import Actor
     from o2o_lightning.nn.decision_transformer import SequencePolicy
     from o2o_lightning.policies.export import Deployed, export
@@ -149,7 +149,7 @@ def _export(arguments: argparse.Namespace) -> int:
     normalizer = source.build_normalizer()
     policy = source.build_policy("offline_actor" if arguments.policy == "offline" else arguments.policy)
     sizes = (policy.spec.observation_dim, policy.spec.action_dim)
-    env_id = arguments.env_id or source.env_id
+    env_id = arguments.env_id or foreign_id(source.env_id, f"checkpoint {arguments.file}")
     low, high = -np.ones(sizes[1], np.float32), np.ones(sizes[1], np.float32)
     if env_id is not None:
         env = env_spec(env_id, sizes[0], source.layout)

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> int:
     """Imports a policy whose format is no black box; reports parity and score."""
     from o2o_lightning.checkpoint.io import write_json
-    from o2o_lightning.envs.make import env_spec
+    from o2o_lightning.envs.make import env_spec, foreign_id
     from o2o_lightning.policies.handover import write_handover
 
     if arguments.rest:
         raise UserError(f"o2o policy import: '{arguments.rest[0]}' is no option of it. See `o2o policy import -h`.")
     policy = read(arguments, format)
     target = _target(arguments)
-    env_id = arguments.env_id or policy.env_id
+    env_id = arguments.env_id or foreign_id(policy.env_id, f"policy {policy.file}")
     raw = _raw(arguments, format)
     _check_sizes(policy, None, raw)
-    env_id = env_id or (raw.env_id if raw is not None else None)
+    env_id = env_id or (foreign_id(raw.env_id, f"dataset {raw.source}") if raw is not None else None)
     layout = raw.layout if raw is not None else ()
     env = env_spec(env_id, policy.observation_dim, layout) if env_id is not None else None
     _check_sizes(policy, env, raw)

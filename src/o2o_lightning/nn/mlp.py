@@ -85,10 +85,11 @@ class MLP(nn.Module):
         return output_layer(x, last_weight, last_bias)
 
     def numpy(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The same pass on the CPU without a graph; five times faster than torch on one observation."""
+        """The same pass without a graph; with ReLU and tanh on the CPU, five times faster than torch on one row."""
         if self.norms is not None or self.activation not in ("relu", "tanh"):
             with torch.no_grad():
-                return np.asarray(self(torch.from_numpy(x)).numpy(), np.float32)
+                device = self._linears()[0].weight.device
+                return np.asarray(self(torch.from_numpy(x).to(device)).cpu().numpy(), np.float32)
         layers = self._arrays()
         for weight, bias in layers[:-1]:
             x = x @ weight + bias

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 import os
-import re
 import sys
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +21,11 @@ from o2o_lightning.envs.make import EnvSpec, unit_actions
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies import onnx_file
+from o2o_lightning.policies.program import first_line, load_program
 from o2o_lightning.policies.source import MAX_BYTES
 from o2o_lightning.policies.teacher import CallableTeacher
 from o2o_lightning.policies.tensors import read_limited
 
-# A program's graph, tensors and facts; no compiled code, no other objects.
-_PROGRAM_MEMBER = re.compile(
-    r"[^/]+/(archive_format|archive_version|byteorder|version|models/\w+\.json|(extra|\.data)/[\w.]+"
-    r"|data/(weights|constants)/[\w.]+|data/sample_inputs/\w+\.pt|serialized_\w+\.json)"
-)
 FORMATS = ("callable", "onnx", "torchscript", "torch_export")
 Function = Callable[[FloatArray], Any]
 
@@ -111,26 +103,33 @@ def load_onnx(spec: str) -> Function:
     content = read_limited(Path(spec), MAX_BYTES)
     try:
         graph = onnx_file.decode(content)
-    except Exception as error:  # damaged bytes fail anywhere
-        raise UserError(f"policy {spec}: it is no ONNX file that can be read ({error}). Export it again.") from error
+    except Exception as error:  # damaged bytes fail anywhere, and there are more types of tensors than are read here
+        return _onnxruntime(spec, content, f"it cannot be read without ONNX Runtime ({error})")
+    session: Function | None = None
 
-    def run(observation: FloatArray) -> FloatArray:
-        try:
-            return onnx_file.run(graph, observation)
-        except onnx_file.UnknownOperatorError as error:
-            return _onnxruntime(spec, content, str(error))(observation)  # type: ignore[no-any-return]
+    def run(observation: FloatArray) -> Any:
+        nonlocal session
+        if session is None:
+            try:
+                return onnx_file.run(graph, observation)
+            except onnx_file.UnknownOperatorError as error:
+                session = _onnxruntime(spec, content, f"its operator '{error}' needs ONNX Runtime")
+        return session(observation)
 
     return run
 
 
-def _onnxruntime(spec: str, content: bytes, operator: str) -> Function:
+def _onnxruntime(spec: str, content: bytes, reason: str) -> Function:
     try:
         import onnxruntime  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         raise UserError(
-            f"policy {spec}: its operator '{operator}' needs ONNX Runtime. Install it with `pip install onnxruntime`."
+            f"policy {spec}: {reason}. Install it with `pip install onnxruntime`, or export the policy again."
         ) from error
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise UserError(f"policy {spec}: it is no ONNX file that can be read ({error}). Export it again.") from error
     name = session.get_inputs()[0].name
     return lambda observation: session.run(None, {name: observation})[0]
 
@@ -140,7 +139,7 @@ def _torchscript(spec: str) -> Function:
     try:
         module = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except Exception as error:
-        raise UserError(f"policy {spec}: it is no TorchScript file that can be read ({_line(error)}).") from error
+        raise UserError(f"policy {spec}: it is no TorchScript file that can be read ({first_line(error)}).") from error
     return _module(module)
 
 
@@ -149,67 +148,9 @@ def load_torch_export(spec: str) -> Function:
     return _module(load_program(spec))
 
 
-def load_program(spec: str) -> Any:
-    """The module of a ``torch.export`` file, read without unpickling objects."""
-    content = read_limited(Path(spec), MAX_BYTES)
-    _check_program(spec, content)
-    try:
-        with _weights_only():  # torch.export would else fall back to executing pickles
-            return torch.export.load(io.BytesIO(content)).module()
-    except Exception as error:
-        raise UserError(f"policy {spec}: it is no torch.export file that can be read ({_line(error)}).") from error
-
-
-def _check_program(spec: str, content: bytes) -> None:
-    """Refuses what ``torch.export.load`` would unpickle or load as machine code."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = archive.namelist()
-            configs = [json.loads(archive.read(name)) for name in names if name.endswith(".json")]
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise UserError(f"policy {spec}: it is no torch.export file that can be read ({_line(error)}).") from error
-    payloads = [path for config in configs for path in _payloads(config)]
-    strange = [path for path in payloads if not path.startswith(("weight_", "tensor_"))]
-    strange += [name for name in names if not _PROGRAM_MEMBER.fullmatch(name)]
-    if strange or len({*names}) < len(names):
-        raise UserError(
-            f"policy {spec}: it holds '{(strange or names)[0]}', more than a graph and tensors, so it was not loaded. "
-            "Wrap it in a Python function and clone that: `o2o policy clone module:function`."
-        )
-
-
-def _payloads(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key == "path_name":
-                yield str(item)
-            else:
-                yield from _payloads(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _payloads(item)
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
-
-
 def _module(module: Any) -> Function:
     def run(observation: FloatArray) -> Any:
         with torch.no_grad():
             return module(torch.from_numpy(observation))
 
     return run
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -36,7 +36,8 @@ def read_d4rl(path: Path, time_feature: float | None = None) -> ImportedPolicy:
         if GROUP not in file or not isinstance(file[GROUP], h5py.Group):
             raise UserError(f"policy {path}: the file has no '{GROUP}', so it holds no policy. Pass another file.")
         group = file[GROUP]
-        width = int(file["observations"].shape[1]) if "observations" in file else None
+        seen = file.get("observations")
+        width = int(seen.shape[1]) if isinstance(seen, h5py.Dataset) and seen.ndim == 2 else None
         meta = {name: _text(file, f"metadata/{name}") for name in ("env_id", "algorithm", "source")}
         policy = _perceptron(group, path, (meta["algorithm"] or "unknown").lower())
         policy.env_id = meta["env_id"]
@@ -84,9 +85,11 @@ def _perceptron(group: h5py.Group, path: Path, algorithm: str) -> ImportedPolicy
         log_std: Linear | Array = _linear(group, "last_fc_log_std", path)
         return ImportedPolicy(str(path), GROUP, algorithm, "squashed_gaussian", hidden, mean, log_std, **common)
     if kind == "gaussian":
-        log_std = _array(group, "log_std" if "log_std" in group else "last_fc_log_std/bias", path)
+        log_std = _array(group, "log_std" if "log_std" in group else "last_fc_log_std/bias", path).ravel()
         policy = ImportedPolicy(str(path), GROUP, algorithm, "gaussian", hidden, mean, log_std, **common)
         policy.mean_kind = "tanh" if _text(group, "mean_output") == "tanh" else "linear"
+        if "mean_output" in group:  # our own file, whose policy acts in [-1, 1] whatever the environment's units
+            policy.bounds = (-np.ones(policy.action_dim), np.ones(policy.action_dim))
         return policy
     if kind == "deterministic":
         return ImportedPolicy(str(path), GROUP, algorithm, "deterministic", hidden, mean, **common)
@@ -96,8 +99,8 @@ def _perceptron(group: h5py.Group, path: Path, algorithm: str) -> ImportedPolicy
 def _normalizer(group: h5py.Group, path: Path) -> Normalizer | None:
     if "obs_mean" not in group or "obs_std" not in group:
         return None
-    mean, std = (torch.from_numpy(_array(group, name, path)).float() for name in ("obs_mean", "obs_std"))
-    clip = float(group["obs_clip"][()]) if "obs_clip" in group else None
+    mean, std = (torch.from_numpy(_array(group, name, path, 1)).float() for name in ("obs_mean", "obs_std"))
+    clip = float(_array(group, "obs_clip", path, 0)) if "obs_clip" in group else None
     return Normalizer(mean, std, 0.0, clip)
 
 
@@ -134,15 +137,19 @@ def _without_time(policy: ImportedPolicy, width: int, held_at: float | None, nam
 
 
 def _linear(group: h5py.Group, name: str, path: Path) -> Linear:
-    return _array(group, f"{name}/weight", path), _array(group, f"{name}/bias", path)
+    return _array(group, f"{name}/weight", path, 2), _array(group, f"{name}/bias", path, 1)
 
 
-def _array(group: h5py.Group, name: str, path: Path) -> Array:
+def _array(group: h5py.Group, name: str, path: Path, ndim: int | None = None) -> Array:
     if name not in group or not isinstance(group[name], h5py.Dataset):
         raise UserError(f"policy {path}: '{GROUP}/{name}' is missing. The group is incomplete; pass another file.")
     dataset = group[name]
-    if dataset.dtype.kind not in "fiu" or dataset.size * 8 > MAX_BYTES:
-        raise UserError(f"policy {path}: '{GROUP}/{name}' is {dataset.dtype} {dataset.shape}, no layer of a policy.")
+    shaped = dataset.shape is not None and ndim in (None, dataset.ndim)
+    if dataset.dtype.kind not in "fiu" or not shaped or dataset.size * 8 > MAX_BYTES:
+        raise UserError(
+            f"policy {path}: '{GROUP}/{name}' is {dataset.dtype} {dataset.shape}, which a policy's is not. "
+            "Pass another file."
+        )
     return np.asarray(dataset[()], np.float64)
 
 

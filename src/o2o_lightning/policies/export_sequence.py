@@ -14,8 +14,8 @@ from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.nn.decision_transformer import SequencePolicy, SequenceSpec, Window
-from o2o_lightning.policies.black_box import load_program
 from o2o_lightning.policies.export import TOLERANCE
+from o2o_lightning.policies.program import load_program
 
 CHECKED = 64  # windows of each length
 

@@ -13,7 +13,8 @@ from o2o_lightning.policies.d4rl_group import read_d4rl
 from o2o_lightning.policies.sb3 import read_sb3
 from o2o_lightning.policies.source import ImportedPolicy, checked
 from o2o_lightning.policies.state_dict import read_state_dict
-from o2o_lightning.policies.statistics import read_statistics
+from o2o_lightning.policies.statistics import NotNormalizingError, read_statistics
+from o2o_lightning.policies.tensors import DAMAGED
 
 FORMATS = ("auto", "sb3", "d4rl", "state_dict", *black_box.FORMATS)
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
@@ -51,7 +52,7 @@ def _recognise_zip(path: Path) -> tuple[str, str]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except DAMAGED as error:
         raise UserError(f"policy {path}: the zip is broken or cut off ({error}). Copy it again.") from error
     if "policy.pth" in names:
         return "sb3", "a zip with policy.pth"
@@ -113,7 +114,11 @@ def _normalize(policy: ImportedPolicy, path: Path, format: str, normalizer: str 
     for name in BESIDE:
         beside = path.parent / name.format(stem=path.stem)
         if beside.is_file():
-            policy.normalizer = read_statistics(beside)
+            try:
+                policy.normalizer = read_statistics(beside)
+            except NotNormalizingError:
+                policy.notes.append(f"{beside.name} beside it normalises no observations: none are normalised")
+                return
             policy.notes.append(
                 f"its observation statistics are those of {beside.name} beside it (--normalizer none: none)"
             )

@@ -17,18 +17,18 @@ import numpy as np
 
 from o2o_lightning.errors import UserError
 from o2o_lightning.policies.source import MAX_BYTES, Array, ImportedPolicy
-from o2o_lightning.policies.tensors import State, linear, load_tensors, numbers, read_limited, sequence, tensors_of
+from o2o_lightning.policies.tensors import (
+    DAMAGED,
+    State,
+    linear,
+    load_tensors,
+    numbers,
+    read_limited,
+    sequence,
+    tensors_of,
+)
 
 ACTIVATIONS = {"relu": "relu", "tanh": "tanh", "elu": "elu", "leakyrelu": "leaky_relu", "silu": "silu"}
-
-
-def is_sb3(content: bytes) -> bool:
-    """Whether the bytes are a zip with a ``policy.pth``."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return "policy.pth" in archive.namelist()
-    except zipfile.BadZipFile:
-        return False
 
 
 def read_sb3(path: Path) -> ImportedPolicy:
@@ -41,8 +41,8 @@ def read_sb3(path: Path) -> ImportedPolicy:
     try:
         with zipfile.ZipFile(io.BytesIO(read_limited(path, MAX_BYTES))) as archive:
             weights, described = _member(archive, "policy.pth", path), _member(archive, "data", path)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"policy {path}: the zip is broken or cut off ({error}). Copy it again.") from error
+    except DAMAGED as error:
+        raise UserError(f"policy {path}: the zip is broken, cut off or locked ({error}). Copy it again.") from error
     state = tensors_of(load_tensors(weights, f"{path}, policy.pth"), f"{path}, policy.pth")
     data, notes = _data(described, path)
     _refuse_others(state, data, path)
@@ -88,6 +88,8 @@ def _refuse_others(state: State, data: dict[str, Any], path: Path) -> None:
     reason = None
     if "features_extractor.cnn" in names or "features_extractor.extractors" in names:
         reason = "it takes images or dictionaries"
+    elif "features_extractor." in names:
+        reason = "it has a features extractor of its own"
     elif "lstm" in names:
         reason = "it is recurrent"
     elif data.get("use_sde") is True:
@@ -100,6 +102,9 @@ def _refuse_others(state: State, data: dict[str, Any], path: Path) -> None:
 
 
 def _off_policy(state: State, path: Path) -> ImportedPolicy:
+    parts = ("actor.latent_pi.", "actor.mu.", "actor.log_std.")
+    if any(key.startswith("actor.") and not key.startswith(parts) for key in state):
+        raise _unknown(state, path)
     hidden = sequence(state, "actor.latent_pi", path)
     if "actor.mu.weight" in state and "actor.log_std.weight" in state:
         return ImportedPolicy(
@@ -108,8 +113,8 @@ def _off_policy(state: State, path: Path) -> ImportedPolicy:
             "sac",
             "squashed_gaussian",
             hidden,
-            linear(state, "actor.mu"),
-            linear(state, "actor.log_std"),
+            linear(state, "actor.mu", path),
+            linear(state, "actor.log_std", path),
         )
     layers = sequence(state, "actor.mu", path)
     if layers and not hidden:
@@ -118,6 +123,8 @@ def _off_policy(state: State, path: Path) -> ImportedPolicy:
 
 
 def _on_policy(state: State, path: Path) -> ImportedPolicy:
+    if not all(key.startswith(("mlp_extractor.", "action_net.", "value_net.", "log_std")) for key in state):
+        raise _unknown(state, path)
     hidden = sequence(state, "mlp_extractor.shared_net", path) + sequence(state, "mlp_extractor.policy_net", path)
     if "action_net.weight" not in state:
         raise _unknown(state, path)
@@ -129,8 +136,8 @@ def _on_policy(state: State, path: Path) -> ImportedPolicy:
         "ppo",
         "gaussian",
         hidden,
-        linear(state, "action_net"),
-        numbers(state["log_std"]),
+        linear(state, "action_net", path),
+        numbers(state, "log_std", path).ravel(),
         activation="tanh",
         mean_kind="linear",
     )
@@ -167,8 +174,7 @@ def _read_bounds(policy: ImportedPolicy, data: dict[str, Any]) -> None:
     if len(found) != 2 or found[0] is None or found[1] is None or not np.all(found[1] > found[0]):
         policy.notes.append("its action bounds cannot be read: [−1, 1] is assumed")
         return
-    if np.any(found[0] != -1.0) or np.any(found[1] != 1.0):
-        policy.bounds = (found[0], found[1])
+    policy.bounds = (found[0], found[1])
 
 
 def _vector(space: dict[str, Any], name: str, width: int) -> Array | None:

@@ -43,7 +43,7 @@ class ImportedPolicy:
         activation: after each hidden layer.
         mean_kind: ``tanh`` or ``linear`` mean of a Gaussian.
         log_std_scale, log_std_offset: affine map of the log σ output.
-        bounds: the source's own action bounds, where its actions are in the environment's units; None for [−1, 1].
+        bounds: the range of actions that it was trained with, [−1, 1] included; None where that is not known.
         normalizer: of observations; part of the policy.
         env_id: environment, where the file names it.
         notes: what was assumed, one line each.
@@ -160,19 +160,23 @@ def checked(policy: ImportedPolicy) -> ImportedPolicy:
             )
         width = weight.shape[0]
     actions = policy.action_dim
-    sizes = (
-        [len(policy.log_std[1] if isinstance(policy.log_std, tuple) else policy.log_std)]
-        if policy.log_std is not None
-        else []
-    )
-    if any(size != actions for size in sizes):
-        raise UserError(f"policy {policy.file}: log σ has {sizes[0]} values, the mean has {actions}. It is mixed up.")
+    log_std = policy.log_std[1] if isinstance(policy.log_std, tuple) else policy.log_std
+    if log_std is not None and log_std.shape != (actions,):
+        raise UserError(
+            f"policy {policy.file}: log σ has {log_std.size} values, the mean has {actions}. Pass another file."
+        )
     if policy.normalizer is not None and len(policy.normalizer.mean) != policy.observation_dim:
         raise UserError(
             f"policy {policy.file}: it takes {policy.observation_dim} observation values, its normalisation has "
             f"{len(policy.normalizer.mean)}. Pass the --normalizer that belongs to it."
         )
     arrays = [part for layer in [*layers, *heads] for part in layer]
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise UserError(f"policy {policy.file}: its weights hold NaN or infinity. Pass another checkpoint of it.")
+    arrays += [np.array([policy.log_std_scale, policy.log_std_offset]), *([] if log_std is None else [log_std])]
+    normalizer = policy.build_normalizer()
+    arrays += [normalizer.mean.numpy(), deviation := normalizer.std.numpy() + normalizer.eps]
+    if not all(np.isfinite(array).all() for array in arrays) or not (deviation > 0).all():
+        raise UserError(
+            f"policy {policy.file}: its numbers hold NaN, infinity, or observations of no deviation. Pass another "
+            "checkpoint of it."
+        )
     return policy

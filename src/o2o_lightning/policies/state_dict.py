@@ -33,7 +33,11 @@ def read_state_dict(path: Path, family: str | None = None, mean: str | None = No
     if family is not None:
         _as_family(policy, family, path)
     if mean is not None:
+        if policy.family != "gaussian":
+            raise UserError(f"policy {path}: it is {policy.family}, and only a Gaussian has --mean. Leave it out.")
         policy.mean_kind = mean
+    if policy.hidden:
+        policy.notes.append("the file does not name its activation: ReLU is assumed (--activation for another)")
     if policy.normalizer is None:
         policy.notes.append(
             "the file holds no observation statistics: pass --normalizer if the policy learned with any"
@@ -44,33 +48,57 @@ def read_state_dict(path: Path, family: str | None = None, mean: str | None = No
 def _corl(state: State, path: Path) -> ImportedPolicy | None:
     name = "CORL or official checkpoint"
     if layers := sequence(state, "base_network", path):
-        last, offset = "log_std_offset.constant", "log_std_multiplier.constant"
+        offset, scale = "log_std_offset.constant", "log_std_multiplier.constant"
+        _refuse_others(state, "base_network", (offset, scale), path)
         weight, bias = layers[-1]
         half = weight.shape[0] // 2
         return ImportedPolicy(
             str(path), name, "cql", "squashed_gaussian", layers[:-1],
             (weight[:half], bias[:half]), (weight[half:], bias[half:]),
-            log_std_scale=float(state[offset]) if offset in state else 1.0,
-            log_std_offset=float(state[last]) if last in state else 0.0,
+            log_std_scale=_number(state, scale, path) if scale in state else 1.0,
+            log_std_offset=_number(state, offset, path) if offset in state else 0.0,
         )  # fmt: skip
     if layers := sequence(state, "_mlp", path):
         if "_log_std" not in state:
             return None
-        log_std = numbers(state["_log_std"]).ravel()
+        _refuse_others(state, "_mlp", ("_log_std",), path)
+        log_std = numbers(state, "_log_std", path).ravel()
         return ImportedPolicy(str(path), name, "awac", "gaussian", layers[:-1], layers[-1], log_std, mean_kind="linear")
     if layers := sequence(state, "net.net", path):
+        _refuse_others(state, "net.net", ("log_std",), path)
         if "log_std" in state:
-            log_std = numbers(state["log_std"]).ravel()
+            log_std = numbers(state, "log_std", path).ravel()
             return ImportedPolicy(str(path), name, "iql", "gaussian", layers[:-1], layers[-1], log_std)
         return ImportedPolicy(str(path), name, "iql", "deterministic", layers[:-1], layers[-1])
     if (layers := sequence(state, "net", path)) and "log_std" not in state:
+        _refuse_others(state, "net", (), path)
         return ImportedPolicy(str(path), name, "td3_bc", "deterministic", layers[:-1], layers[-1])
     return None
 
 
+def _refuse_others(state: State, prefix: str, known: tuple[str, ...], path: Path) -> None:
+    """What is neither a layer ``PREFIX.N`` nor ``known`` could change the actions, and would be lost."""
+    for key in {*state} - {*known}:
+        name, _, part = key.rpartition(".")
+        place = name.removeprefix(f"{prefix}.")
+        layer = name.startswith(f"{prefix}.") and place.isdigit() and f"{name}.weight" in state
+        if not layer or part not in ("weight", "bias"):
+            raise UserError(
+                f"policy {path}: beside its layers '{prefix}.N' it holds '{key}', which is not understood. Pass a "
+                "state dict without it, and observation statistics as --normalizer."
+            )
+
+
+def _number(state: State, name: str, path: Path) -> float:
+    found = numbers(state, name, path)
+    if found.size != 1:
+        raise UserError(f"policy {path}: '{name}' has shape {found.shape}, and is one number. The file is mixed up.")
+    return float(found.item())
+
+
 def _plain(state: State, path: Path) -> ImportedPolicy:
     names = [key.removesuffix(".weight") for key, value in state.items() if key.endswith(".weight") and value.ndim == 2]
-    layers = [linear(state, name) for name in names]
+    layers = [linear(state, name, path) for name in names]
     vectors = [key for key in state if key.rpartition(".")[2] in ("log_std", "logstd", "raw_log_std")]
     others = {key for key in state if key.removesuffix(".weight").removesuffix(".bias") not in names} - {*vectors}
     if not layers or others:
@@ -89,7 +117,7 @@ def _plain(state: State, path: Path) -> ImportedPolicy:
                 str(path), "state dict", "unknown", "squashed_gaussian", layers[:-2], layers[-2], layers[-1]
             )
     if vectors:
-        log_std = numbers(state[vectors[0]]).ravel()
+        log_std = numbers(state, vectors[0], path).ravel()
         return ImportedPolicy(str(path), "state dict", "unknown", "gaussian", layers[:-1], layers[-1], log_std)
     return ImportedPolicy(str(path), "state dict", "unknown", "deterministic", layers[:-1], layers[-1])
 

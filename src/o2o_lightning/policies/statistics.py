@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,16 @@ from numpy.typing import NDArray
 
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.errors import UserError
+from o2o_lightning.policies.tensors import DAMAGED
 
 MAX_BYTES = 2**26
 # Their classes become inert records: nothing of these packages is imported, and none of it runs.
 INERT_PACKAGES = ("stable_baselines3", "sb3_contrib", "gym", "gymnasium", "numpy.random", "collections", "copyreg")
 FORM = "JSON or NPZ with `mean`, and `std` or `var`, each one value an observation (and perhaps `eps`, `clip`)"
+
+
+class NotNormalizingError(UserError):
+    """A VecNormalize that leaves observations as they are."""
 
 
 def read_statistics(path: str | Path) -> Normalizer:
@@ -52,7 +56,7 @@ def _npz(path: Path, content: bytes) -> dict[str, Any]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile, KeyError) as error:
+    except (*DAMAGED, KeyError) as error:
         raise UserError(f"normalizer {path}: it cannot be read ({error}). Pass {FORM}.") from error
 
 
@@ -88,7 +92,7 @@ def vecnormalize(path: str | Path, content: bytes) -> dict[str, Any]:
         found = _Reader(io.BytesIO(content)).load()
         state = found.state
         if state.get("norm_obs") is False:
-            raise UserError(f"normalizer {path}: it does not normalise observations. Leave --normalizer out.")
+            raise NotNormalizingError(f"normalizer {path}: it normalises no observations. Leave --normalizer out.")
         statistics = state["obs_rms"].state
         mean, variance = _array(statistics["mean"]), _array(statistics["var"])
         epsilon, clip = _number(state["epsilon"]), _number(state["clip_obs"])

@@ -62,7 +62,10 @@ class ActorTeacher:
 
 
 class CallableTeacher:
-    """Any function from raw observations ``[B, S]`` to actions in ``[-1, 1]``."""
+    """Any function from raw observations ``[B, S]`` to actions in ``[-1, 1]``.
+
+    It gets copies, since it may write into what it is given, which is the dataset.
+    """
 
     kind: str | None = None
 
@@ -71,7 +74,7 @@ class CallableTeacher:
 
     def act(self, observation: FloatArray) -> FloatArray:
         """Deterministic actions ``[B, A]`` at raw observations ``[B, S]``."""
-        return np.asarray(self.function(observation), np.float32)
+        return np.asarray(self.function(observation.copy()), np.float32)
 
     def label(self, store: TransitionStore, device: torch.device) -> Tensor:
         return labels_of(self.act, store)

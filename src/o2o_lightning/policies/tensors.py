@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from o2o_lightning.errors import UserError
 from o2o_lightning.policies.source import Array, Linear
 
 State = dict[str, Tensor]
+# of a broken zip or member of it, an encrypted one, an unknown compression
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 
 
 def load_tensors(content: bytes, where: str) -> Any:
@@ -41,18 +45,29 @@ def sequence(state: State, prefix: str, path: Path) -> list[Linear]:
         raise UserError(
             f"policy {path}: of its layers '{prefix}.N' only {places} are there, so one is missing. Pass another file."
         )
-    return [linear(state, f"{prefix}.{place}") for place in places]
+    return [linear(state, f"{prefix}.{place}", path) for place in places]
 
 
-def linear(state: State, name: str) -> Linear:
+def linear(state: State, name: str, path: Path) -> Linear:
     """Weight and bias of one layer; a bias that is not there is zero."""
-    weight = numbers(state[f"{name}.weight"])
-    bias = state.get(f"{name}.bias")
-    return weight, np.zeros(weight.shape[0]) if bias is None else numbers(bias)
+    weight = numbers(state, f"{name}.weight", path)
+    bias = numbers(state, f"{name}.bias", path) if f"{name}.bias" in state else np.zeros(weight.shape[:1])
+    if weight.ndim != 2 or bias.ndim != 1:
+        raise UserError(
+            f"policy {path}: '{name}' has a weight {weight.shape} and a bias {bias.shape}, no linear layer. Wrap the "
+            "policy in a Python function and clone that: `o2o policy clone module:function`."
+        )
+    return weight, bias
 
 
-def numbers(tensor: Tensor) -> Array:
+def numbers(state: State, name: str, path: Path) -> Array:
     """Float64, so that a comparison is as exact as the source."""
+    tensor = state[name]
+    if tensor.layout != torch.strided or not tensor.is_floating_point():
+        raise UserError(
+            f"policy {path}: '{name}' is {tensor.dtype}, {tensor.layout}, and dense floating-point numbers are needed. "
+            "Save it as such."
+        )
     return tensor.detach().double().numpy()
 
 
