@@ -269,3 +269,17 @@ def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[s
     target.write_text("mine")
     assert main(["policy", "import", str(file), "--out", str(target), "--episodes", "0"]) == 2
     assert target.read_text() == "mine"
+
+
+def test_a_file_beside_the_result_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, notes = sb3_zip(tmp_path / "agent.zip", sb3_sac()[0]), tmp_path / "x.json"
+    notes.write_text("mine")
+    for out in ("x.ckpt", "x.json"):
+        assert main(["policy", "import", str(file), "--out", str(tmp_path / out), "--episodes", "0"]) == 2
+    assert notes.read_text() == "mine" and not (tmp_path / "x.ckpt").exists()
+
+
+def test_an_option_that_does_not_apply_to_a_black_box_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, value in (("--normalizer", "s.json"), ("--out", "x.ckpt"), ("--states", "5"), ("--mean", "tanh")):
+        assert main(["policy", "import", "module:function", "--family", "gaussian", option, value]) == 2
+        assert f"o2o: {option}: it does not apply to module:function" in capsys.readouterr().err

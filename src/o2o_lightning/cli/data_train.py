@@ -17,10 +17,11 @@ TRAIN_STEPS = 1_000_000
 RECORD = "record.f32"
 REQUEST = "make.json"
 # Options of `o2o fit` that are set here.
-RESERVED = ("seed_everything", "data.env_id", "data.env_steps", "data.dataset", "data.mix", "--phase", "phase", "phases", "online", "experiment", "--config", "-c", "--data.env_id", "--data.env_steps",
+RESERVED = ("--phase", "phase", "phases", "online", "experiment", "--config", "-c", "--data.env_id", "--data.env_steps",
             "steps.env", "--data.dataset", "dataset", "--data.mix", "--model", "--model.init_from", "--trainer.devices",
             "--trainer.num_nodes", "--trainer.strategy", "--trainer.accelerator", "--data", "--print_config",
-            "--trainer.callbacks", "--trainer.callbacks+")  # fmt: skip
+            "--trainer.callbacks", "--trainer.callbacks+", "seed_everything", "data.env_id", "data.env_steps",
+            "data.dataset", "data.mix")  # fmt: skip
 
 
 class Goal(NamedTuple):
