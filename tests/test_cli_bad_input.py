@@ -274,7 +274,7 @@ def test_rows_of_another_run_stop_a_phase_before_it_begins(
     before = snapshot(tmp_path)
     assert o2o("fit", *argv) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "metrics.csv: it exists, and nothing is written over" in error
+    assert error.count("o2o: ") == 1 and "metrics.csv: it exists, and nothing is written over" in error
     assert snapshot(tmp_path) == before
 
 

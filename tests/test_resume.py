@@ -126,6 +126,7 @@ def test_a_phase_without_a_checkpoint_takes_the_length_that_resume_is_given(refe
     argv = [*PENDULUM, "online=td3", "--trainer.logger.save_dir", str(tmp_path / "logs"), "--run_dir", str(folder)]
     argv[argv.index("--trainer.log_every_n_steps") + 1] = "1"
     assert killing.run(argv, log, killing.die_at("env_step", 19)) == -9, log.read_text()
+    assert (tmp_path / "logs/online/metrics.csv").exists()
     assert killing.run(["resume", str(folder), "--trainer.max_steps", "9"], log) == 2
     assert killing.run(["resume", str(folder), "--data.env_steps", "33"], log) == 0, log.read_text()
     assert json.loads((folder / "summary.json").read_text())["env_steps"] == 33
