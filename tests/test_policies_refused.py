@@ -82,7 +82,7 @@ def test_an_exported_program_with_pickled_objects_is_not_loaded(
         after.writestr(f"{root}/data/constants/opaque_obj_0", pickle.dumps(Payload(trap)))
         after.writestr(f"{root}/data/constants/more.json", json.dumps({"x": {"path_name": "opaque_obj_0"}}))
     data = d4rl_file(tmp_path / "data.hdf5")[0]
-    options = ["--format", "torch_export", "--family", "deterministic", "--dataset", str(data)]
+    options = ["--format", "torch_export", "--family", "deterministic", "--dataset", str(data), "--episodes", "1"]
     line = refused(capsys, tmp_path, bad, *options)
     assert "more than a graph" in line and not trap.exists()
 
@@ -259,7 +259,7 @@ def test_what_is_no_policy_file_is_refused(tmp_path: Path, capsys: pytest.Captur
     data = d4rl_file(tmp_path / "data.hdf5")[0]
     for name in ("notes.txt", "empty.pt", "other.zip", "absent.zip"):
         refused(capsys, tmp_path, tmp_path / name)
-    clone = ["--family", "deterministic", "--dataset", str(data)]
+    clone = ["--family", "deterministic", "--dataset", str(data), "--episodes", "1"]
     refused(capsys, tmp_path, tmp_path / "x.onnx", *clone)
     refused(capsys, tmp_path, "no_such_module:function", *clone)
 
