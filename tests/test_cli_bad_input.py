@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
 O2O = Callable[..., int]
 LAST = "RUN_DIR/reevaluate/checkpoints/last.ckpt"
@@ -92,6 +94,11 @@ CASES = {
     "a broken override": ("--phase offline trainer.max_steps=[", ["'['", "o2o fit -h"]),
     "phase as a group": ("phase=align", ["phase=align", "--phase=align"]),
     "a list of phases with a stranger": ("phases=[offline,alignn]", ["alignn", "reevaluate"]),
+    "an experiment that is not there": (
+        "--phase offline experiment=no_constrain",
+        ["experiment=no_constrain", "did you mean 'no_constraint'"],
+    ),
+    "a seed that is no number": ("--phase offline seed_everything=a", ["--seed_everything a", "a whole number"]),
     "a search path that is not there": (
         "--phase offline hydra.searchpath=[file:///no/where]",
         ["/no/where", "searchpath"],
@@ -198,6 +205,10 @@ CASES = {
         ["finished", "'offline' is already finished", "another"],
     ),
     "a phase that was started": ("--phase offline --run_dir begun", ["begun", "not finished", "remove that folder"]),
+    "somebody else's directory": (
+        "--phase offline --run_dir foreign",
+        ["foreign", "manifest.json", "nothing is written over", "another"],
+    ),
     "a run directory without a name": ("--phase offline --run_dir", ["--run_dir", "value is missing"]),
 }
 
@@ -217,6 +228,8 @@ def test_bad_input_is_one_line_with_a_remedy_and_writes_nothing(
     for name, file in (("finished", "summary.json"), ("begun", "config.yaml")):
         (tmp_path / name / "offline").mkdir(parents=True)
         (tmp_path / name / "offline" / file).write_text("{}")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/manifest.json").write_text("of an application")
     before = snapshot(tmp_path)
 
     code = o2o("fit", *shlex.split(line.format(**places)))
@@ -249,6 +262,59 @@ def test_a_disk_that_refuses_is_one_line_too(
     assert o2o("fit", "--phase", "offline", "--trainer.max_steps", "2", "--run_dir", tmp_path / "run") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "config.yaml: No space left on device" in error
+
+
+def test_rows_of_another_run_stop_a_phase_before_it_begins(
+    o2o: O2O, tmp_path: Path, pendulum: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logs/offline").mkdir(parents=True)
+    (tmp_path / "logs/offline/metrics.csv").write_text("mine")
+    argv = ["--phase", "offline", "--data.dataset", pendulum, "--trainer.max_steps", "2"]
+    argv += ["--trainer.logger.save_dir", str(tmp_path / "logs"), "--run_dir", str(tmp_path / "run")]
+    before = snapshot(tmp_path)
+    assert o2o("fit", *argv) == 2
+    error = capsys.readouterr().err
+    assert error.count("o2o: ") == 1 and "metrics.csv: it exists, and nothing is written over" in error
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "phrase"),
+    [
+        ("test --ckpt_path {align} online=o2sac", "online=o2sac: `o2o test` takes no choices"),
+        ("predict --ckpt_path {align} --phase online", "--phase: `o2o predict` takes no choices"),
+        ("validate --ckpt_path {align} --run_dir taken", "validate.json: it exists, and nothing is written over"),
+        ("test --ckpt_path {homeless}", "names no environment to play in. Pass --data.env_id ID"),
+        ("resume", "no run directory. Write `o2o resume RUN_DIR`"),
+        ("resume --run_dir taken", "no run directory. Write `o2o resume RUN_DIR`"),
+        ("resume taken --run_dir other", "--run_dir: the run's own directory"),
+        ("resume taken --data.env_steps 40", "--data.env_steps: this run has no online phase, only offline"),
+        ("demo --run_dir taken", "taken/summary.json: it is not a demo's. Pass another --run_dir"),
+    ],
+)
+def test_other_commands_refuse_what_they_would_ignore_or_write_over(
+    line: str,
+    phrase: str,
+    places: dict[str, str],
+    o2o: O2O,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/validate.json").write_text("mine")
+    (tmp_path / "taken/summary.json").write_text('{"phase": "offline"}')
+    entry = {"phase": "offline", "phases": ["offline"], "overrides": [], "options": [], "cwd": str(tmp_path)}
+    (tmp_path / "taken/plan.json").write_text(json.dumps([entry]))
+    checkpoint = torch.load(places["align"], weights_only=True)
+    checkpoint["o2o"]["env_id"] = None
+    torch.save(checkpoint, tmp_path / "homeless.ckpt")
+    before = snapshot(tmp_path)
+    assert o2o(*shlex.split(line.format(**places, homeless="homeless.ckpt"))) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("o2o: ") and error.count("\n") == 1 and phrase in error, error
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize("command", ["fti", "--wat", ""])

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 
+from o2o_lightning.callbacks.progress import PhaseProgress
 from o2o_lightning.cli.compose import groups, split
 from o2o_lightning.cli.plan import plan
 
@@ -202,6 +208,25 @@ def test_callbacks_are_added_and_loggers_replaced() -> None:
     assert found["logger"]["init_args"]["save_dir"] == "tb"
 
 
+def test_the_progress_lines_can_be_switched_off(pendulum: str, tmp_path: Path) -> None:
+    options = ["--data.dataset", pendulum, "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
+    step = plan(split(["--phase", "offline", *options]))[0][0]
+    built = step.cli.build(tmp_path, "offline")
+    assert not any(isinstance(callback, ProgressBar) for callback in built.trainer.callbacks)
+
+
+def test_the_best_score_on_the_progress_line_is_that_of_the_whole_phase() -> None:
+    phase = SimpleNamespace(
+        phase="online", updates=5, planned_updates=9, curve=[[0, 900.0, 30.0], [5, 800.0, 20.0]], scores={},
+        returns={}, display={}, compile_note=lambda updates: None, status=lambda: [],
+    )  # fmt: skip
+    bar = PhaseProgress()
+    bar.disable()
+    bar.on_train_start(SimpleNamespace(), phase)
+    bar.on_evaluation(SimpleNamespace(), phase, SimpleNamespace(value=25.0))
+    assert bar._status(phase, 0.0) == "now 25.0  best 30.0"
+
+
 @pytest.mark.parametrize(
     ("options", "files"),
     [
@@ -274,3 +299,50 @@ def test_an_option_that_means_different_things_to_several_phases_is_said_and_can
 def test_an_option_of_several_phases_that_agree_on_it_is_not_worth_a_line() -> None:
     argv = ["online=o2td3", "offline=td3_bc", "--model.discount", "0.9", "--data.dataset", "embedded:hopper-medium"]
     assert not [note for note in plan(split(argv))[1] if "--" in note]
+
+
+# ---- the demo --------------------------------------------------------------------------------------------------------
+
+
+def test_a_demo_that_was_interrupted_goes_on_where_it_stopped(
+    o2o: O2O, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[str] = []
+    summary = {
+        "env_id": "Hopper-v5", "dataset": "embedded:hopper-medium", "env_steps": 10, "seconds": 720.0,
+        "score": {"offline": 1.0, "aligned": 2.0, "curve": [[10, 0.0, 3.0]], "final": 3.0, "best": 3.0},
+    }  # fmt: skip
+
+    def command(name: str, argv: list[str]) -> None:
+        started.append(name if name == "resume" else f"fit {argv[1]}")
+        phase = "align" if name == "resume" else argv[1]
+        (tmp_path / "d/o2td3" / phase).mkdir(parents=True, exist_ok=True)
+        for folder in (phase, "."):
+            (tmp_path / "d/o2td3" / folder / "summary.json").write_text(json.dumps(summary))
+
+    for phase in ("offline", "reevaluate"):
+        command("fit", ["--phase", phase])
+    (tmp_path / "d/o2td3/align").mkdir()
+    (tmp_path / "d/o2td3/align/config.yaml").touch()  # killed here
+    (tmp_path / "d/direct/online").mkdir(parents=True)
+    (tmp_path / "d/direct/online/summary.json").write_text(json.dumps(summary))
+    started.clear()
+    for name in ("fit", "resume"):
+        monkeypatch.setattr(f"o2o_lightning.cli.{name}.main", partial(command, name))
+    monkeypatch.setattr("o2o_lightning.cli.demo.subprocess.Popen", lambda argv, **_: Beside(started, argv))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert o2o("demo", "--run_dir", tmp_path / "d") == 0
+    assert started == ["beside resume", "resume", "fit online"]
+    assert "12.0 minutes" in capsys.readouterr().out
+
+
+class Beside(AbstractContextManager["Beside"]):
+    """Stands for the process of the naive run."""
+
+    def __init__(self, started: list[str], argv: list[str]) -> None:
+        started.append(f"beside {argv[3]}")
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def wait(self) -> int:
+        return 0

@@ -372,6 +372,8 @@ RANDOM = ["--env", "Pendulum-v1", "--level", "random", "--transitions", "10"]
     ([*RANDOM[:3], "expert", *RANDOM[4:], "--train_steps", "0"], "--train_steps 0"),
     ([*RANDOM[:3], "expert", *RANDOM[4:], "--data.bach_size", "8"], "did you mean 'batch_size'"),
     ([*RANDOM[:3], "expert", *RANDOM[4:], "online=td3"], "sets it itself"),
+    ([*RANDOM[:3], "expert", *RANDOM[4:], "seed_everything=3"], "seed_everything=3: `o2o data make` sets it itself"),
+    ([*RANDOM[:3], "expert", *RANDOM[4:], "--data.init_args.env_steps", "9"], "sets it itself"),
 ])  # fmt: skip
 def test_bad_input_is_refused_in_one_line_and_leaves_nothing(argv, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

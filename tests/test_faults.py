@@ -163,6 +163,16 @@ def test_metrics_after_the_checkpoint_are_dropped_and_half_a_line_with_them(tmp_
     assert path.read_text().split() == ["loss,step", "0.0,0", "1.0,1", "7.0,2"]
 
 
+def test_metrics_of_another_run_are_kept(tmp_path):
+    MetricsFile(str(tmp_path), "online").log_metrics({"loss": 1.0}, 0)
+    with pytest.raises(UserError, match="nothing is written over"):
+        MetricsFile(str(tmp_path), "online").log_metrics({"loss": 2.0}, 0)
+    own = MetricsFile(str(tmp_path), "online")
+    own.keep(0)  # killed after its first row, before its first checkpoint
+    own.log_metrics({"loss": 3.0}, 0)
+    assert (tmp_path / "online/metrics.csv").read_text().split() == ["loss,step", "3.0,0"]
+
+
 # ---- signals ---------------------------------------------------------------------------------------------------
 
 

@@ -37,6 +37,14 @@ def online(fit: Fit, chain: dict[str, Run], pendulum: str, phase: type[OnlineTD3
     )
 
 
+def test_rows_that_nobody_asked_for_are_not_logged(fit: Fit, pendulum: str) -> None:
+    data = OfflineData(dataset=pendulum, batch_size=32, eval_episodes=1)
+    run = fit(TD3BC(hidden=HIDDEN), data, 6, log_every=0)
+    rows = list(csv.DictReader((run.folder / "metrics.csv").open()))
+    assert rows and all(not row.get("critic_loss") for row in rows)
+    assert [row["updates"] for row in rows if row["return_mean"]] == ["6"]
+
+
 def evaluations(run: Run) -> list[int]:
     return [point[0] for point in run.module.curve]
 

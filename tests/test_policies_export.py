@@ -184,6 +184,18 @@ def test_what_is_not_run_here_goes_to_one_session_of_onnx_runtime(
     assert len(made) == 2
 
 
+@pytest.mark.parametrize("command", ["import", "clone"])
+def test_the_evaluation_of_a_clone_is_chosen_as_that_of_an_import(
+    command: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr("o2o_lightning.cli.fit.main", lambda argv: seen.append(argv) or 0)
+    options = ["--data.eval_episodes", "3", "--data.eval_seed", "7", "--family", "deterministic"]
+    assert main(["policy", command, f"{module}:act", *options]) == 0
+    pairs = dict(zip(seen[0], seen[0][1:], strict=False))
+    assert (pairs["--data.eval_episodes"], pairs["--data.eval_seed"]) == ("3", "7")
+
+
 @pytest.mark.parametrize(("function", "said"), [("wide", "shape"), ("broken", "no"), ("absent", "absent")])
 def test_a_function_that_does_not_fit_is_one_line(
     tmp_path: Path, module: str, capsys: pytest.CaptureFixture[str], function: str, said: str

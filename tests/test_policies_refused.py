@@ -82,7 +82,7 @@ def test_an_exported_program_with_pickled_objects_is_not_loaded(
         after.writestr(f"{root}/data/constants/opaque_obj_0", pickle.dumps(Payload(trap)))
         after.writestr(f"{root}/data/constants/more.json", json.dumps({"x": {"path_name": "opaque_obj_0"}}))
     data = d4rl_file(tmp_path / "data.hdf5")[0]
-    options = ["--format", "torch_export", "--family", "deterministic", "--dataset", str(data)]
+    options = ["--format", "torch_export", "--family", "deterministic", "--dataset", str(data), "--episodes", "1"]
     line = refused(capsys, tmp_path, bad, *options)
     assert "more than a graph" in line and not trap.exists()
 
@@ -259,7 +259,7 @@ def test_what_is_no_policy_file_is_refused(tmp_path: Path, capsys: pytest.Captur
     data = d4rl_file(tmp_path / "data.hdf5")[0]
     for name in ("notes.txt", "empty.pt", "other.zip", "absent.zip"):
         refused(capsys, tmp_path, tmp_path / name)
-    clone = ["--family", "deterministic", "--dataset", str(data)]
+    clone = ["--family", "deterministic", "--dataset", str(data), "--episodes", "1"]
     refused(capsys, tmp_path, tmp_path / "x.onnx", *clone)
     refused(capsys, tmp_path, "no_such_module:function", *clone)
 
@@ -269,3 +269,17 @@ def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[s
     target.write_text("mine")
     assert main(["policy", "import", str(file), "--out", str(target), "--episodes", "0"]) == 2
     assert target.read_text() == "mine"
+
+
+def test_a_file_beside_the_result_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, notes = sb3_zip(tmp_path / "agent.zip", sb3_sac()[0]), tmp_path / "x.json"
+    notes.write_text("mine")
+    for out in ("x.ckpt", "x.json"):
+        assert main(["policy", "import", str(file), "--out", str(tmp_path / out), "--episodes", "0"]) == 2
+    assert notes.read_text() == "mine" and not (tmp_path / "x.ckpt").exists()
+
+
+def test_an_option_that_does_not_apply_to_a_black_box_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, value in (("--normalizer", "s.json"), ("--out", "x.ckpt"), ("--states", "5"), ("--mean", "tanh")):
+        assert main(["policy", "import", "module:function", "--family", "gaussian", option, value]) == 2
+        assert f"o2o: {option}: it does not apply to module:function" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import killing
 import pytest
 import torch
 
+from o2o_lightning.checkpoint.run import add_to_plan, read_plan
 from o2o_lightning.cli.main import main
 
 SIZES = [
@@ -108,12 +109,36 @@ def test_a_finished_run_goes_on_when_more_steps_are_asked_for(references, tmp_pa
     assert killing.run([*argv, "80", "--run_dir", str(folder)], log) == 0, log.read_text()
     assert killing.run(["resume", str(folder)], log) == 0
     assert "nothing to go on with" in log.read_text()
-    assert killing.run(["resume", str(folder), "--data.env_steps", "120"], log) == 0, log.read_text()
+    assert killing.run(["resume", str(folder), "--trainer.max_steps", "60"], log) == 2
+    assert "the online phase ends after --data.env_steps N" in log.read_text()
+    more = ["resume", str(folder), "--data.env_steps", "120"]
+    assert killing.run(more, log, killing.die_at("env_step", 20)) == -9, log.read_text()
+    assert killing.run(["resume", str(folder)], log) == 0, log.read_text()  # the longer run is the one to go on with
     assert killing.run([*argv, "120", "--run_dir", str(longer)], log) == 0, log.read_text()
     weights = [torch.load(run / "online/checkpoints/last.ckpt", weights_only=True) for run in (folder, longer)]
     for name, value in weights[0]["state_dict"].items():
         assert torch.equal(value, weights[1]["state_dict"][name]), name
     assert json.loads((folder / "summary.json").read_text())["env_steps"] == 120
+
+
+def test_a_phase_without_a_checkpoint_takes_the_length_that_resume_is_given(references, tmp_path):
+    folder, log = tmp_path / "run", tmp_path / "log"
+    argv = [*PENDULUM, "online=td3", "--trainer.logger.save_dir", str(tmp_path / "logs"), "--run_dir", str(folder)]
+    argv[argv.index("--trainer.log_every_n_steps") + 1] = "1"
+    assert killing.run(argv, log, killing.die_at("env_step", 19)) == -9, log.read_text()
+    assert (tmp_path / "logs/online/metrics.csv").exists()
+    assert killing.run(["resume", str(folder), "--trainer.max_steps", "9"], log) == 2
+    assert killing.run(["resume", str(folder), "--data.env_steps", "33"], log) == 0, log.read_text()
+    assert json.loads((folder / "summary.json").read_text())["env_steps"] == 33
+
+
+def test_a_phase_begun_anew_follows_the_command_that_was_given_last(tmp_path):
+    first = {"phase": "all", "phases": ["offline", "reevaluate", "align", "online"], "overrides": [], "options": [],
+             "cwd": "/"}  # fmt: skip
+    second = {**first, "options": ["--model.discount", "0.9"], "phases": ["reevaluate", "align"]}
+    for command in (first, first, second, second):
+        add_to_plan(tmp_path, command)
+    assert read_plan(tmp_path) == [{**first, "phases": ["offline"]}, second]
 
 
 @pytest.mark.parametrize("change", [

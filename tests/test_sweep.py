@@ -93,6 +93,19 @@ def test_a_folder_that_was_begun_with_other_options_is_left_alone(jobs, tmp_path
     assert jobs.commands == [] and "begun with other options" in capsys.readouterr().err
 
 
+def test_a_sweep_that_was_refused_does_not_make_the_right_one_fail(jobs, tmp_path, capsys):
+    argv = ["sweep", "seed_everything=0,1", *FIT[:-1]]
+    place = ["--run_dir", str(tmp_path / "s")]
+    assert [main([*argv, rate, *place]) for rate in ("1e-4", "3e-4", "1e-4")] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["o'b/s", "fit"])
+def test_a_sweep_may_go_to_a_folder_of_any_name(name, jobs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", "seed_everything=0,1", *FIT, "--run_dir", name]) == 0
+    assert (tmp_path / name / "seed_everything=1/summary.json").exists()
+
+
 def test_a_job_inherits_nothing_of_the_processes_that_the_launcher_counts(jobs, tmp_path, monkeypatch):
     for name in ("SLURM_NTASKS", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "0")

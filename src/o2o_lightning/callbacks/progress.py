@@ -53,6 +53,8 @@ class PhaseProgress(ProgressBar, PhaseCallback):
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
         self._speed_mark = (time.monotonic(), phase.updates)
         self._note = phase.compile_note(phase.planned_updates)
+        # of a resumed phase, what it has scored before
+        self._best = max((return_ if score is None else score for _, return_, score in phase.curve), default=None)
         if not (self._enabled and self._console.is_terminal):
             return
         self._bar = TwoLines(

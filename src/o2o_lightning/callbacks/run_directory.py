@@ -16,6 +16,7 @@ from o2o_lightning.checkpoint.io import save_atomically, write_atomically, write
 from o2o_lightning.checkpoint.run import Busy, add_to_plan, lock
 from o2o_lightning.errors import Failure
 from o2o_lightning.phases.health import NonFinite
+from o2o_lightning.report.metrics import MetricsFile
 
 
 class RunDirectory(Callback):
@@ -50,8 +51,13 @@ class RunDirectory(Callback):
                     f"--run_dir {self.run_dir}: another process has started phase '{phase.phase}' in it. "
                     "Pass another --run_dir."
                 )
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsFile):
+                    logger.begin()
             if self.command is not None:
                 add_to_plan(self.run_dir, self.command)
+            if trainer.ckpt_path is not None:  # a finished phase that goes on is unfinished until its new end
+                (config.parent / "summary.json").unlink(missing_ok=True)
             write_atomically(config, self.config.encode())
             write_json(self.run_dir / "manifest.json", phase.data.manifest())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,10 +55,18 @@ def unlock(run_dir: str | Path) -> None:
 
 
 def add_to_plan(run_dir: Path, command: dict[str, Any]) -> None:
-    """Keeps what ``o2o fit`` was asked for, so that a resumed run knows which phases follow."""
+    """Keeps what ``o2o fit`` was asked for, so that a resumed run knows which phases follow.
+
+    A phase that is begun anew, and those that were to follow it, are the new command's: earlier ones lose them.
+    """
     plan = read_plan(run_dir)
-    if command not in plan:
-        write_plan(run_dir, [*plan, command])
+    if command in plan:
+        return
+    kept = []
+    for entry in plan:
+        phases = [*takewhile(lambda phase: phase not in command["phases"], entry["phases"])]
+        kept += [{**entry, "phases": phases}] if phases else []
+    write_plan(run_dir, [*kept, command])
 
 
 def write_plan(run_dir: Path, plan: list[dict[str, Any]]) -> None:

@@ -103,7 +103,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if typed and not trains:
         raise UserError(f"{typed[0]}: nothing is trained here. Leave it out.")
     for token in arguments.rest:
-        if token.partition("=")[0].lstrip("+") in RESERVED:
+        name = token.partition("=")[0].lstrip("+").replace(".init_args.", ".")
+        if name.replace("--online.", "--") in RESERVED:
             raise UserError(f"{token}: `o2o data make` sets it itself. See `o2o data make -h` for its own options.")
 
 

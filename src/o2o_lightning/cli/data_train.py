@@ -20,7 +20,8 @@ REQUEST = "make.json"
 RESERVED = ("--phase", "phase", "phases", "online", "experiment", "--config", "-c", "--data.env_id", "--data.env_steps",
             "steps.env", "--data.dataset", "dataset", "--data.mix", "--model", "--model.init_from", "--trainer.devices",
             "--trainer.num_nodes", "--trainer.strategy", "--trainer.accelerator", "--data", "--print_config",
-            "--trainer.callbacks", "--trainer.callbacks+")  # fmt: skip
+            "--trainer.callbacks", "--trainer.callbacks+", "seed_everything", "data.env_id", "data.env_steps",
+            "data.dataset", "data.mix")  # fmt: skip
 
 
 class Goal(NamedTuple):

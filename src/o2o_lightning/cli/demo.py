@@ -26,8 +26,10 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     run_dir, console = Path(arguments.run_dir), Console()
     if (run_dir / "summary.json").exists():
-        console.print(f"{run_dir}/summary.json exists: showing it. Remove {run_dir} to run the demo again.")
-        _show(json.loads((run_dir / "summary.json").read_text()), run_dir, console)
+        summary = _summary_of_a_demo(run_dir)
+        say = f"{run_dir}/summary.json exists: showing it. Remove {run_dir} to run the demo again."
+        console.print(say, markup=False, soft_wrap=True)
+        _show(summary, run_dir, console)
         return 0
     # One thread a process: both arms run side by side, and results do not depend on the number of cores.
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -35,14 +37,13 @@ def main(argv: list[str]) -> int:
     overrides = ["experiment=quick", *arguments.overrides]
     rest = ["--seed_everything", arguments.seed_everything]
     full, naive = run_dir / "o2td3", run_dir / "direct"
-    _fit(["--phase", "offline", *overrides, *rest, "--run_dir", str(full)])
-    policy = ["--model.init_from", str(full / "offline" / "checkpoints" / "last.ckpt")]
-    with _beside(["--phase", "online", "online=td3", *overrides, *rest, *policy, "--run_dir", str(naive)]) as direct:
+    _check_same(full, overrides, rest)
+    _run("offline", [*overrides, *rest], full)
+    checkpoint = str(full / "offline" / "checkpoints" / "last.ckpt")
+    with _beside(["online=td3", *overrides, *rest, "--model.init_from", checkpoint], naive) as direct:
         try:
-            checkpoint = policy[1]
             for phase in ("reevaluate", "align", "online"):
-                options = ["--model.init_from", checkpoint, "--run_dir", str(full)]
-                _fit(["--phase", phase, *overrides, *rest, *options])
+                _run(phase, [*overrides, *rest, "--model.init_from", checkpoint], full)
                 checkpoint = str(full / phase / "checkpoints" / "last.ckpt")
         except BaseException:
             direct.terminate()
@@ -53,18 +54,51 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _fit(argv: list[str]) -> None:
-    from o2o_lightning.cli import fit
+def _command(phase: str, choices: list[str], run_dir: Path) -> list[str]:
+    """What starts the phase, or goes on with it where an earlier demo was interrupted."""
+    begun = run_dir / phase
+    if begun.exists() and any(begun.iterdir()):
+        return ["resume", str(run_dir)]
+    return ["fit", "--phase", phase, *choices, "--run_dir", str(run_dir)]
 
-    fit.main(argv)
+
+def _run(phase: str, choices: list[str], run_dir: Path) -> None:
+    from o2o_lightning.cli import fit, resume
+
+    if (run_dir / phase / "summary.json").exists():
+        return
+    name, *argv = _command(phase, choices, run_dir)
+    here = os.getcwd()
+    (fit if name == "fit" else resume).main(argv)
+    os.chdir(here)  # a resumed run goes where it was begun
 
 
-def _beside(argv: list[str]) -> subprocess.Popen[bytes]:
-    log = Path(argv[-1] + ".log")
+def _beside(choices: list[str], run_dir: Path) -> subprocess.Popen[bytes]:
+    log = Path(f"{run_dir}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as file:
-        command = [sys.executable, "-m", "o2o_lightning.cli.main", "fit", *argv]
+    with log.open("ab") as file:
+        command = [sys.executable, "-m", "o2o_lightning.cli.main", *_command("online", choices, run_dir)]
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+
+
+def _check_same(full: Path, overrides: list[str], rest: list[str]) -> None:
+    """A demo goes on with its own choices only."""
+    from o2o_lightning.checkpoint.run import read_plan
+
+    plan = read_plan(full)
+    if plan and (plan[0]["overrides"], plan[0]["options"]) != (overrides, rest):
+        raise UserError(f"--run_dir {full.parent}: a demo with other choices has begun in it. Pass another --run_dir.")
+
+
+def _summary_of_a_demo(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "summary.json"
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text())
+        if {"runs", "seconds"} <= summary.keys():
+            return summary
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"{path}: it is not a demo's. Pass another --run_dir.")
 
 
 def _finish(run_dir: Path, arms: dict[str, Path], seconds: float, console: Console) -> None:
@@ -74,6 +108,8 @@ def _finish(run_dir: Path, arms: dict[str, Path], seconds: float, console: Conso
     summaries: dict[str, Any] = {
         name: json.loads((path / "online" / "summary.json").read_text()) for name, path in arms.items()
     }
+    # a demo that was interrupted has taken longer than its last command
+    seconds = max(seconds, json.loads((arms["o2td3"] / "summary.json").read_text())["seconds"])
     summary = {"seconds": round(seconds, 1), "runs": summaries}
     curves = {name: found["score"]["curve"] for name, found in summaries.items()}
     title = f"{summaries['o2td3']['env_id']}, {summaries['o2td3']['dataset']}"
@@ -94,7 +130,8 @@ def _show(summary: dict[str, Any], run_dir: Path, console: Console) -> None:
         shown = ["–" if cell is None else f"{cell:.1f}" for cell in cells]
         table.add_row(names[name], *shown, f"{found['env_steps']:,}")
     console.print(table)
-    console.print(f"{summary['seconds'] / 60:.1f} minutes; curves in {run_dir}/curve.png, numbers in summary.json")
+    facts = f"{summary['seconds'] / 60:.1f} minutes; curves in {run_dir}/curve.png, numbers in summary.json"
+    console.print(facts, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ def main(name: str, argv: list[str]) -> int:
         return 0
     rest = [token.replace("--ckpt_path", "--model.init_from", 1) for token in argv]  # Lightning's name for the same
     command = split(rest)
+    fits = [token for token in argv if token.partition("=")[0] == "--phase"] + command.overrides
+    if fits:
+        raise UserError(f"{fits[0]}: `o2o {name}` takes no choices of `o2o fit`. Its options are in `o2o {name} -h`.")
     path = command.option("--model.init_from")
     if path is None:
         raise UserError(f"o2o {name}: no checkpoint. Pass --ckpt_path RUN_DIR/PHASE/checkpoints/last.ckpt.")
@@ -49,12 +52,16 @@ def main(name: str, argv: list[str]) -> int:
         "init_args": {"init_from": path},
     }
     env_id = command.option("--data.env_id") or foreign_id(source.env_id, f"checkpoint {path}")
+    if name != "predict" and env_id is None:
+        raise UserError(f"checkpoint {path}: it names no environment to play in. Pass --data.env_id ID.")
+    run_dir = Path(command.run_dir) if command.run_dir else None
+    if name != "predict" and run_dir is not None:
+        _refuse_existing(run_dir / f"{name}.json")
     data: dict[str, Any] = {"env_id": env_id, "eval_episodes": episodes, "observation_layout": source.layout}
     if name == "predict":
         data["dataset"] = source.manifest.get("source")
     config["data"] = {"class_path": "o2o_lightning.data.evaluation.EvaluationData", "init_args": data}
     config["trainer"] |= {"logger": False, "callbacks": [], "enable_checkpointing": False, "enable_progress_bar": False}
-    run_dir = Path(command.run_dir) if command.run_dir else None
     built = build(config, command.options, run_dir or Path("."), "evaluate")
     if built.trainer.world_size > 1:
         raise UserError(f"--trainer.devices: `o2o {name}` runs on one. Pass --trainer.devices 1.")
@@ -92,13 +99,18 @@ def _report(name: str, path: str, built: Any, run_dir: Path | None) -> None:
         write_json(run_dir / f"{name}.json", facts)
 
 
-def _predict(built: Any, run_dir: Path) -> None:
-    target = run_dir / "actions.npz"
+def _refuse_existing(target: Path) -> None:
     if target.exists():
         raise UserError(f"{target}: it exists, and nothing is written over. Pass another --run_dir.")
+
+
+def _predict(built: Any, run_dir: Path) -> None:
+    target = run_dir / "actions.npz"
+    _refuse_existing(target)
     unit = np.concatenate([part.numpy() for part in built.trainer.predict(built.model, datamodule=built.datamodule)])
     env = built.datamodule.env
     native = unit if env is None else env.action_low + (unit + 1) * (env.action_high - env.action_low) / 2
     run_dir.mkdir(parents=True, exist_ok=True)
     np.savez(target, actions=native.astype(np.float32))
-    Console().print(f"{target}: {len(native):,} actions, in the environment's own units")
+    units = "[-1, 1]" if env is None else "the environment's own units"
+    Console().print(f"{target}: {len(native):,} actions, in {units}", markup=False, soft_wrap=True)

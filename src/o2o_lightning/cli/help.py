@@ -66,12 +66,7 @@ def _first_comment(phase: str) -> str:
 
 def _group_lines() -> list[str]:
     config = yaml.safe_load((config_dir() / "config.yaml").read_text(encoding="utf-8"))
-    default = {
-        key.removeprefix("optional "): option
-        for entry in config["defaults"]
-        if isinstance(entry, dict)
-        for key, option in entry.items()
-    }
+    default = {key: option for entry in config["defaults"] if isinstance(entry, dict) for key, option in entry.items()}
     lines = []
     for group, options in groups().items():
         if group == "phase":

@@ -25,6 +25,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from o2o_lightning.callbacks.progress import PhaseProgress
 from o2o_lightning.callbacks.run_directory import RunDirectory
 from o2o_lightning.cli.messages import instantiation_message, parser_message
 from o2o_lightning.data.module import OfflineData
@@ -124,6 +125,9 @@ class PhaseCLI(LightningCLI):
         """Seeds, and instantiates trainer, phase and data; ``command`` is what the run's plan remembers."""
         written = self.written()
         self.config = cast(Namespace, _substitute(self.config, {"$RUN_DIR": str(run_dir), "$PHASE": phase}))
+        if self.config["trainer.enable_progress_bar"] is False:
+            bar, callbacks = f"{PhaseProgress.__module__}.{PhaseProgress.__name__}", self.config["trainer.callbacks"]
+            self.config["trainer.callbacks"] = [item for item in callbacks or () if item["class_path"] != bar]
         if str(self.config["trainer.strategy"]).startswith("ddp_spawn"):
             raise UserError("--trainer.strategy ddp_spawn: data and environments can't be sent to a process. Pass ddp.")
         try:

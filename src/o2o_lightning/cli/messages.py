@@ -102,7 +102,7 @@ def _other_part(option: str) -> list[str]:
 
 
 def _type_message(text: str, where: str) -> str:
-    found = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", text, re.MULTILINE)
+    found = re.findall(r"Expected (?:an? |(?=<class))(.+?)(?:\. Got value: .*)?$", text, re.MULTILINE)
     value = re.search(r"Got value: (.*)", text) or re.search(r"Given value: (.*)", text)
     if found and value:
         # every optional argument may also be null, which nobody means who gets this message

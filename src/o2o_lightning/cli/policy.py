@@ -10,6 +10,7 @@ from typing import Any
 from o2o_lightning.cli.policy_import import facts_of, import_policy, read, say
 from o2o_lightning.errors import UserError
 
+DEFAULTS = {"states": 1000, "episodes": 10, "seed": 1000}  # of an import that compares and evaluates
 FAMILIES = ("deterministic", "gaussian", "squashed_gaussian")
 
 
@@ -43,9 +44,9 @@ def _parser() -> argparse.ArgumentParser:
 
     bring = commands.add_parser("import", parents=[source, place], help="a policy of another library as a checkpoint")
     bring.add_argument("--out", help="checkpoint to write (default: RUN_DIR/import/checkpoints/last.ckpt)")
-    bring.add_argument("--states", type=int, default=1000, help="states of the comparison (default: 1000)")
-    bring.add_argument("--episodes", "--data.eval_episodes", dest="episodes", type=int, default=10, help="default: 10")
-    bring.add_argument("--seed", "--data.eval_seed", dest="seed", type=int, default=1000, help="of their start states")
+    bring.add_argument("--states", type=int, help="states of the comparison (default: 1000)")
+    bring.add_argument("--episodes", "--data.eval_episodes", dest="episodes", type=int, help="default: 10")
+    bring.add_argument("--seed", "--data.eval_seed", dest="seed", type=int, help="of their starts; default: 1000")
     bring.set_defaults(run=_import)
 
     clone = commands.add_parser(
@@ -72,6 +73,9 @@ def _import(arguments: argparse.Namespace) -> int:
 
     format, reason = _format(arguments)
     if format not in FORMATS:
+        for name, value in DEFAULTS.items():
+            if getattr(arguments, name) is None:
+                setattr(arguments, name, value)
         return import_policy(arguments, format, reason)
     say(f"{arguments.file}: {format} ({reason}). It is a black box: cloning it")
     return _run_clone(arguments, format)
@@ -108,11 +112,15 @@ def _run_clone(arguments: argparse.Namespace, format: str | None) -> int:
         options += ["--model.init_from", arguments.file]
     else:
         options += ["--model.teacher", arguments.file, "--model.teacher_format", format]
+    for name in ("normalizer", "activation", "mean", "time_feature", "states", "out"):
+        if getattr(arguments, name, None) is not None:
+            raise UserError(f"--{name}: it does not apply to {arguments.file}, which is cloned. Leave it out.")
     given = {"--model.family": arguments.family, "--data.dataset": arguments.dataset, "--data.env_id": arguments.env_id,
-             "--run_dir": arguments.run_dir}  # fmt: skip
+             "--data.eval_episodes": getattr(arguments, "episodes", None),
+             "--data.eval_seed": getattr(arguments, "seed", None), "--run_dir": arguments.run_dir}  # fmt: skip
     if arguments.family is None:
         raise UserError("o2o policy clone: no family. Pass --family squashed_gaussian, gaussian or deterministic.")
-    options += [token for name, value in given.items() if value is not None for token in (name, value)]
+    options += [token for name, value in given.items() if value is not None for token in (name, str(value))]
     return fit.main([*options, *arguments.rest])
 
 

@@ -48,7 +48,7 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
         "checkpoint": str(target),
         **report,
     }
-    write_json(target.with_suffix(".json") if arguments.out else target.parent.parent / "summary.json", facts)
+    write_json(_report_of(target, arguments), facts)
     _print_import(policy, facts, reason)
     return 0
 
@@ -72,9 +72,16 @@ def _target(arguments: argparse.Namespace) -> Path:
     if arguments.out is None and arguments.run_dir is None:
         raise UserError("o2o policy import: no place for the result. Pass --run_dir DIR or --out FILE.ckpt.")
     target = Path(arguments.out or Path(arguments.run_dir) / "import" / "checkpoints" / "last.ckpt")
-    if target.exists():
-        raise UserError(f"{target}: it exists, and nothing is written over. Pass another --run_dir or --out.")
+    if target.suffix == ".json":
+        raise UserError(f"--out {target}: the report goes there. Pass --out FILE.ckpt.")
+    for path in (target, _report_of(target, arguments)):
+        if path.exists():
+            raise UserError(f"{path}: it exists, and nothing is written over. Pass another --run_dir or --out.")
     return target
+
+
+def _report_of(target: Path, arguments: argparse.Namespace) -> Path:
+    return target.with_suffix(".json") if arguments.out else target.parent.parent / "summary.json"
 
 
 def _raw(arguments: argparse.Namespace, format: str) -> RawDataset | None:

@@ -36,6 +36,7 @@ SAFE = (
     "data.memmap",
     "data.memory_limit_gb",
 )
+Change = tuple[str, list[str]]  # an option's name, and what was typed
 
 
 def main(argv: list[str]) -> int:
@@ -43,9 +44,11 @@ def main(argv: list[str]) -> int:
     from o2o_lightning.checkpoint.io import remove_temporaries
     from o2o_lightning.checkpoint.run import lock, read_plan
 
-    if not argv or argv[0].startswith("-"):
+    if argv and argv[0] in ("-h", "--help"):
         print(USAGE.format(safe=", ".join(f"--{name}" for name in SAFE)), end="")
-        return 0 if argv and argv[0] in ("-h", "--help") else 2
+        return 0
+    if not argv or argv[0].startswith("-"):
+        raise UserError("o2o resume: no run directory. Write `o2o resume RUN_DIR`, then options.")
     # a process that Lightning starts runs this command again, from where the phase runs
     inherited = None if first_process() else os.environ.get("O2O_RUN_DIR")
     run_dir, changes = Path(inherited or argv[0]).resolve(), _changes(argv[1:])
@@ -53,52 +56,65 @@ def main(argv: list[str]) -> int:
     plan = read_plan(run_dir)
     if not plan:
         raise UserError(f"{argv[0]}: no run of o2o is in it. Pass the --run_dir of one that had begun.")
+    planned = {phase: entry for entry in plan for phase in entry["phases"]}
+    lengths = [name for name, _ in changes if name in LENGTH]
+    if "data.env_steps" in lengths and "online" not in planned:
+        raise UserError(f"--data.env_steps: this run has no online phase, only {', '.join(planned)}. Leave it out.")
     if first_process():
         lock(run_dir)
         remove_temporaries(run_dir)
-    went_on = False
-    for entry in plan:
-        if Path(entry["cwd"]).is_dir():
-            os.chdir(entry["cwd"])  # paths of the command are relative to where it was given
-        went_on |= _resume_command(entry, run_dir, changes)
-    if not went_on and any(name in LENGTH for name, _ in changes):
-        _continue(plan[-1]["phases"][-1], run_dir, changes)
+    left = [phase for phase in planned if not (run_dir / phase / "summary.json").exists()]
+    if not left and lengths:
+        left = ["online" if "data.env_steps" in lengths else [*planned][-1]]
+    for i, phase in enumerate(left):
+        if Path(planned[phase]["cwd"]).is_dir():
+            os.chdir(planned[phase]["cwd"])  # paths of the command are relative to where it was given
+        # a number of updates is meant for the phase that was interrupted, not for those that follow
+        given = [change for change in changes if i == 0 or change[0] != "trainer.max_steps"]
+        if (run_dir / phase / LAST).exists():
+            _continue(phase, run_dir, given)
+        else:
+            _begin(phase, planned[phase], run_dir, given)
         if first_process():
             write_run_summary(run_dir)
-        went_on = True
-    if not went_on:
+    if not left:
+        if first_process():
+            write_run_summary(run_dir)  # the kill may have come just before
         say(f"{argv[0]}: nothing to go on with, all of it is finished.")
     return 0
 
 
-def _resume_command(entry: dict[str, Any], run_dir: Path, changes: list[tuple[str, list[str]]]) -> bool:
-    """Runs what is left of one ``o2o fit``; whether anything was."""
+def _begin(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Change]) -> None:
+    """Starts a phase of the ``o2o fit`` that ``entry`` remembers: one that follows, or has no checkpoint yet."""
+    from o2o_lightning.cli.plan import check
     from o2o_lightning.cli.plan import plan as plan_of
+    from o2o_lightning.report.metrics import MetricsFile
 
-    left = [phase for phase in entry["phases"] if not (run_dir / phase / "summary.json").exists()]
-    kept = [token for name, tokens in changes if name not in LENGTH for token in tokens]
-    command = Command(entry["phase"], None, entry["overrides"], [*entry["options"], *kept])
-    for phase in left:
-        if (run_dir / phase / LAST).exists():
-            _continue(phase, run_dir, changes)
-        else:
-            # killed before its first checkpoint: nothing of it is worth keeping
-            if first_process():
-                shutil.rmtree(run_dir / phase, ignore_errors=True)
-            step = next(step for step in plan_of(command)[0] if step.phase == phase)
-            step.cli.build(run_dir, phase, entry).fit()
-        if first_process():
-            write_run_summary(run_dir)
-    if not left and first_process():
-        write_run_summary(run_dir)  # the kill may have come just before
-    return bool(left)
+    own = [
+        token.replace("--trainer.max_steps", f"--{phase}.trainer.max_steps")
+        for name, tokens in changes
+        if name != "data.env_steps" or "online" in entry["phases"]
+        for token in tokens
+    ]
+    command = Command(entry["phase"], None, entry["overrides"], [*entry["options"], *own])
+    step = next(step for step in plan_of(command)[0] if step.phase == phase)
+    built = step.cli.build(run_dir, phase, entry)
+    check([built])
+    if (run_dir / phase / "config.yaml").exists():
+        for logger in built.trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.keep(0)  # what is there, perhaps elsewhere, are rows of the attempt that was killed
+    if first_process():
+        shutil.rmtree(run_dir / phase, ignore_errors=True)
+    built.fit()
 
 
-def _continue(phase: str, run_dir: Path, changes: list[tuple[str, list[str]]]) -> None:
+def _continue(phase: str, run_dir: Path, changes: list[Change]) -> None:
     """Goes on with one phase from its last checkpoint."""
     from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
     from o2o_lightning.cli.lightning import build
     from o2o_lightning.cli.loggers import going_on
+    from o2o_lightning.cli.plan import check
 
     checkpoint, written = run_dir / phase / LAST, run_dir / phase / "config.yaml"
     read_handover(checkpoint, (phase,), "o2o resume")
@@ -112,16 +128,20 @@ def _continue(phase: str, run_dir: Path, changes: list[tuple[str, list[str]]]) -
     logger = config.get("trainer", {}).get("logger")
     if logger is not None:
         config["trainer"]["logger"] = going_on(logger, clock, found.get("o2o_resume", {}).get("loggers", []))
-    say(f"{phase}: going on from {checkpoint}")
     options = [token for name, tokens in changes if _takes(data_class, name) for token in tokens]
-    build(config, options, run_dir, phase).fit(checkpoint)
+    built = build(config, options, run_dir, phase)
+    check([built])
+    say(f"{phase}: going on from {checkpoint}")
+    built.fit(checkpoint)
 
 
-def _changes(argv: list[str]) -> list[tuple[str, list[str]]]:
+def _changes(argv: list[str]) -> list[Change]:
     """The options of the command line by name; :class:`UserError` for one that would make it another run."""
     from o2o_lightning.cli.plan import grouped
 
     command = split(argv)
+    if taken := [token for token in argv if token.partition("=")[0] in ("--phase", "--run_dir")]:
+        raise UserError(f"{taken[0]}: the run's own directory and phases stay. Write `o2o resume RUN_DIR`.")
     if command.overrides:
         raise UserError(f"'{command.overrides[0]}': a resumed run keeps its configuration; {_only()}")
     changes = []

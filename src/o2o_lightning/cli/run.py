@@ -121,3 +121,10 @@ def check_run_dir(run_dir: Path, phases: list[str]) -> None:
                 f"--run_dir {run_dir}: its phase '{phase}' was started and not finished. "
                 f"Go on with `o2o resume {run_dir}`, remove that folder, or pass another --run_dir."
             )
+    if first_process() and not read_plan(run_dir):  # another process may see what the first one has just begun
+        foreign = [name for name in ("config.yaml", "manifest.json", "summary.json") if (run_dir / name).exists()]
+        if foreign:
+            raise UserError(
+                f"--run_dir {run_dir}: its {foreign[0]} is not of a run of o2o, and nothing is written over. "
+                "Pass another --run_dir."
+            )

@@ -66,8 +66,7 @@ class Job:
 
         folder, log = self.folder(tokens), self.log(tokens)
         plan = read_plan(folder)
-        asked = {"phase": self.phase, "overrides": [*tokens, *self.searchpath], "options": list(self.options)}
-        if plan and any(plan[-1][key] != value for key, value in asked.items()):
+        if self.refuses(tokens):
             with log.open("a") as file:
                 file.write(f"o2o: {folder}: it was begun with other options. Pass another --run_dir.\n")
             return 2
@@ -77,6 +76,14 @@ class Job:
         argv = ["fit", "--phase", self.phase, *tokens, *self.searchpath, *self.options, "--run_dir", str(folder)]
         say(f"{folder.name}: {'going on' if plan else 'starting'}, its output is in {log}")
         return self._process(["resume", str(folder)] if plan else argv, log)
+
+    def refuses(self, tokens: list[str]) -> bool:
+        """Whether the job's folder was begun with other options."""
+        from o2o_lightning.checkpoint.run import read_plan
+
+        plan = read_plan(self.folder(tokens))
+        asked = {"phase": self.phase, "overrides": [*tokens, *self.searchpath], "options": list(self.options)}
+        return bool(plan) and any(plan[-1][key] != value for key, value in asked.items())
 
     def folder(self, tokens: Iterable[str]) -> Path:
         """The job's run directory, named after the choices that make it differ from the others."""
@@ -105,7 +112,10 @@ class Job:
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o sweep``."""
-    argv = [token for token in argv if token not in ("--", "fit")]
+    argv = argv[1:] if argv[:1] == ["fit"] else argv
+    if "--" in argv:  # `o2o fit` and its arguments may follow
+        rest = argv[argv.index("--") + 1 :]
+        argv = argv[: argv.index("--")] + (rest[1:] if rest[:1] == ["fit"] else rest)
     if not argv or "-h" in argv or "--help" in argv:
         print(USAGE, end="")
         return 0
@@ -170,11 +180,13 @@ def _jobs(command: Command) -> tuple[list[list[str]], frozenset[str]]:
 def _launch(job: Job, overrides: list[str], own: list[str]) -> str | None:
     """Hands the jobs to Hydra; what the launcher itself has failed of, if it has."""
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.types import Quote, QuotedString
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     # what Hydra itself writes: nothing into the run directories
-    places = [f"hydra.sweep.dir='{job.run_dir}'", "hydra.sweep.subdir=.hydra", *QUIET]
+    place = QuotedString(str(job.run_dir), Quote.single).with_quotes()
+    places = [f"hydra.sweep.dir={place}", "hydra.sweep.subdir=.hydra", *QUIET]
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
         _hydra().multirun("config", job, [*overrides, *places, *own], with_log_configuration=False)
@@ -194,7 +206,7 @@ def _report(job: Job, jobs: list[list[str]], trouble: str | None) -> int:
     failed = []
     for tokens in jobs:
         folder = job.folder(tokens)
-        if finished(folder) and not _refused(job, tokens):
+        if finished(folder) and not job.refuses(tokens):
             say(f"{folder.name}: finished{_score(folder)}")
         else:
             failed.append(f"{folder.name}: {_reason(job.log(tokens))}")
@@ -207,11 +219,6 @@ def _report(job: Job, jobs: list[list[str]], trouble: str | None) -> int:
             "The same command goes on with them, and skips the others."
         )
     return 0
-
-
-def _refused(job: Job, tokens: list[str]) -> bool:
-    log = job.log(tokens)
-    return log.exists() and "begun with other options" in (log.read_text().splitlines() or [""])[-1]
 
 
 def _reason(log: Path) -> str:

@@ -298,9 +298,9 @@ class Phase(SteppingModule):
     # ---- internals -----------------------------------------------------------------------------------------------
 
     def _train_chunk(self, chunk: Iterable[TensorDictBase]) -> None:
-        every = max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         for batch in chunk:
-            due = (self.updates + 1) % every == 0
+            due = every > 0 and (self.updates + 1) % every == 0
             metrics: dict[str, Tensor] = {}
             self._set_rates()
             for i, loss in enumerate(self.update(batch)):

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from o2o_lightning.checkpoint.io import cannot_write, write_atomically
+from o2o_lightning.errors import UserError
 
 NAME = "metrics.csv"
 
@@ -41,7 +42,15 @@ class MetricsFile(CSVLogger):
 
     def keep(self, rows: int) -> None:
         """The run goes on from where the file had so many rows: later ones, and half a line, are dropped."""
-        self.experiment.count = rows
+        self.experiment.count, self.experiment.ours = rows, True
+
+    def begin(self) -> None:
+        """Drops what is not kept.
+
+        Raises:
+            UserError: there is a file, and not of this run.
+        """
+        self.experiment.begin()
 
 
 class _Rows(ExperimentWriter):
@@ -54,13 +63,14 @@ class _Rows(ExperimentWriter):
         self.metrics: list[dict[str, float]] = []
         self.metrics_keys: list[str] = []
         self.count = 0
+        self.ours = False
         self._begun = False
 
     def save(self) -> None:
         pending, self.metrics = self.metrics, []
         if not pending:
             return
-        self._begin()
+        self.begin()
         new = set().union(*pending) - set(self.metrics_keys)
         self.count += len(pending)
         if new:
@@ -84,10 +94,12 @@ class _Rows(ExperimentWriter):
             finally:
                 os.close(descriptor)
 
-    def _begin(self) -> None:
-        # at the first row, not earlier: Lightning makes this object before it reads the checkpoint to go on from
+    def begin(self) -> None:
+        # not when it is made: Lightning does so before it reads the checkpoint to go on from
         if self._begun:
             return
+        if self.path.exists() and not self.ours:
+            raise UserError(f"{self.path}: it exists, and nothing is written over. Move it away, or log elsewhere.")
         self._begun = True
         self.metrics_keys, found = _read(self.path, self.count)
         self.count = len(found)
