@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 
-from o2o_lightning.cli.launch import first_process
+from o2o_lightning.launch import first_process
 
 
 @functools.cache

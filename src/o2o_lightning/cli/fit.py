@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from o2o_lightning.cli.compose import PHASES, infer_dataset, split
-from o2o_lightning.cli.launch import first_process, launched_with_others
 from o2o_lightning.errors import UserError
+from o2o_lightning.launch import first_process, launched_with_others
 
 
 def main(argv: list[str]) -> int:

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _speaks(error: UserError) -> bool:
     """Whether this process says so: with several, all find the same bad input, and one may meet its own misfortune."""
-    from o2o_lightning.cli.launch import first_process
+    from o2o_lightning.launch import first_process
 
     return first_process() or (isinstance(error, Failure) and not isinstance(error, Lost))
 

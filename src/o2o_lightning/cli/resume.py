@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from o2o_lightning.cli.compose import Command, split
-from o2o_lightning.cli.launch import first_process
 from o2o_lightning.cli.run import LAST, say, write_run_summary
 from o2o_lightning.errors import UserError
+from o2o_lightning.launch import first_process
 
 USAGE = """\
 o2o resume RUN_DIR [options]

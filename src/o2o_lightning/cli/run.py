@@ -15,10 +15,10 @@ from rich.console import Console
 from o2o_lightning.checkpoint.io import write_json
 from o2o_lightning.checkpoint.run import LOCK, PLAN, Busy, lock, read_plan, unlock, write_plan
 from o2o_lightning.cli.compose import PHASES
-from o2o_lightning.cli.launch import first_process
 from o2o_lightning.cli.lightning import Built
 from o2o_lightning.cli.plan import Step, check
 from o2o_lightning.errors import UserError
+from o2o_lightning.launch import first_process
 from o2o_lightning.phases.health import NonFinite
 
 LAST = "checkpoints/last.ckpt"
