@@ -37,7 +37,6 @@ class TD3BC(Phase):
 
     phase: ClassVar[str] = "offline"
     algorithm: ClassVar[str] = "td3_bc"
-    pays_back: ClassVar[int | None] = 40_000
     actor_kind: ClassVar[str | None] = DeterministicActor.kind
     makes_critic: ClassVar[bool] = True
     agent: TD3Agent
