@@ -10,7 +10,7 @@ import numpy as np
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.nn.squashed_gaussian import ACTION_LIMIT
 
-TOLERANCE = 1e-5
+TOLERANCE = 3e-5  # two orders of float32 sums, in states far outside the data, where activations are large
 
 
 @dataclass(frozen=True)
