@@ -169,7 +169,8 @@ class Replay:
             for block in blocks(len(rows)):
                 buffer.extend(store.gather(rows[block]))
         if store is not None and mix == "part":
-            buffer.extend(store.gather(store.top_episodes(BEST_EPISODES, True, rewards.scale, rewards.shift)))
+            best = store.top_episodes(BEST_EPISODES, scale=rewards.scale, shift=rewards.shift)
+            buffer.extend(store.gather(best))
 
     def sample(self, generator: torch.Generator) -> TensorDict:
         """One batch of raw transitions ``[B]``."""
