@@ -24,7 +24,7 @@ from o2o_lightning.nn.actor import Policy
 from o2o_lightning.phases.adam import Adam
 from o2o_lightning.phases.descent import Descent
 from o2o_lightning.phases.handed import carry_moments
-from o2o_lightning.phases.hardware import check_hardware
+from o2o_lightning.phases.hardware import check_compilable, check_hardware
 from o2o_lightning.phases.health import ChunkRecord
 from o2o_lightning.phases.steps import SteppingModule
 from o2o_lightning.policies.history import player_of
@@ -161,8 +161,8 @@ class Phase(SteppingModule):
             return
         check_hardware(self.trainer)
         data, self.ranks = self.data, Ranks.of(self.trainer)
-        if self.compiles and self.ranks.count > 1:
-            raise UserError("--model.compile true: it takes one process. Leave it out, or pass --trainer.devices 1.")
+        if self.compiles:
+            check_compilable(self.trainer, self.ranks.count)
         if self.init_from is not None:
             self.source = read_handover(self.init_from, self.accepts, f"--phase {self.phase}")
             self.normalizer = self.source.build_normalizer()

@@ -22,3 +22,14 @@ def check_hardware(trainer: Any) -> None:
         )
     if precision not in PRECISIONS:
         raise UserError(f"--trainer.precision {precision}: one of {', '.join(PRECISIONS)} is needed.")
+
+
+def check_compilable(trainer: Any, processes: int) -> None:
+    """Refuses what ``--model.compile true`` cannot have: its gradients are formed in the graph, with the loss."""
+    if processes > 1:
+        raise UserError("--model.compile true: it takes one process. Leave it out, or pass --trainer.devices 1.")
+    if str(trainer.precision) == "16-mixed":
+        raise UserError(
+            "--model.compile true: the scaled losses of --trainer.precision 16-mixed are not compiled. Leave it out, or "
+            "pass --trainer.precision bf16-mixed."
+        )

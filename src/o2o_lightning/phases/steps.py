@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import lightning as L
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from o2o_lightning.phases.base import Loss
 
 Method = TypeVar("Method", bound=Callable[..., "Loss"])
+Batch = dict[Any, Tensor]
 
 
 def step_function(method: Method) -> Method:
@@ -28,7 +30,7 @@ def step_function(method: Method) -> Method:
     Whatever changes from one update to the next must reach it as a tensor: a parameter, a buffer, an argument.
     """
 
-    def graph(phase: SteppingModule, batch: dict[Any, Tensor], *noise: Tensor) -> Loss:
+    def graph(phase: SteppingModule, batch: Batch, *noise: Tensor) -> Loss:
         loss = method(phase, batch, *noise)
         # else the backward graph would carry a gradient for each of them
         return loss._replace(metrics={name: value.detach() for name, value in loss.metrics.items()})
@@ -43,30 +45,87 @@ def step_function(method: Method) -> Method:
 
 
 class StepCompiler:
-    """Compiles the step functions of one phase, each when it is first called.
+    """Compiles the step functions of one phase, each when it is first called: loss and gradients are one graph.
 
-    On a GPU each graph is recorded and replayed as a CUDA graph, forward and backward, for every update of a chunk.
+    At run time nothing is recorded, walked backwards or looked up but the batch's shapes; with networks of this size
+    that costs as much as the kernels between the products. On a GPU each graph is recorded and replayed as a CUDA
+    graph, for every update of a chunk.
     """
 
-    def __init__(self, device: torch.device, backend: Any = "inductor") -> None:
+    def __init__(self, device: torch.device, backend: str | Callable[..., Any] = "inductor") -> None:
         # the graphs of an earlier phase of this process are done with, and would count against dynamo's limit
         torch._dynamo.reset()
+        torch._dynamo.config.trace_autograd_ops = True
         self.replays = device.type == "cuda"
-        # without a mode the backend may be any: a test's, for instance
-        self._options: dict[str, Any] = {"mode": "reduce-overhead"} if self.replays else {"backend": backend}
-        self._compiled: dict[Callable[..., Loss], Callable[..., Loss]] = {}
+        self.backend = backend
+        self._compiled: dict[Callable[..., Loss], CompiledStep] = {}
 
-    def __call__(self, graph: Callable[..., Loss], *arguments: Any) -> Loss:
+    @property
+    def options(self) -> dict[str, Any]:
+        """What ``torch.compile`` is told."""
+        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
+        if self.backend == "inductor":  # a test's own backend knows none of these
+            options |= {"size_asserts": False, "cpp_wrapper": not self.replays, "triton.cudagraphs": self.replays}
+        return options
+
+    def __call__(self, graph: Callable[..., Loss], phase: SteppingModule, batch: Batch, *noise: Tensor) -> Loss:
         if graph not in self._compiled:
-            self._compiled[graph] = torch.compile(graph, fullgraph=True, dynamic=False, **self._options)
+            self._compiled[graph] = CompiledStep(self, graph, phase, batch, noise)
+        if self.replays:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        loss = self._compiled[graph](batch, *noise)
         if not self.replays:
-            return self._compiled[graph](*arguments)
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        loss = self._compiled[graph](*arguments)
+            return loss
         # the next replay writes to the same memory, and the chunk's record outlives it
         return loss._replace(
             value=loss.value.clone(), metrics={name: value.clone() for name, value in loss.metrics.items()}
         )
+
+
+class CompiledStep:
+    """``(batch, *noise) → Loss`` whose backward pass hands out gradients that the graph has formed with the loss."""
+
+    def __init__(
+        self, compiler: StepCompiler, graph: Callable[..., Loss], phase: Any, batch: Batch, noise: tuple[Tensor, ...]
+    ) -> None:
+        example = graph(phase, batch, *noise)
+        learners = [parameter for parameter in phase.parameters() if parameter.requires_grad]
+        found = torch.autograd.grad(example.value, learners, allow_unused=True)
+        self.parameters = [p for p, gradient in zip(learners, found, strict=True) if gradient is not None]
+        self._loss_type = type(example)
+        parameters = self.parameters
+
+        def joint(batch: Batch, *noise: Tensor) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
+            loss = graph(phase, batch, *noise)
+            with torch.autocast(loss.value.device.type, enabled=False):  # gradients keep the precision of the products
+                gradients = torch.autograd.grad(loss.value, parameters)
+            return loss.value.detach(), loss.metrics, gradients
+
+        # dynamo finds its graphs by the code object: with one of its own, no guard has to tell this step from others
+        code = joint.__code__.replace(co_name=f"{graph.__name__}_{id(self)}")
+        own = FunctionType(code, joint.__globals__, joint.__name__, None, joint.__closure__)
+        backend, options = compiler.backend, compiler.options
+        self._run = torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options)
+
+    def __call__(self, batch: Batch, *noise: Tensor) -> Loss:
+        value, metrics, gradients = self._run(batch, *noise)
+        return self._loss_type(KnownGradients.apply(value, list(gradients), *self.parameters), metrics)  # type: ignore[no-untyped-call]
+
+
+class KnownGradients(torch.autograd.Function):
+    """A loss whose gradients were formed with it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        gradients, ctx.gradients = ctx.gradients, None  # held nowhere else, they become the parameters' own
+        if upstream.device.type != "cpu" or upstream != 1.0:
+            gradients = torch._foreach_mul(gradients, upstream)
+        return None, None, *gradients
 
 
 class SteppingModule(L.LightningModule):
