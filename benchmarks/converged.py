@@ -1,7 +1,8 @@
 r"""Does ending re-evaluation and alignment at their plateaus cost anything online? The same runs with both rules.
 
     python benchmarks/converged.py run   --out converged --datasets a.hdf5 b.hdf5 c.hdf5 --seeds 0 1 \
-                                         --method o2td3 --steps reevaluate=500000 align=500000 env=100000
+                                         --method o2td3 --steps reevaluate=500000 align=500000 env=100000 \
+                                         --options model.compile=true reevaluate.model.hidden=[256,256]
     python benchmarks/converged.py table --out converged
 
 Of each dataset and seed, one offline policy; from it, once with the full counts of `--steps` and once with
@@ -13,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from runs import finish
 
 ARMS = {"full": "stop=steps", "converged": "stop=converged"}
 PHASES = {"o2td3": ("reevaluate", "align", "online"), "o2sac": ("reevaluate", "align", "online"),
@@ -35,6 +35,9 @@ def main() -> int:
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     run.add_argument("--method", choices=PHASES, default="o2td3")
     run.add_argument("--steps", nargs="+", default=[], metavar="PHASE=N", help="as steps.PHASE=N of `o2o fit`")
+    run.add_argument(
+        "--options", nargs="+", default=[], metavar="[PHASE.]NAME=VALUE", help="as --NAME=VALUE of `o2o fit`"
+    )
     table = commands.add_parser("table")
     for command in (run, table):
         command.add_argument("--out", type=Path, required=True)
@@ -49,12 +52,13 @@ def _run(arguments: argparse.Namespace) -> int:
         for seed in arguments.seeds:
             folder = arguments.out / Path(dataset.split(":")[-1]).stem / f"seed{seed}"
             common = [f"online={arguments.method}", *steps, "--data.dataset", dataset, "--seed_everything", str(seed)]
-            start = _finish(folder / "start", "offline", common, None)
+            start = _finish(folder / "start", "offline", [*common, *_of("offline", arguments.options)], None)
             for arm, rule in ARMS.items():
                 checkpoint = start
                 for phase in PHASES[arguments.method]:
                     if checkpoint is not None:
-                        checkpoint = _finish(folder / arm, phase, [*common, rule], checkpoint)
+                        options = [*common, rule, *_of(phase, arguments.options)]
+                        checkpoint = _finish(folder / arm, phase, options, checkpoint)
                 if checkpoint is None:
                     failed.append(folder / arm)
     for folder in failed:
@@ -62,25 +66,18 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _of(phase: str, options: list[str]) -> list[str]:
+    """The options that a phase is given: those of all, and its own."""
+    named = {option: option.split(".")[0] for option in options}
+    others = {"offline", "reevaluate", "align", "online"} - {phase}
+    return [f"--{option.removeprefix(f'{phase}.')}" for option, first in named.items() if first not in others]
+
+
 def _finish(run_dir: Path, phase: str, options: list[str], start: Path | None) -> Path | None:
-    """Runs a phase, or what is left of it; its checkpoint, or None where it failed."""
-    summary, checkpoint = run_dir / phase / "summary.json", run_dir / phase / "checkpoints" / "last.ckpt"
-    if summary.exists():
-        return checkpoint
+    """A phase's checkpoint, or None where it failed."""
     begin = ["--model.init_from", str(start)] if start else []
-    command = ["fit", "--phase", phase, *options, *begin, "--run_dir", str(run_dir)]
-    if checkpoint.exists():
-        command = ["resume", str(run_dir)]
-    elif (run_dir / phase).exists():
-        shutil.rmtree(run_dir / phase)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / f"{phase}.log").open("ab") as log:
-        subprocess.run(
-            [sys.executable, "-m", "o2o_lightning.cli.main", *command], stdout=log, stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-        )  # fmt: skip
-    print(f"{run_dir / phase}: {'done' if summary.exists() else 'failed'}", flush=True)
-    return checkpoint if summary.exists() else None
+    done = finish(run_dir, phase, [*options, *begin], run_dir / f"{phase}.log")
+    return run_dir / phase / "checkpoints" / "last.ckpt" if done else None
 
 
 def _table(out: Path) -> int:

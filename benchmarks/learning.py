@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,24 +19,23 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from runs import finish
+
 EARLY = (2000, 6000)  # environment steps within which a hand-off collapses, if it does
 
 
 @dataclass(frozen=True)
 class Job:
-    """One phase: what is typed after ``o2o fit``, and the job whose checkpoint it starts from."""
+    """One phase: what is typed after ``o2o fit --phase PHASE``, and the job whose checkpoint it starts from."""
 
+    phase: str
     arguments: tuple[str, ...]
     parent: str | None = None
-
-    @property
-    def phase(self) -> str:
-        return self.arguments[self.arguments.index("--phase") + 1]
 
 
 def job(phase: str, *arguments: str, parent: str | None = None) -> Job:
     """A phase with its options."""
-    return Job(("--phase", phase, *arguments), parent)
+    return Job(phase, arguments, parent)
 
 
 # The ablations: `reevaluated_*` fine-tunes with the re-evaluated critic, `aligned_*` with the aligned one, both without
@@ -123,28 +119,12 @@ def _ordered(arms: Sequence[str]) -> Iterator[str]:
 
 def _finish(directory: Path, name: str, dataset: str, seed: int, steps: list[str]) -> bool:
     """Runs a job, or what is left of it; true when its summary is there."""
-    found, run_dir = JOBS[name], directory / name
-    summary = run_dir / found.phase / "summary.json"
-    if summary.exists():
-        return True
-    command = ["fit", *found.arguments, *steps, "--data.dataset", dataset, "--seed_everything", str(seed)]
+    found = JOBS[name]
+    arguments = [*found.arguments, *steps, "--data.dataset", dataset, "--seed_everything", str(seed)]
     if found.parent is not None:
         start = directory / found.parent / JOBS[found.parent].phase / "checkpoints" / "last.ckpt"
-        command += ["--model.init_from", str(start)]
-    command += ["--run_dir", str(run_dir)]
-    if run_dir.exists() and any(run_dir.rglob("*.ckpt")):
-        command = ["resume", str(run_dir)]
-    elif run_dir.exists():
-        shutil.rmtree(run_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # bit-equal results on any number of cores
-    with (directory / f"{name}.log").open("ab") as log:
-        subprocess.run(
-            [sys.executable, "-m", "o2o_lightning.cli.main", *command],
-            stdout=log, stderr=subprocess.STDOUT, env=environment, check=False,
-        )  # fmt: skip
-    print(f"{run_dir}: {'done' if summary.exists() else 'failed'}", flush=True)
-    return summary.exists()
+        arguments += ["--model.init_from", str(start)]
+    return finish(directory / name, found.phase, arguments, directory / f"{name}.log")
 
 
 def _table(arguments: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ from o2o_lightning.agents.ppo import PPOAgent
 from o2o_lightning.cli.lightning import argument_names
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
+from o2o_lightning.errors import UserError
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.gaussian import GaussianActor
@@ -45,6 +46,7 @@ from o2o_lightning.phases import (
     ReevaluateTD3,
 )
 from o2o_lightning.phases import steps as steps_module
+from o2o_lightning.phases.hardware import check_compilable
 from o2o_lightning.phases.settings import Reference
 from o2o_lightning.phases.steps import StepCompiler
 
@@ -143,6 +145,56 @@ def assert_compiled_is_eager(name: str, backend: Any) -> None:
 @pytest.mark.parametrize("name", [name for name in MADE if name not in ("CQL", "SAC without constraint")])
 def test_one_graph_a_step_function_has_the_gradients_and_metrics_of_plain_python(name: str) -> None:
     assert_compiled_is_eager(name, "aot_eager")
+
+
+def test_a_compiled_loss_that_is_scaled_or_added_to_has_the_gradient_of_what_is_descended() -> None:
+    (phase, batch), (compiled, _) = MADE["TD3 re-evaluation"](), MADE["TD3 re-evaluation"]()
+    compiled.compiles, compiled._compiler = True, StepCompiler(CPU, "aot_eager")
+    found = []
+    for one in (phase, compiled):
+        one.noise.generator.manual_seed(5)
+        own = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+        (next(one.update(batch)).value * 3.0 + own.square()).backward()
+        found.append([p.grad for p in one.agent.critic.parameters()] + [own.grad])
+    for expected, value in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_compiled_phases_of_one_class_do_not_share_their_graphs() -> None:
+    made = [MADE["TD3 re-evaluation"]() for _ in range(2)]
+    made[1][0].agent.critic = Critics(td3.S, td3.A, [5], False).double()
+    expected = [next(phase.update(batch)).value for phase, batch in made]
+    for phase, _ in made:
+        phase.noise._used.clear()
+        phase.noise.generator.manual_seed(phase.noise.generator.initial_seed())
+        phase.compiles, phase._compiler = True, StepCompiler(CPU, "aot_eager")
+    found = [next(phase.update(batch)).value for phase, batch in made]
+    assert expected[0] != expected[1]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_under_autocast_a_compiled_step_rounds_what_the_plain_one_rounds() -> None:
+    found = []
+    for compiles in (False, True):
+        phase, batch = MADE["TD3 re-evaluation"]()
+        phase, batch = phase.float(), batch.float()
+        phase.compiles, phase._compiler = compiles, StepCompiler(CPU, "aot_eager") if compiles else None
+        phase.noise.generator.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = next(phase.update(batch)).value
+        loss.backward()
+        found.append([p.grad for p in phase.agent.critic.parameters()])
+    for expected, value in zip(*found, strict=True):
+        assert value.dtype == expected.dtype == torch.float32
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("processes, precision", [(2, "32-true"), (1, "16-mixed")])
+def test_what_cannot_be_compiled_is_refused(processes: int, precision: str) -> None:
+    with pytest.raises(UserError, match=r"--model.compile true: .* pass --trainer"):
+        check_compilable(SimpleNamespace(precision=precision), processes)
+    check_compilable(SimpleNamespace(precision="bf16-mixed"), 1)
 
 
 needs_compiler = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")

@@ -19,7 +19,7 @@ from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions, r
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.envs.evaluate import Evaluation, Player
-from o2o_lightning.errors import UserError, at_least
+from o2o_lightning.errors import at_least
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.phases.adam import Adam
 from o2o_lightning.phases.descent import Descent

@@ -30,6 +30,6 @@ def check_compilable(trainer: Any, processes: int) -> None:
         raise UserError("--model.compile true: it takes one process. Leave it out, or pass --trainer.devices 1.")
     if str(trainer.precision) == "16-mixed":
         raise UserError(
-            "--model.compile true: the scaled losses of --trainer.precision 16-mixed are not compiled. Leave it out, or "
+            "--model.compile true: it does not scale losses as --trainer.precision 16-mixed must. Leave it out, or "
             "pass --trainer.precision bf16-mixed."
         )
