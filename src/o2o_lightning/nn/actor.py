@@ -9,7 +9,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
+
+from o2o_lightning.nn.network import Network
 
 FloatArray = NDArray[np.float32]
 
@@ -56,7 +58,7 @@ class ActorSpec:
         return ActorSpec(**{**state, "hidden": tuple(state["hidden"])})
 
 
-class Policy(nn.Module):
+class Policy(Network):
     """Base of all policies; ``kind`` names the family in checkpoints and chooses what must be cloned."""
 
     kind: ClassVar[str]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from o2o_lightning.nn.mlp import MLP, orthogonal_
+from o2o_lightning.nn.network import Network
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class CriticSpec:
         return CriticSpec(**{**state, "hidden": tuple(state["hidden"])})
 
 
-class Critics(nn.Module):
+class Critics(Network):
     """``count`` independent networks Q_i(s, a), orthogonal initialisation (D26).
 
     The members run one after the other: on a CPU two plain ``F.linear`` chains beat one batched product.

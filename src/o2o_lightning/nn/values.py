@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from o2o_lightning.nn.mlp import MLP, orthogonal_
+from o2o_lightning.nn.network import Network
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ValueSpec:
         return ValueSpec(**{**state, "hidden": tuple(state["hidden"])})
 
 
-class ValueNet(nn.Module):
+class ValueNet(Network):
     """V(s): ReLU and orthogonal weights in IQL, tanh and the framework's own in PPO (D26)."""
 
     def __init__(self, observation_dim: int, hidden: Sequence[int], activation: str = "relu") -> None:

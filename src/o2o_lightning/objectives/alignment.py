@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from o2o_lightning.objectives.bellman import critic_loss
+from o2o_lightning.objectives.bellman import critic_loss, least
 
 
 def action_distance(action: Tensor, anchor: Tensor, limit: float) -> Tensor:
@@ -59,7 +59,7 @@ def alignment_target_sac(calibrated: Tensor, q_old: Tensor) -> Tensor:
 
     Args: ``calibrated [B]``; ``q_old [E, B]`` of the frozen target critics. Returns ``[B]``.
     """
-    return torch.minimum(calibrated, q_old.amin(0))
+    return torch.minimum(calibrated, least(q_old))
 
 
 def alignment_loss(q_action: Tensor, target: Tensor, q_anchor: Tensor, anchor_value: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from o2o_lightning.objectives.bellman import least
+
 
 def sampled_advantage(q_data: Tensor, q_sampled: Tensor) -> Tensor:
     r"""Advantage of a data action over one of the policy's own.
@@ -12,7 +14,7 @@ def sampled_advantage(q_data: Tensor, q_sampled: Tensor) -> Tensor:
 
     Args: ``q_data`` and ``q_sampled`` ``[E, B]`` from the critics themselves, not their targets. Returns ``[B]``.
     """
-    return q_data.amin(0) - q_sampled.amin(0)
+    return least(q_data) - least(q_sampled)
 
 
 def awac_weight(advantage: Tensor, temperature: float, cap: float) -> Tensor:

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from o2o_lightning.objectives.bellman import least
+
 LAGRANGE_LIMIT = 1e6
 
 
@@ -61,7 +63,7 @@ def max_target_value(q: Tensor, log_prob: Tensor, alpha: Tensor | None = None) -
     Args: ``q [E, N, B]``; ``log_prob [N, B]``; ``alpha``: subtract :math:`\alpha\log\pi` of the chosen action
     (entropy backup), None for none. Returns ``[B]``.
     """
-    value, chosen = q.amin(0).max(0)
+    value, chosen = least(q).max(0)
     if alpha is None:
         return value
     return value - alpha * log_prob.gather(0, chosen[None]).squeeze(0)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from o2o_lightning.objectives.bellman import least
+
 
 def soft_value(q: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
     r"""One-sample soft value :math:`\min_j \bar Q_j(s, a) - \alpha \log\pi(a|s)`, the bracket of Eqs. 3 and 38.
 
     Args: ``q [E, B]`` at sampled actions, E = 1 or 2; ``log_prob [B]``; ``alpha`` α, scalar. Returns ``[B]``.
     """
-    return q.amin(0) - alpha * log_prob
+    return least(q) - alpha * log_prob
 
 
 def soft_policy_loss(q: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:

@@ -44,6 +44,9 @@ class Adam(torch.optim.Adam):
             super().step()
         return result
 
+    # as torch marks a step that it has wrapped in hooks and a profiler's range, which cost a third of the arithmetic
+    step.hooked = True  # type: ignore[attr-defined]
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         if not set_to_none:
             super().zero_grad(set_to_none)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,13 +45,18 @@ class Noise:
         self._used = dict(state["used"])
 
     def _next(self, kind: str, shape: tuple[int, ...], draw: Callable[..., Tensor]) -> Tensor:
-        name = f"{kind} {'×'.join(map(str, shape))}"
+        name = _name(kind, shape)
         used = self._used.get(name, BLOCK)
         if used == BLOCK:
             device = self.generator.device
             self._blocks[name], used = draw(BLOCK, *shape, generator=self.generator, device=device), 0
         self._used[name] = used + 1
         return self._blocks[name][used]
+
+
+@cache
+def _name(kind: str, shape: tuple[int, ...]) -> str:
+    return f"{kind} {'×'.join(map(str, shape))}"
 
 
 def _symmetric(*shape: int, **options: Any) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from o2o_lightning.agents.base import ActorCritic
 from o2o_lightning.checkpoint.handover import POLICIES
 from o2o_lightning.objectives.alignment import action_distance
+from o2o_lightning.objectives.bellman import least
 from o2o_lightning.objectives.diagnostics import Alignment, anchor_agreement, relative_drift
 from o2o_lightning.phases.converging import ConvergingPhase
 
@@ -44,14 +45,14 @@ class AlignPhase(ConvergingPhase):
         observation = batch["observation"]
         anchor = self.agent.offline_actor.mode(observation)
         values = self._around(observation, anchor, PERTURBATIONS, stream)
-        return anchor_agreement(self.agent.critic(observation, anchor).amin(0), values)
+        return anchor_agreement(least(self.agent.critic(observation, anchor)), values)
 
     def curves(self, batch: TensorDictBase) -> dict[str, Tensor]:
         observation, anchor = batch["observation"], batch["anchor"]
         action = self.agent.actor.mode(observation)
-        q_anchor = self.agent.critic(observation, anchor).amin(0)
+        q_anchor = least(self.agent.critic(observation, anchor))
         around = self._around(observation, anchor, 8, torch.Generator().manual_seed(0))
-        others = torch.cat((around, self.agent.critic(observation, action).amin(0, keepdim=True)))
+        others = torch.cat((around, least(self.agent.critic(observation, action))[None]))
         return {
             "anchor_share": anchor_agreement(q_anchor, others).share,
             "perturbed_share": anchor_agreement(q_anchor, around).share,
@@ -64,5 +65,5 @@ class AlignPhase(ConvergingPhase):
         values = []
         for _ in range(count):
             noise = torch.randn(anchor.shape, generator=stream).to(self.device)
-            values.append(self.agent.critic(observation, (anchor + SPREAD * noise).clamp(-1.0, 1.0)).amin(0))
+            values.append(least(self.agent.critic(observation, (anchor + SPREAD * noise).clamp(-1.0, 1.0))))
         return torch.stack(values)

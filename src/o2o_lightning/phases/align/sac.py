@@ -14,6 +14,7 @@ from o2o_lightning.checkpoint.handover import Handover
 from o2o_lightning.errors import at_least
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
 from o2o_lightning.objectives.alignment import alignment_loss, alignment_target_sac, calibrated_value_sac
+from o2o_lightning.objectives.bellman import least
 from o2o_lightning.phases.align.base import AlignPhase
 from o2o_lightning.phases.base import Loss
 from o2o_lightning.phases.steps import step_function
@@ -70,7 +71,7 @@ class AlignSAC(AlignPhase):
             "offline_log_std": offline.log_std,
             "anchor": anchor,
             "anchor_log_prob": offline.log_prob(anchor),
-            "anchor_value": self.agent.target_critic(batch["observation"], anchor).amin(0),
+            "anchor_value": least(self.agent.target_critic(batch["observation"], anchor)),
         }
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:

@@ -18,6 +18,7 @@ from o2o_lightning.objectives.alignment import (
     alignment_target_td3,
     calibrated_value_td3,
 )
+from o2o_lightning.objectives.bellman import least
 from o2o_lightning.objectives.td3 import policy_loss, smoothed_action
 from o2o_lightning.phases.align.base import AlignPhase
 from o2o_lightning.phases.base import Loss
@@ -68,7 +69,7 @@ class AlignTD3(AlignPhase):
 
     def transition_cache(self, batch: TensorDictBase) -> dict[str, Tensor]:
         anchor = self.agent.offline_actor.mode(batch["observation"])
-        return {"anchor": anchor, "anchor_value": self.agent.target_critic(batch["observation"], anchor).amin(0)}
+        return {"anchor": anchor, "anchor_value": least(self.agent.target_critic(batch["observation"], anchor))}
 
     def update(self, batch: TensorDictBase) -> Iterator[Loss]:
         yield self._losses(batch, self.normal_like(batch["action"]))

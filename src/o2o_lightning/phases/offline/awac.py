@@ -16,7 +16,7 @@ from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.mlp import uniform_
 from o2o_lightning.objectives.awac import awac_policy_loss, awac_weight, sampled_advantage
-from o2o_lightning.objectives.bellman import critic_loss, td_target
+from o2o_lightning.objectives.bellman import critic_loss, least, td_target
 from o2o_lightning.phases.base import Loss, Phase
 from o2o_lightning.phases.steps import step_function
 
@@ -77,7 +77,7 @@ class AWAC(Phase):
         agent, next_observation = self.agent, batch["next", "observation"]
         with torch.no_grad():
             next_action = self._actor.sampled(next_observation, noise)
-            next_value = agent.target_critic(next_observation, next_action).amin(0)
+            next_value = least(agent.target_critic(next_observation, next_action))
             target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
         q = agent.critic(batch["observation"], batch["action"])
         loss = critic_loss(q, target)

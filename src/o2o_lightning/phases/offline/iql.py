@@ -15,7 +15,7 @@ from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.values import ValueNet
-from o2o_lightning.objectives.bellman import td_target
+from o2o_lightning.objectives.bellman import least, td_target
 from o2o_lightning.objectives.iql import advantage_weight, expectile_loss, iql_critic_loss, weighted_imitation_loss
 from o2o_lightning.objectives.schedules import cosine_decay
 from o2o_lightning.phases.base import Loss, Phase
@@ -92,7 +92,7 @@ class IQL(Phase):
     def _losses(self, batch: TensorDictBase) -> Loss:
         agent, observation, action = self.agent, batch["observation"], batch["action"]
         with torch.no_grad():
-            q_target = agent.target_critic(observation, action).amin(0)
+            q_target = least(agent.target_critic(observation, action))
             next_value = agent.value(batch["next", "observation"])
             target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
         value = agent.value(observation)

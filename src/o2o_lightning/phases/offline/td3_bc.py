@@ -14,7 +14,7 @@ from o2o_lightning.checkpoint.handover import Handover
 from o2o_lightning.errors import at_least
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
-from o2o_lightning.objectives.bellman import critic_loss, td_target
+from o2o_lightning.objectives.bellman import critic_loss, least, td_target
 from o2o_lightning.objectives.td3 import smoothed_action
 from o2o_lightning.objectives.td3_bc import td3_bc_policy_loss
 from o2o_lightning.phases.base import Loss, Phase
@@ -82,7 +82,7 @@ class TD3BC(Phase):
             next_action = smoothed_action(
                 agent.target_actor(next_observation), noise, self.policy_noise, self.noise_clip
             )
-            next_value = agent.target_critic(next_observation, next_action).amin(0)
+            next_value = least(agent.target_critic(next_observation, next_action))
             target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
         q = agent.critic(batch["observation"], batch["action"])
         loss = critic_loss(q, target)

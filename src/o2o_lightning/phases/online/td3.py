@@ -17,7 +17,7 @@ from o2o_lightning.errors import at_least
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.targets import hard_update
-from o2o_lightning.objectives.bellman import critic_loss, td_target
+from o2o_lightning.objectives.bellman import critic_loss, least, td_target
 from o2o_lightning.objectives.constraint import squared_divergence
 from o2o_lightning.objectives.td3 import normalized_policy_loss, policy_loss, smoothed_action
 from o2o_lightning.phases.base import Loss
@@ -124,7 +124,7 @@ class OnlineTD3(OnlinePhase):
             next_action = smoothed_action(
                 agent.target_actor(next_observation), noise, self.policy_noise, self.noise_clip
             )
-            next_value = agent.target_critic(next_observation, next_action).amin(0)
+            next_value = least(agent.target_critic(next_observation, next_action))
             if self.constraint:
                 divergence = squared_divergence(agent.actor(next_observation), self.reference(next_observation))
                 penalty = divergence.mean(-1) if self.penalty == "state" else self.ranks.mean(divergence.mean())

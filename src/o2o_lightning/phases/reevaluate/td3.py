@@ -13,7 +13,7 @@ from o2o_lightning.agents.td3 import TD3Agent
 from o2o_lightning.checkpoint.handover import POLICIES, Handover
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
-from o2o_lightning.objectives.bellman import critic_loss, td_target
+from o2o_lightning.objectives.bellman import critic_loss, least, td_target
 from o2o_lightning.objectives.diagnostics import bellman_residual
 from o2o_lightning.objectives.td3 import smoothed_action
 from o2o_lightning.phases.base import Loss
@@ -75,7 +75,7 @@ class ReevaluateTD3(ConvergingPhase):
         return {"next_offline_action": self.agent.offline_actor.mode(batch["next", "observation"])}
 
     def curves(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        next_value = self.agent.critic(batch["next", "observation"], batch["next_offline_action"]).amin(0)
+        next_value = least(self.agent.critic(batch["next", "observation"], batch["next_offline_action"]))
         target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
         q = self.agent.critic(batch["observation"], batch["action"]).mean(0)
         return {"q": q.abs().mean(), "residual": bellman_residual(q, target)}
@@ -89,7 +89,7 @@ class ReevaluateTD3(ConvergingPhase):
         agent, next_observation = self.agent, batch["next", "observation"]
         with torch.no_grad():
             next_action = smoothed_action(batch["next_offline_action"], noise, self.policy_noise, self.noise_clip)
-            next_value = agent.target_critic(next_observation, next_action).amin(0)
+            next_value = least(agent.target_critic(next_observation, next_action))
             target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
         q = agent.critic(batch["observation"], batch["action"])
         loss = critic_loss(q, target)
