@@ -35,7 +35,7 @@ class AlignSAC(AlignPhase):
     """
 
     algorithm: ClassVar[str] = "o2sac"
-    pays_back: ClassVar[int | None] = 12_000
+    pays_back: ClassVar[int | None] = 6_000
     actor_kind: ClassVar[str | None] = SquashedGaussianActor.kind
     agent: SACAgent
 

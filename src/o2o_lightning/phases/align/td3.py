@@ -40,7 +40,7 @@ class AlignTD3(AlignPhase):
     """
 
     algorithm: ClassVar[str] = "o2td3"
-    pays_back: ClassVar[int | None] = 20_000
+    pays_back: ClassVar[int | None] = 10_000
     actor_kind: ClassVar[str | None] = DeterministicActor.kind
     agent: TD3Agent
 

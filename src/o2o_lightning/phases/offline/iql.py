@@ -40,7 +40,7 @@ class IQL(Phase):
 
     phase: ClassVar[str] = "offline"
     algorithm: ClassVar[str] = "iql"
-    pays_back: ClassVar[int | None] = 20_000
+    pays_back: ClassVar[int | None] = 7_000
     makes_critic: ClassVar[bool] = True
     agent: IQLAgent
 

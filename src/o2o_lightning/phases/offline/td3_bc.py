@@ -37,6 +37,7 @@ class TD3BC(Phase):
 
     phase: ClassVar[str] = "offline"
     algorithm: ClassVar[str] = "td3_bc"
+    pays_back: ClassVar[int | None] = 20_000
     actor_kind: ClassVar[str | None] = DeterministicActor.kind
     makes_critic: ClassVar[bool] = True
     agent: TD3Agent

@@ -45,7 +45,7 @@ class OnlineSAC(OnlinePhase):
     """
 
     algorithm: ClassVar[str] = "o2sac"
-    pays_back: ClassVar[int | None] = 12_000
+    pays_back: ClassVar[int | None] = 10_000
     actor_kind: ClassVar[str | None] = SquashedGaussianActor.kind
     agent: SACAgent
     reference: SquashedGaussianActor

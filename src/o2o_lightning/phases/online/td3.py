@@ -47,6 +47,7 @@ class OnlineTD3(OnlinePhase):
     """
 
     algorithm: ClassVar[str] = "o2td3"
+    pays_back: ClassVar[int | None] = 20_000
     actor_kind: ClassVar[str | None] = DeterministicActor.kind
     agent: TD3Agent
 

@@ -38,7 +38,7 @@ class ReevaluateTD3(ConvergingPhase):
 
     phase: ClassVar[str] = "reevaluate"
     algorithm: ClassVar[str] = "o2td3"
-    pays_back: ClassVar[int | None] = 40_000
+    pays_back: ClassVar[int | None] = 15_000
     actor_kind: ClassVar[str | None] = DeterministicActor.kind
     accepts: ClassVar[tuple[str, ...]] = POLICIES
     evaluates: ClassVar[bool] = False
