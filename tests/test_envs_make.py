@@ -70,23 +70,27 @@ def test_a_dictionary_is_joined_by_its_sorted_keys() -> None:
     assert env.reset(seed=0)[0].tolist() == [1, 1, 0, 0]
 
 
-@pytest.mark.parametrize("said", ["observation,achieved_goal", "desired_goal, observation"])
+@pytest.mark.parametrize("said, wanted", [
+    ("observation,achieved_goal", ("observation", "achieved_goal")),
+    ("desired_goal, observation", ("desired_goal", "observation")),
+    ("concat(observation[2]=x,y; desired_goal[2]=gx,gy)", ("observation", "desired_goal")),
+])  # fmt: skip
 def test_a_file_that_says_the_order_of_its_columns_is_believed(
-    said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    said: str, wanted: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = arrays(terminals=(3,))
     columns = {"observations": np.zeros((12, 4), np.float32), "actions": made["actions"][:, :1]}
     path = write(tmp_path / "a.hdf5", **columns, **{"metadata/env_id": "O2OGoal-v0", "metadata/obs_layout": said})
     data = OfflineData(str(path), observation_layout=["achieved_goal", "observation"])
     data.setup("fit")
-    wanted = tuple(part.strip() for part in said.split(","))
     assert data.env is not None and data.env.layout == data.layout == wanted
     assert "observation_layout achieved_goal, observation is left unused" in capsys.readouterr().err
 
 
-def test_a_file_that_does_not_say_takes_the_option(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [{}, {"metadata/obs_layout": "where it is, then where it is to go"}])
+def test_a_file_that_does_not_say_takes_the_option(said: dict[str, str], tmp_path: Path) -> None:
     columns = {"observations": np.zeros((12, 4), np.float32), "actions": arrays()["actions"][:, :1]}
-    path = write(tmp_path / "a.hdf5", **columns, **{"metadata/env_id": "O2OGoal-v0"})
+    path = write(tmp_path / "a.hdf5", **columns, **{"metadata/env_id": "O2OGoal-v0"}, **said)
     data = OfflineData(str(path), observation_layout=["achieved_goal", "observation"])
     data.setup("fit")
     assert data.env is not None and data.env.layout == ("achieved_goal", "observation")

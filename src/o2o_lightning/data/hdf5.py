@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -263,5 +264,11 @@ def _plain(value: Any) -> Any:
 
 
 def _layout(metadata: Mapping[str, Any]) -> tuple[str, ...]:
-    layout = metadata.get("obs_layout")
-    return tuple(part.strip() for part in layout.split(",")) if isinstance(layout, str) and layout else ()
+    """Parts of a dictionary observation, of ``a,b`` or ``concat(a[4]=…; b[2]=…)``; any other text is a remark."""
+    said = metadata.get("obs_layout")
+    if not isinstance(said, str):
+        return ()
+    if said.startswith("concat("):
+        return tuple(re.findall(r"(\w+)\[\d+\]", said))
+    names = tuple(part.strip() for part in said.split(","))
+    return names if all(re.fullmatch(r"\w+", name) for name in names) else ()
