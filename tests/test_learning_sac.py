@@ -1,4 +1,4 @@
-"""Does O2SAC keep a policy that TD3+BC made and cloning handed over? Some 20 minutes a seed and core."""
+"""Does O2SAC keep a policy that TD3+BC made and cloning handed over? Some 15 minutes a seed and core."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from learning import beside_direct, early, score
 
-STEPS = ["steps.offline=10000", "steps.clone=10000", "steps.reevaluate=10000", "steps.align=20000", "steps.env=6000"]
+STEPS = ["steps.offline=10000", "steps.clone=10000", "steps.reevaluate=10000", "steps.align=10000", "steps.env=6000"]
 
 
 @pytest.mark.slow
