@@ -68,9 +68,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _of(phase: str, options: list[str]) -> list[str]:
     """The options that a phase is given: those of all, and its own."""
-    named = {option: option.split(".")[0] for option in options}
     others = {"offline", "reevaluate", "align", "online"} - {phase}
-    return [f"--{option.removeprefix(f'{phase}.')}" for option, first in named.items() if first not in others]
+    return [f"--{option.removeprefix(f'{phase}.')}" for option in options if option.split(".")[0] not in others]
 
 
 def _finish(run_dir: Path, phase: str, options: list[str], start: Path | None) -> Path | None:
