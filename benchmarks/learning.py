@@ -73,6 +73,7 @@ def main() -> int:
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     run.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     run.add_argument("--steps", nargs="+", default=[], metavar="PHASE=N", help="as steps.PHASE=N of `o2o fit`")
+    run.add_argument("--options", nargs="+", default=[], metavar="NAME=VALUE", help="overrides of every `o2o fit`")
     run.add_argument("--workers", type=int, default=1, help="jobs at once; each takes one core")
     run.set_defaults(command=_run)
     table = commands.add_parser("table")
@@ -84,7 +85,7 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    steps = [f"steps.{step}" for step in arguments.steps]
+    options = [*(f"steps.{step}" for step in arguments.steps), *arguments.options]
     chains = [
         (arguments.out / Path(dataset.split(":")[-1]).stem / f"seed{seed}", dataset, seed)
         for seed in arguments.seeds
@@ -95,7 +96,7 @@ def _run(arguments: argparse.Namespace) -> int:
         directory, dataset, seed = chain
         failed: list[str] = []
         for name in _ordered(arguments.arms):
-            if JOBS[name].parent in failed or not _finish(directory, name, dataset, seed, steps):
+            if JOBS[name].parent in failed or not _finish(directory, name, dataset, seed, options):
                 failed.append(name)
         return [f"{directory / name}" for name in failed]
 
@@ -117,10 +118,10 @@ def _ordered(arms: Sequence[str]) -> Iterator[str]:
     return (name for name in JOBS if name in needed)
 
 
-def _finish(directory: Path, name: str, dataset: str, seed: int, steps: list[str]) -> bool:
+def _finish(directory: Path, name: str, dataset: str, seed: int, options: list[str]) -> bool:
     """Runs a job, or what is left of it; true when its summary is there."""
     found = JOBS[name]
-    arguments = [*found.arguments, *steps, "--data.dataset", dataset, "--seed_everything", str(seed)]
+    arguments = [*found.arguments, *options, "--data.dataset", dataset, "--seed_everything", str(seed)]
     if found.parent is not None:
         start = directory / found.parent / JOBS[found.parent].phase / "checkpoints" / "last.ckpt"
         arguments += ["--model.init_from", str(start)]
