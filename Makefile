@@ -48,7 +48,7 @@ test: $(STAMP)
 	$(PYTEST)
 
 test-slow: $(STAMP)
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu" -rP
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
