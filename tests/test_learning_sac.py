@@ -1,4 +1,4 @@
-"""Does O2SAC keep a policy that TD3+BC made and cloning handed over? Some 10 minutes a seed and core.
+"""Does O2SAC keep a policy that TD3+BC made and cloning handed over? Some 14 minutes a seed beside other work.
 
 Networks are small, so that re-evaluation and alignment can make 40,000 updates each in that time.
 """
