@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+from o2o_lightning.nn.linear import product
 
 Update = Callable[[], Any]
 WARM_UP = 4
@@ -55,23 +58,29 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 
 
 def gemm_peak(size: int = 256, rounds: int = 60) -> float:
-    """Largest single-precision rate of ``size``³ products in this run, in GFLOP/s."""
+    """Largest single-precision rate of ``size``³ products in this run by MKL or oneDNN, in GFLOP/s."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     best = float("inf")
-    for _ in range(rounds):
-        start = time.process_time()
-        for _ in range(10):
-            a @ b
-        best = min(best, (time.process_time() - start) / 10)
+    for multiply in (torch.mm, product) if torch.backends.mkldnn.is_available() else (torch.mm,):
+        for _ in range(rounds):
+            start = time.process_time()
+            for _ in range(10):
+                multiply(a, b)
+            best = min(best, (time.process_time() - start) / 10)
     return 2 * size**3 / best / 1e9
 
 
 def gemm_flops(update: Update, updates: int) -> float:
     """Floating-point operations of the matrix products of an update."""
-    with FlopCounterMode(display=False) as counter:
+    by_onednn = {torch.ops.mkldnn._linear_pointwise: _onednn_flops}
+    with FlopCounterMode(display=False, custom_mapping=by_onednn) as counter:
         for _ in range(updates):
             update()
     return counter.get_total_flops() / updates
+
+
+def _onednn_flops(a: Sequence[int], b: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(a) * b[0]
 
 
 @contextlib.contextmanager

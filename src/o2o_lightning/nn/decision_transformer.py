@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from o2o_lightning.nn.actor import Policy
+from o2o_lightning.nn.linear import Linear
 from o2o_lightning.nn.mlp import ACTIVATIONS, orthogonal_, output_layer
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian
 
@@ -81,8 +82,8 @@ class Block(nn.Module):
         super().__init__()
         self.heads, self.dropout, self.activation = heads, dropout, activation
         self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query_key_value, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.query_key_value, self.project = Linear(width, 3 * width), Linear(width, width)
+        self.widen, self.narrow = Linear(width, 4 * width), Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, L, W] → [B, L, W]``; a row depends on itself and those before it."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from o2o_lightning.nn.linear import linear
 from o2o_lightning.nn.network import Network
 
 IN_CACHE = 1 << 17  # numbers
@@ -46,7 +47,7 @@ class _Views:
 class MLP(Network):
     """``in_dim → hidden… → out_dim`` with ReLU (or another), and LayerNorm *before* the activation if asked (D11).
 
-    Written over ``F.linear`` so that one set of weights serves three uses: a differentiable pass, a pass whose
+    Written over functions so that one set of weights serves three uses: a differentiable pass, a pass whose
     weights are constants (``frozen``, no weight gradient is computed), and a numpy pass for acting.
     """
 
@@ -76,7 +77,7 @@ class MLP(Network):
         if act is torch.relu and not traced and self._is_in_cache(x):
             act = torch.relu_
         for weight, bias, scale, shift in hidden:
-            x = F.linear(x, weight, bias)
+            x = linear(x, weight, bias)
             if scale is not None:
                 x = torch.layer_norm(x, scale.shape, scale, shift)
             x = act(x)
@@ -122,9 +123,9 @@ class MLP(Network):
 
         layers: list[Layer] = []
         norms = [*(self.norms or ()), *[None] * len(self.linears)]
-        for linear, norm in zip(self._linears(), norms, strict=False):
+        for layer, norm in zip(self._linears(), norms, strict=False):
             scale, shift = (None, None) if norm is None else map(shown, norm.parameters())
-            layers.append((shown(linear.weight), shown(linear.bias), scale, shift))
+            layers.append((shown(layer.weight), shown(layer.bias), scale, shift))
         *hidden, (weight, bias, _, _) = layers
         return hidden, (weight, bias)
 

@@ -1,0 +1,98 @@
+"""A layer's matrix products, by whichever of torch's two libraries is the quicker one."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def _onednn_is_quicker() -> bool:
+    """Whether this is one of AMD's processors, under Linux; no other has been measured.
+
+    torch forms its products with MKL, which keeps to AVX2 there. oneDNN, in the same torch, does not.
+    """
+    if platform.machine() != "x86_64" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+ONEDNN = _onednn_is_quicker()
+LEAST_WIDTH = 64
+LEAST_SIZE = 1 << 22  # multiplications: a call costs more than it saves below, docs/speed.md
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``x Wᵀ + b`` as ``F.linear``: ``[…, I], [O, I], [O] → […, O]``; large ones by oneDNN where that is quicker."""
+    exporting = torch.compiler.is_exporting()  # to a program for any batch and any processor
+    if exporting or x.numel() * weight.shape[0] < LEAST_SIZE or not _suits_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class Linear(nn.Linear):
+    """torch's layer over :func:`linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[…, I] → […, O]``."""
+        return linear(x, self.weight, self.bias)
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``a bᵀ + bias`` by oneDNN, without a gradient: ``[…, I], [O, I], [O] → […, O]``, of any strides."""
+    if torch.compiler.is_compiling():  # torch's own operation is compiled for constant weights only
+        return torch.ops.o2o_lightning.product(a, b, bias)  # type: ignore[no-any-return]
+    return _onednn_product(a, b, bias)
+
+
+def _onednn_product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.default(a, b, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+LIBRARY = torch.library.Library("o2o_lightning", "DEF")  # type: ignore[no-untyped-call]
+LIBRARY.define("product(Tensor a, Tensor b, Tensor? bias) -> Tensor")  # type: ignore[no-untyped-call]
+LIBRARY.impl("product", _onednn_product, "CPU")  # type: ignore[no-untyped-call]
+
+
+@torch.library.register_fake("o2o_lightning::product")  # type: ignore[untyped-decorator]
+def _product_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return a.new_empty((*a.shape[:-1], b.shape[0]))
+
+
+def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
+    return (
+        ONEDNN
+        and min(weight.shape) >= LEAST_WIDTH
+        and x.dtype is torch.float32
+        and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        by_x = product(gradient, weight.t()) if of_x else None
+        x, gradient = x.flatten(0, -2), gradient.flatten(0, -2)
+        by_bias = gradient.sum(0) if of_bias else None
+        if not of_weight:
+            return by_x, None, by_bias
+        if weight.is_contiguous():
+            return by_x, product(gradient.t(), x.t()), by_bias
+        return by_x, product(x.t(), gradient.t()).t(), by_bias  # laid out in memory as the weight is

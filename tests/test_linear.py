@@ -1,0 +1,116 @@
+"""Products by oneDNN: the same layer and gradients as by torch's own, wherever they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from o2o_lightning.nn import linear as module
+from o2o_lightning.nn.linear import linear
+from o2o_lightning.nn.mlp import MLP
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+SHAPES = [((256,), 128, 192), ((5, 64), 128, 128), ((256,), 256, 256)]  # of the batch, inputs, outputs
+
+
+@pytest.fixture(autouse=True)
+def on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ONEDNN", True)
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
+    """The shapes of what oneDNN has formed."""
+    formed: list[tuple[int, ...]] = []
+    plain = module._onednn_product
+
+    def counted(*operands: Any) -> Tensor:
+        out = plain(*operands)
+        formed.append(tuple(out.shape))
+        return out
+
+    monkeypatch.setattr(module, "_onednn_product", counted)
+    yield formed
+
+
+def operands(batch: tuple[int, ...], inputs: int, outputs: int, columns: bool = False) -> list[Tensor]:
+    torch.manual_seed(0)
+    weight = torch.randn(inputs, outputs).t() if columns else torch.randn(outputs, inputs)
+    return [t.requires_grad_() for t in (torch.randn(*batch, inputs), weight, torch.randn(outputs))]
+
+
+@pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize(("batch", "inputs", "outputs"), SHAPES)
+def test_values_and_gradients_are_those_of_double_precision(
+    batch: tuple[int, ...], inputs: int, outputs: int, columns: bool, products: list[tuple[int, ...]]
+) -> None:
+    ours = operands(batch, inputs, outputs, columns)
+    exact = [t.detach().double().requires_grad_() for t in ours]
+    upstream = torch.randn(*batch, outputs)
+    value, expected = linear(*ours), F.linear(*exact)
+    value.backward(upstream)
+    expected.backward(upstream.double())
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-3)
+    for mine, theirs in zip(ours, exact, strict=True):
+        assert mine.grad is not None and theirs.grad is not None
+        assert mine.grad.stride() == mine.stride()
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-5, atol=1e-3)
+    assert len(products) == 3
+
+
+def test_what_is_constant_costs_no_product(products: list[tuple[int, ...]]) -> None:
+    x, weight, bias = operands((256,), 256, 256)
+    linear(x, weight.detach(), bias.detach()).sum().backward()
+    assert len(products) == 2 and weight.grad is None
+    products.clear()
+    linear(x.detach(), weight, bias).sum().backward()
+    assert len(products) == 2
+    products.clear()
+    with torch.no_grad():
+        assert not linear(x, weight, bias).requires_grad
+    assert len(products) == 1
+
+
+def test_small_narrow_double_and_autocast_products_are_torch_s_own(products: list[tuple[int, ...]]) -> None:
+    for case in (operands((32,), 256, 256), operands((4096,), 256, 17), operands((4096,), 17, 256)):
+        assert torch.equal(linear(*case), F.linear(*case))
+    x, weight, bias = operands((256,), 256, 256)
+    assert linear(x.double(), weight.double(), bias.double()).dtype is torch.float64
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight, bias).dtype is torch.bfloat16
+    assert not products
+
+
+def test_a_second_derivative_is_refused_and_never_wrong() -> None:
+    x, weight, bias = operands((256,), 256, 256)
+    (slope,) = torch.autograd.grad(linear(x, weight, bias).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_one_graph_when_compiled(backend: str) -> None:
+    torch.manual_seed(0)
+    network, x = MLP(128, [128, 128], 1, layer_norm=True), torch.randn(256, 128)
+    parameters = list(network.parameters())
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(network(x).square().mean(), parameters)
+
+    options = {"cpp_wrapper": True} if backend == "inductor" else {}  # as `phases/steps.py` has it
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        compiled = torch.compile(gradients, fullgraph=True, dynamic=False, backend=backend, options=options)()
+    for ours, theirs in zip(compiled, gradients(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_an_exported_program_holds_nothing_of_it() -> None:
+    network = MLP(128, [128], 1)
+    program = torch.export.export(network, (torch.randn(512, 128),))
+    assert not any("product" in str(node.target) or "mkldnn" in str(node.target) for node in program.graph.nodes)
