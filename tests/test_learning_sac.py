@@ -1,4 +1,4 @@
-"""Does O2SAC keep a policy that TD3+BC made and cloning handed over? Some 14 minutes a seed beside other work.
+"""Does O2SAC keep a policy that TD3+BC made and cloning handed over? Three to fourteen minutes a seed.
 
 Networks are small, so that re-evaluation and alignment can make 40,000 updates each in that time.
 """
