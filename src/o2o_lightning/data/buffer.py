@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.data import ReplayBuffer, TensorStorage
 
 from o2o_lightning.data.raw import blocks
 from o2o_lightning.data.rewards import RewardMap
 from o2o_lightning.data.store import TransitionStore, nested
+from o2o_lightning.data.table import FLAGS, Layout
 
 Mix = Literal["half", "all", "part", "none"]
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # one line a buffer on stderr, of no use to a user
@@ -25,19 +26,20 @@ BLOCK = 16  # batches
 class OnlineBuffer:
     """Transitions of the running policy in a TorchRL buffer, oldest overwritten first.
 
-    TorchRL owns, saves and restores the storage; single rows are written through numpy views of its tensors,
-    which costs a microsecond where ``ReplayBuffer.add`` costs a quarter of a millisecond.
+    The storage's tensors are the columns of one table. Single rows are written through numpy views of them, which costs
+    a microsecond where ``ReplayBuffer.add`` costs a quarter of a millisecond; flags are 0 or 1 in it.
     """
 
     def __init__(self, capacity: int, observation_dim: int, action_dim: int) -> None:
         self.capacity = capacity
-        self.buffer = ReplayBuffer(storage=LazyTensorStorage(capacity))
-        self.buffer.extend(_blank(observation_dim, action_dim))  # allocates the storage
-        self.leaves: TensorDictBase = self.buffer.storage._storage
-        keys: list[Any] = list(self.leaves.keys(include_nested=True, leaves_only=True))
-        self._columns: dict[Any, Tensor] = {key: self.leaves[key] for key in keys}
+        self.layout = Layout(observation_dim, action_dim)
+        self.table = torch.empty(capacity, self.layout.width)
+        self._columns = self.layout.columns(self.table)
         self._rows: dict[Any, NDArray[Any]] = {key: column.numpy() for key, column in self._columns.items()}
+        self.leaves: TensorDictBase = nested(self._columns, torch.Size([capacity]))
+        self.buffer = ReplayBuffer(storage=TensorStorage(self.leaves))
         self.cursor, self.size = 0, 0
+        self.synchronize()
 
     def __len__(self) -> int:
         return self.size
@@ -66,7 +68,7 @@ class OnlineBuffer:
         transitions = transitions[-self.capacity :]
         rows = (torch.arange(transitions.shape[0]) + self.cursor) % self.capacity
         for key, column in self._columns.items():
-            column[rows] = transitions[key]
+            column[rows] = transitions[key].to(column.dtype)
         self._advance(transitions.shape[0])
 
     def clear(self) -> None:
@@ -75,11 +77,11 @@ class OnlineBuffer:
 
     def gather(self, rows: Tensor) -> TensorDict:
         """Copies of the transitions at ``rows`` ``[M]``."""
-        return nested(self.pick(rows), rows.shape)
+        return nested(_with_flags(self.layout.columns(self.pick(rows))), rows.shape)
 
-    def pick(self, rows: Tensor) -> dict[Any, Tensor]:
-        """:meth:`gather`, not yet nested."""
-        return {key: column.index_select(0, rows) for key, column in self._columns.items()}
+    def pick(self, rows: Tensor) -> Tensor:
+        """The same as rows ``[M, W]`` of the table."""
+        return self.table.index_select(0, rows)
 
     def sample_rows(self, count: int, generator: torch.Generator) -> Tensor:
         """``count`` uniform rows with replacement."""
@@ -87,8 +89,8 @@ class OnlineBuffer:
 
     def state(self) -> dict[str, Any]:
         """The written rows, and where the next one goes: tensors and primitives."""
-        rows = {"/".join(key) if isinstance(key, tuple) else key: column[: self.size].clone()
-                for key, column in self._columns.items()}  # fmt: skip
+        columns = _with_flags({key: column[: self.size].clone() for key, column in self._columns.items()})
+        rows = {"/".join(key) if isinstance(key, tuple) else key: column for key, column in columns.items()}
         return {"rows": rows, "cursor": self.cursor, "capacity": self.capacity}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -106,8 +108,8 @@ class OnlineBuffer:
             self._rows["next", "truncated"][self.cursor - 1] = not self._rows["next", "terminated"][self.cursor - 1]
 
     def synchronize(self) -> ReplayBuffer:
-        """Tells TorchRL how far the rows go, and returns its buffer for saving."""
-        self.buffer.storage.load_state_dict({"_storage": self.leaves.state_dict(), "_len": self.size})
+        """Tells TorchRL how far the rows go, and returns its buffer, to draw from or to save."""
+        self.buffer.storage._len = self.size
         self.buffer.writer.load_state_dict({"_cursor": self.cursor})
         return self.buffer
 
@@ -119,13 +121,13 @@ class OnlineBuffer:
 class OfflineHalf:
     """The dataset's part of each batch: drawn and gathered for sixteen batches at once, since it never changes."""
 
-    def __init__(self, store: TransitionStore, count: int) -> None:
-        self.store, self.count = store, count
+    def __init__(self, store: TransitionStore, count: int, layout: Layout) -> None:
+        self.store, self.count, self.layout = store, count, layout
         self._rows = torch.empty(0, count, dtype=torch.int64)
-        self._parts: list[dict[Any, Tensor]] = []  # of the rows, those that come next last
+        self._parts: list[Tensor] = []  # of the rows, those that come next last
 
-    def next(self, generator: torch.Generator) -> dict[Any, Tensor]:
-        """Columns ``[count, …]`` of one batch."""
+    def next(self, generator: torch.Generator) -> Tensor:
+        """One batch's ``[count, W]``."""
         if not self._parts:
             self._gather(self.store.sample_rows((BLOCK, self.count), generator))
         return self._parts.pop()
@@ -140,8 +142,7 @@ class OfflineHalf:
 
     def _gather(self, rows: Tensor) -> None:
         self._rows = rows
-        columns = {key: column.unbind() for key, column in self.store.pick(rows).items()} if len(rows) else {}
-        self._parts = [{key: parts[i] for key, parts in columns.items()} for i in reversed(range(len(rows)))]
+        self._parts = [*self.layout.table(self.store.pick(rows))][::-1] if len(rows) else []
 
 
 class Replay:
@@ -161,7 +162,9 @@ class Replay:
         rewards: RewardMap = RewardMap(),
     ) -> None:
         self.store, self.buffer = store, buffer
-        self.offline = OfflineHalf(store, batch_size // 2) if store is not None and mix == "half" else None
+        self.offline = (
+            OfflineHalf(store, batch_size // 2, buffer.layout) if store is not None and mix == "half" else None
+        )
         self.batch_size = batch_size
         if store is not None and mix == "all":
             newest = slice(max(store.td_count - buffer.capacity, 0), store.td_count)
@@ -174,16 +177,14 @@ class Replay:
 
     def sample(self, generator: torch.Generator) -> TensorDict:
         """One batch of raw transitions ``[B]``."""
-        return nested(self.columns(generator), torch.Size([self.batch_size]))
+        return nested(_with_flags(self.buffer.layout.columns(self.rows(generator))), torch.Size([self.batch_size]))
 
-    def columns(self, generator: torch.Generator) -> dict[Any, Tensor]:
-        """:meth:`sample`, not yet nested."""
+    def rows(self, generator: torch.Generator) -> Tensor:
+        """The same as rows ``[B, W]`` of a table."""
         if self.offline is None:
             return self.buffer.pick(self.buffer.sample_rows(self.batch_size, generator))
         online = self.buffer.pick(self.buffer.sample_rows(self.batch_size - self.offline.count, generator))
-        offline = self.offline.next(generator)
-        # column by column: TensorDict's own concatenation takes as long as the gathers
-        return {key: torch.cat((column, offline[key])) for key, column in online.items()}
+        return torch.cat((online, self.offline.next(generator)))
 
     def state(self) -> dict[str, Any]:
         """What has been drawn and not yet used; the buffer has a state of its own."""
@@ -195,18 +196,5 @@ class Replay:
             self.offline.load_state(state)
 
 
-def _blank(observation_dim: int, action_dim: int) -> TensorDict:
-    successor = {
-        "observation": torch.zeros(1, observation_dim),
-        "terminated": torch.zeros(1, dtype=torch.bool),
-        "truncated": torch.zeros(1, dtype=torch.bool),
-    }
-    return TensorDict(
-        {
-            "observation": torch.zeros(1, observation_dim),
-            "action": torch.zeros(1, action_dim),
-            "reward": torch.zeros(1),
-            "next": TensorDict(successor, [1]),
-        },
-        [1],
-    )
+def _with_flags(columns: dict[Any, Tensor]) -> dict[Any, Tensor]:
+    return columns | {key: columns[key].bool() for key in FLAGS}

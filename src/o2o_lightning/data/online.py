@@ -15,7 +15,7 @@ from tensordict import TensorDictBase
 from o2o_lightning.data.buffer import Mix, OnlineBuffer, Replay
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.store import nested
-from o2o_lightning.data.stream import count_chunks, next_boundary, prepare_columns
+from o2o_lightning.data.stream import count_chunks, next_boundary
 from o2o_lightning.envs.interaction import Interaction
 from o2o_lightning.envs.make import make_env
 from o2o_lightning.envs.snapshot import pack, unpack
@@ -94,9 +94,9 @@ class OnlineData(OfflineData):
     def transition_batch(self, device: torch.device) -> TensorDictBase:
         """One batch ``[B]``, ready for the networks."""
         assert self.replay is not None and self.normalizer is not None
-        raw = self.replay.columns(self.rows)
-        columns = prepare_columns(raw, self.normalizer.to(device), self.rewards, device)
-        return nested(columns, torch.Size([self.batch_size]))
+        layout = self.replay.buffer.layout
+        table = layout.normalize_(self.replay.rows(self.rows).to(device), self.normalizer)
+        return nested(self.rewards.mapped(layout.columns(table)), torch.Size([self.batch_size]))
 
     def local_state(self) -> dict[str, Any]:
         assert self.interaction is not None and self.replay is not None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from o2o_lightning.data.raw import blocks
 from o2o_lightning.data.store import TransitionStore
@@ -16,6 +19,12 @@ class RewardMap:
 
     scale: float = 1.0
     shift: float = 0.0
+
+    def mapped(self, columns: dict[Any, Tensor]) -> dict[Any, Tensor]:
+        """``columns`` with their ``reward`` mapped."""
+        if self != RewardMap():
+            columns["reward"] = columns["reward"] * self.scale + self.shift
+        return columns
 
 
 def return_range_scale(store: TransitionStore) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -27,21 +27,12 @@ class Source(Protocol):
 def prepare(batch: TensorDictBase, normalizer: Normalizer, rewards: RewardMap, device: torch.device) -> TensorDictBase:
     """Raw transitions ``[…]`` to what networks take: normalised observations, mapped rewards, float flags, device."""
     columns = dict(batch.items(include_nested=True, leaves_only=True))
-    return nested(prepare_columns(columns, normalizer, rewards, device), batch.batch_size)
-
-
-def prepare_columns(
-    columns: dict[Any, Tensor], normalizer: Normalizer, rewards: RewardMap, device: torch.device
-) -> dict[Any, Tensor]:
-    """:func:`prepare` of columns that are not yet nested."""
     if columns["reward"].device != device:
         columns = {key: column.to(device) for key, column in columns.items()}
     for key in ("observation", ("next", "observation")):
         columns[key] = normalizer(columns[key])
-    if rewards != RewardMap():
-        columns["reward"] = columns["reward"] * rewards.scale + rewards.shift
     columns["next", "terminated"] = columns["next", "terminated"].to(columns["reward"].dtype)
-    return columns
+    return nested(rewards.mapped(columns), batch.batch_size)
 
 
 def next_boundary(clock: int, total: int, *cadences: int) -> int:
