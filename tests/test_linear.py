@@ -63,6 +63,20 @@ def test_values_and_gradients_are_those_of_double_precision(
     assert len(products) == 3
 
 
+@pytest.mark.parametrize("shape", [(320, 128), (5, 64, 128), (2, 5, 32, 128)])
+def test_a_network_takes_batches_of_any_shape(shape: tuple[int, ...], products: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    network, x = MLP(128, [128, 128], 1), torch.randn(shape)
+    network(x).square().mean().backward()
+    ours = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    assert len(products) == 5  # two forward, two of weights, one of the second layer's input
+    network.double().zero_grad()
+    network(x.double()).square().mean().backward()
+    for mine, parameter in zip(ours, network.parameters(), strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(mine.double(), parameter.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_what_is_constant_costs_no_product(products: list[tuple[int, ...]]) -> None:
     x, weight, bias = operands((256,), 256, 256)
     linear(x, weight.detach(), bias.detach()).sum().backward()

@@ -35,6 +35,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     exporting = torch.compiler.is_exporting()  # to a program for any batch and any processor
     if exporting or x.numel() * weight.shape[0] < LEAST_SIZE or not _suits_onednn(x, weight):
         return F.linear(x, weight, bias)
+    if x.dim() > 2:  # oneDNN's result would be a view, which may not be changed in place
+        return linear(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], -1)
     return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -47,7 +49,7 @@ class Linear(nn.Linear):
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``a bᵀ + bias`` by oneDNN, without a gradient: ``[…, I], [O, I], [O] → […, O]``, of any strides."""
+    """``a bᵀ + bias`` by oneDNN, without a gradient: ``[B, I], [O, I], [O] → [B, O]``, of any strides."""
     if torch.compiler.is_compiling():  # torch's own operation is compiled for constant weights only
         return torch.ops.o2o_lightning.product(a, b, bias)  # type: ignore[no-any-return]
     return _onednn_product(a, b, bias)
@@ -64,7 +66,7 @@ LIBRARY.impl("product", _onednn_product, "CPU")  # type: ignore[no-untyped-call]
 
 @torch.library.register_fake("o2o_lightning::product")  # type: ignore[untyped-decorator]
 def _product_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    return a.new_empty((*a.shape[:-1], b.shape[0]))
+    return a.new_empty((a.shape[0], b.shape[0]))
 
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -89,7 +91,6 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         by_x = product(gradient, weight.t()) if of_x else None
-        x, gradient = x.flatten(0, -2), gradient.flatten(0, -2)
         by_bias = gradient.sum(0) if of_bias else None
         if not of_weight:
             return by_x, None, by_bias
