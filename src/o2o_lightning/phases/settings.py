@@ -105,7 +105,7 @@ class Convergence:
 
     every: int = 1000
     window: int = 5
-    tolerance: float = 0.01
+    tolerance: float = 0.006
     patience: int = 3
     least: int = 10_000
     held_out: float = 0.05
