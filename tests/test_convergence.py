@@ -124,6 +124,15 @@ def test_a_phase_that_may_stop_ends_at_its_plateau_whatever_the_chunk(fit: Fit, 
     assert runs[0].metrics() == runs[1].metrics()
 
 
+def test_a_phase_that_may_stop_ends_after_the_most_updates_that_the_rule_allows(fit: Fit, chain, pendulum) -> None:
+    rule = Convergence(every=4, window=2, tolerance=0.0, patience=2, least=24, most=32)
+    run = reevaluate(fit, chain, pendulum, stop="converged", convergence=rule)
+    assert run.module.updates == 32
+    assert run.module.facts()["stopped"] == "after 32 of 60"
+    assert "not converged after 32 updates" in run.module.conclusion()
+    assert reevaluate(fit, chain, pendulum, convergence=rule).module.updates == 60
+
+
 def test_by_default_a_phase_makes_its_steps_and_measuring_does_not_change_them(fit: Fit, chain, pendulum) -> None:
     measured = reevaluate(fit, chain, pendulum, 40, convergence=QUICK)
     plain = reevaluate(fit, chain, pendulum, 40)

@@ -24,7 +24,7 @@ class ConvergenceWatch(PhaseCallback):
 
     Args:
         settings: the rule.
-        stops: end the phase at its plateau.
+        stops: end the phase at its plateau, or after the most updates that the rule allows.
     """
 
     def __init__(self, settings: Convergence, stops: bool) -> None:
@@ -47,8 +47,8 @@ class ConvergenceWatch(PhaseCallback):
         measured = phase.measure()
         phase.log_now({f"measured_{name}": value for name, value in measured.items()})
         self._judge(phase.updates, measured, phase.magnitudes, phase.restless)
-        settled = self.stops and self.settled_at is not None
-        if trainer.strategy.reduce_boolean_decision(settled, all=True):  # processes must end together
+        over = self.settled_at is not None or phase.updates >= self.settings.most
+        if trainer.strategy.reduce_boolean_decision(self.stops and over, all=True):  # processes must end together
             trainer.should_stop = True
 
     def _judge(

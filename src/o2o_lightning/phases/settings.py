@@ -100,18 +100,27 @@ class Convergence:
         tolerance: largest relative change of every measured curve from one window to the next that counts as none.
         patience: measurements without a change, one after the other, that make a plateau.
         least: gradient updates before which no plateau counts.
+        most: gradient updates after which a phase that stops when it has settled ends anyway; a fifth of the paper's.
         held_out: share of the episodes that is measured on and, with ``stop: converged``, not learned from.
     """
 
     every: int = 1000
     window: int = 5
-    tolerance: float = 0.006
+    tolerance: float = 0.005
     patience: int = 3
     least: int = 10_000
+    most: int = 100_000
     held_out: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("window", 1), ("patience", 1), ("least", 0), ("tolerance", 0.0)):
+        for name, least in (
+            ("every", 1),
+            ("window", 1),
+            ("patience", 1),
+            ("least", 0),
+            ("most", 1),
+            ("tolerance", 0.0),
+        ):
             at_least(f"--model.convergence.{name}", getattr(self, name), least)
         if not 0.0 < self.held_out < 1.0:
             raise UserError(f"--model.convergence.held_out {self.held_out:g}: a share between 0 and 1 is needed.")
