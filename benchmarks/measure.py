@@ -72,7 +72,7 @@ def gemm_peak(size: int = 256, rounds: int = 60) -> float:
 
 def gemm_flops(update: Update, updates: int) -> float:
     """Floating-point operations of the matrix products of an update."""
-    by_onednn = {torch.ops.mkldnn._linear_pointwise: _onednn_flops}
+    by_onednn = {torch.ops.mkldnn._linear_pointwise: _onednn_flops} if torch.backends.mkldnn.is_available() else {}
     with FlopCounterMode(display=False, custom_mapping=by_onednn) as counter:
         for _ in range(updates):
             update()

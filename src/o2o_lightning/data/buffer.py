@@ -67,8 +67,7 @@ class OnlineBuffer:
         """Writes a block of transitions ``[M]`` (the newest ``capacity`` of them)."""
         transitions = transitions[-self.capacity :]
         rows = (torch.arange(transitions.shape[0]) + self.cursor) % self.capacity
-        for key, column in self._columns.items():
-            column[rows] = transitions[key].to(column.dtype)
+        self.table[rows] = self.layout.table(transitions)
         self._advance(transitions.shape[0])
 
     def clear(self) -> None:
@@ -77,11 +76,15 @@ class OnlineBuffer:
 
     def gather(self, rows: Tensor) -> TensorDict:
         """Copies of the transitions at ``rows`` ``[M]``."""
-        return nested(_with_flags(self.layout.columns(self.pick(rows))), rows.shape)
+        return self.transitions(self.pick(rows))
 
     def pick(self, rows: Tensor) -> Tensor:
         """The same as rows ``[M, W]`` of the table."""
         return self.table.index_select(0, rows)
+
+    def transitions(self, table: Tensor) -> TensorDict:
+        """Rows ``[M, W]`` of a table by name, flags as such."""
+        return nested(_with_flags(self.layout.columns(table)), table.shape[:-1])
 
     def sample_rows(self, count: int, generator: torch.Generator) -> Tensor:
         """``count`` uniform rows with replacement."""
@@ -162,10 +165,10 @@ class Replay:
         rewards: RewardMap = RewardMap(),
     ) -> None:
         self.store, self.buffer = store, buffer
-        self.offline = (
-            OfflineHalf(store, batch_size // 2, buffer.layout) if store is not None and mix == "half" else None
-        )
+        self.offline: OfflineHalf | None = None
         self.batch_size = batch_size
+        if store is not None and mix == "half":
+            self.offline = OfflineHalf(store, batch_size // 2, buffer.layout)
         if store is not None and mix == "all":
             newest = slice(max(store.td_count - buffer.capacity, 0), store.td_count)
             rows = torch.arange(newest.start, newest.stop) if store.td_rows is None else store.td_rows[newest]
@@ -177,7 +180,7 @@ class Replay:
 
     def sample(self, generator: torch.Generator) -> TensorDict:
         """One batch of raw transitions ``[B]``."""
-        return nested(_with_flags(self.buffer.layout.columns(self.rows(generator))), torch.Size([self.batch_size]))
+        return self.buffer.transitions(self.rows(generator))
 
     def rows(self, generator: torch.Generator) -> Tensor:
         """The same as rows ``[B, W]`` of a table."""

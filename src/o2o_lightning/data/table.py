@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from o2o_lightning.data.normalize import Normalizer
@@ -34,7 +35,7 @@ class Layout:
         named = zip(self.widths.items(), parts, strict=True)
         return {key: part.squeeze(-1) if width is None else part for (key, width), part in named}
 
-    def table(self, columns: dict[Any, Tensor]) -> Tensor:
+    def table(self, columns: TensorDictBase | dict[Any, Tensor]) -> Tensor:
         """The inverse of :meth:`columns`, a copy: of these alone, whatever else is among them."""
         parts = ((columns[key], width) for key, width in self.widths.items())
         return torch.cat([part.unsqueeze(-1) if width is None else part for part, width in parts], -1)

@@ -113,14 +113,8 @@ class Convergence:
     held_out: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("every", 1),
-            ("window", 1),
-            ("patience", 1),
-            ("least", 0),
-            ("most", 1),
-            ("tolerance", 0.0),
-        ):
+        limits = {"every": 1, "window": 1, "patience": 1, "least": 0, "most": 1, "tolerance": 0.0}
+        for name, least in limits.items():
             at_least(f"--model.convergence.{name}", getattr(self, name), least)
         if not 0.0 < self.held_out < 1.0:
             raise UserError(f"--model.convergence.held_out {self.held_out:g}: a share between 0 and 1 is needed.")
