@@ -20,10 +20,10 @@ from rich.console import Console
 from tensordict import TensorDictBase
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
+from o2o_lightning.callbacks.metrics import MetricsFile
 from o2o_lightning.callbacks.progress import PhaseProgress
 from o2o_lightning.data.online import OnlineData, explorer
 from o2o_lightning.phases import OnlineSAC, OnlineTD3
-from o2o_lightning.report.metrics import MetricsFile
 
 # ---- Lightning ---------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from o2o_lightning.data import OfflineData, OnlineData
+from o2o_lightning.data.module import OfflineData
+from o2o_lightning.data.online import OnlineData
 from o2o_lightning.data.rollout import RolloutData
 from o2o_lightning.data.trajectories import TrajectoryData
 from o2o_lightning.phases import (

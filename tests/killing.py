@@ -115,9 +115,9 @@ def die_at(event: str, count: int) -> Callable[[], None]:
             return wrapper
 
         from o2o_lightning.checkpoint import io
-        from o2o_lightning.envs.evaluate import Evaluator
-        from o2o_lightning.envs.interaction import Interaction
+        from o2o_lightning.envs.episodes import Evaluator
         from o2o_lightning.phases.base import Phase
+        from o2o_lightning.replay.interaction import Interaction
 
         owner, name = {
             "update": (Phase, "_descend"),

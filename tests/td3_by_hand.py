@@ -12,12 +12,12 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from o2o_lightning.agents.td3 import TD3Agent
+from o2o_lightning.engine.noise import Noise
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.targets import frozen_copy
 from o2o_lightning.phases import OnlineTD3
 from o2o_lightning.phases.base import Loss, Phase
-from o2o_lightning.phases.noise import Noise
 from o2o_lightning.phases.settings import Multiplier
 
 S, A, B, HIDDEN = 5, 3, 32, (16, 12)

@@ -17,14 +17,14 @@ import torch
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.checkpoint.run import lock, unlock
 from o2o_lightning.cli.main import main
-from o2o_lightning.data.buffer import OnlineBuffer
 from o2o_lightning.data.check import check
 from o2o_lightning.data.hdf5 import read_hdf5
-from o2o_lightning.data.making import Rollouts, replay
 from o2o_lightning.data.spec import load_raw
-from o2o_lightning.data.writer import closed, write_dataset
-from o2o_lightning.policies.behaviour import PolicyBehaviour
 from o2o_lightning.policies.read import read_policy
+from o2o_lightning.recording.behaviour import PolicyBehaviour
+from o2o_lightning.recording.making import Rollouts, replay
+from o2o_lightning.recording.writer import closed, write_dataset
+from o2o_lightning.replay.buffer import OnlineBuffer
 
 TINY = [
     "--data.batch_size", "8", "--data.warmup_steps", "50", "--data.eval_every", "40", "--data.eval_episodes", "2",

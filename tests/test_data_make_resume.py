@@ -13,9 +13,9 @@ import killing
 import numpy as np
 import pytest
 
-from o2o_lightning.data import making
 from o2o_lightning.data.hdf5 import read_hdf5
 from o2o_lightning.data.raw import validate
+from o2o_lightning.recording import making
 
 TRAINING = [
     "data", "make", "--env", "Hopper-v5", "--level", "medium", "--transitions", "150", "--stop_return", "-1000",
@@ -95,7 +95,7 @@ def test_a_signal_stops_training_in_good_order(references, tmp_path):
     path, log = tmp_path / "a.hdf5", tmp_path / "log"
 
     def prepare() -> None:
-        from o2o_lightning.envs.interaction import Interaction
+        from o2o_lightning.replay.interaction import Interaction
 
         step = Interaction.step
 
@@ -117,7 +117,7 @@ def test_an_environment_that_hides_its_state_goes_on_with_a_new_episode(tmp_path
     path, log = tmp_path / "a.hdf5", tmp_path / "log"
 
     def hides() -> None:
-        from o2o_lightning.envs import interaction
+        from o2o_lightning.replay import interaction
 
         small_chunks()
         interaction.can_restore = lambda make: False

@@ -13,14 +13,14 @@ from conftest import HIDDEN, Fit, Run
 from data_files import env_of, raw_of
 
 from o2o_lightning.data import mapped
-from o2o_lightning.data.buffer import OnlineBuffer, Replay
 from o2o_lightning.data.build import build_store
 from o2o_lightning.data.mapped import mapped_store
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.data.raw import RawDataset
 from o2o_lightning.errors import Failure, UserError
+from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.phases import TD3BC, AlignTD3, ReevaluateTD3
+from o2o_lightning.replay.buffer import OnlineBuffer, Replay
 
 
 def toy(rows: int = 23) -> RawDataset:

@@ -5,10 +5,10 @@ import torch
 
 from o2o_lightning.data.build import build_store
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.data.normalize import Normalizer
-from o2o_lightning.data.rewards import RewardMap, return_range_scale
 from o2o_lightning.data.spec import load_raw
 from o2o_lightning.data.stream import prepare
+from o2o_lightning.nn.normalizer import Normalizer
+from o2o_lightning.replay.rewards import RewardMap, return_range_scale
 
 
 def test_the_return_range_is_that_of_a_plain_loop_over_usable_transitions() -> None:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from o2o_lightning.data.build import build_store
 from o2o_lightning.data.d4rl import D4RL_TASKS
-from o2o_lightning.data.normalize import Normalizer
-from o2o_lightning.data.scores import REFERENCE_SCORES, normalized_score, reference_scores
 from o2o_lightning.data.spec import EMBEDDED, list_specs, load_raw
 from o2o_lightning.envs.make import env_spec
+from o2o_lightning.envs.scores import REFERENCE_SCORES, normalized_score, reference_scores
 from o2o_lightning.errors import UserError
+from o2o_lightning.nn.normalizer import Normalizer
 
 # ---- specs -----------------------------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o2o_lightning.data.build import build_store
-from o2o_lightning.data.store import TransitionStore
 from o2o_lightning.errors import UserError
+from o2o_lightning.replay.store import TransitionStore
 
 KINDS = st.lists(st.sampled_from(["on", "on", "on", "terminated", "truncated"]), min_size=1, max_size=60)
 quick = settings(max_examples=40, deadline=None)
@@ -115,7 +115,7 @@ def test_a_leaking_return_runs_through_a_timeout_into_the_next_episode() -> None
 def test_long_returns_do_not_depend_on_block_borders(monkeypatch: pytest.MonkeyPatch) -> None:
     store = store_of(["on"] * 20 + ["terminated"] + ["on"] * 9)
     whole = store.returns_to_go(0.9)
-    monkeypatch.setattr("o2o_lightning.data.store._RETURN_BLOCK", 7)
+    monkeypatch.setattr("o2o_lightning.replay.store._RETURN_BLOCK", 7)
     assert torch.equal(store.returns_to_go(0.9), whole)
 
 

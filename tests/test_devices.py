@@ -22,13 +22,13 @@ from test_resume import PENDULUM
 from o2o_lightning.cli.main import main
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.data.rollout import RolloutData
-from o2o_lightning.data.store import TransitionStore
-from o2o_lightning.envs.interaction import Interaction
 from o2o_lightning.errors import UserError
 from o2o_lightning.phases import OnlineTD3
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.phases.settings import Multiplier
 from o2o_lightning.ranks import Ranks
+from o2o_lightning.replay.interaction import Interaction
+from o2o_lightning.replay.store import TransitionStore
 
 BATCH, UPDATES = 32, 6
 
@@ -300,7 +300,7 @@ def test_a_process_that_is_killed_ends_the_run_and_both_go_on_with_the_same_bits
 def test_a_loss_that_is_not_finite_in_one_process_stops_both_before_the_step(reference, tmp_path):
     def prepare(rank: int) -> None:
         import o2o_lightning.phases.online.td3 as module
-        from o2o_lightning.phases.health import ChunkRecord
+        from o2o_lightning.engine.health import ChunkRecord
 
         target, check, calls = module.td_target, ChunkRecord.check, [0]
 

@@ -13,7 +13,7 @@ from data_files import arrays, write
 from gymnasium import spaces
 
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.envs.evaluate import Evaluator
+from o2o_lightning.envs.episodes import Evaluator
 from o2o_lightning.envs.make import env_spec, make_env
 from o2o_lightning.errors import UserError
 

@@ -20,13 +20,13 @@ from conftest import HIDDEN, Fit
 from o2o_lightning.callbacks import worker
 from o2o_lightning.callbacks.worker import EvaluationWorker, Snapshot
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.data.online import OnlineData
-from o2o_lightning.envs.evaluate import Evaluator
+from o2o_lightning.envs.episodes import Evaluator
 from o2o_lightning.errors import Failure
 from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.decision_transformer import SequenceSpec
 from o2o_lightning.nn.deterministic import DeterministicActor
+from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.phases import TD3BC, OnlineTD3
 from o2o_lightning.phases.settings import Reference
 from o2o_lightning.policies.history import player_of

@@ -18,18 +18,18 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from o2o_lightning.callbacks.metrics import MetricsFile
 from o2o_lightning.checkpoint import io, side_state
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.checkpoint.run import lock, unlock
 from o2o_lightning.cli.loggers import going_on
 from o2o_lightning.cli.main import main
-from o2o_lightning.data.buffer import OnlineBuffer
 from o2o_lightning.data.stream import count_chunks, next_boundary
-from o2o_lightning.envs.interaction import Interaction
 from o2o_lightning.envs.make import make_env
 from o2o_lightning.envs.snapshot import can_restore, restore, snapshot
 from o2o_lightning.errors import Failure, UserError
-from o2o_lightning.report.metrics import MetricsFile
+from o2o_lightning.replay.buffer import OnlineBuffer
+from o2o_lightning.replay.interaction import Interaction
 
 RUN = [
     "fit", "--phase", "online", "online=td3", "--data.env_id", "Pendulum-v1", "--data.mix", "none",
@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_its_batch(reference,
 
 
 def test_where_a_look_would_wait_the_optimizer_itself_skips_the_step_and_all_after_it(monkeypatch):
-    from o2o_lightning.phases import health
+    from o2o_lightning.engine import health
 
     monkeypatch.setattr(health, "readable", lambda loss: False)
     weight = torch.nn.Parameter(torch.ones(3))

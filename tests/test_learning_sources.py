@@ -13,7 +13,7 @@ import torch
 import o2o_lightning.data
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.main import main
-from o2o_lightning.data import OfflineData
+from o2o_lightning.data.module import OfflineData
 
 # AWAC peaks early (docs/results.md), so it is looked at often
 RUNS = {

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
-from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.phases import AlignTD3, OnlineTD3
 from o2o_lightning.phases.settings import Reference
 

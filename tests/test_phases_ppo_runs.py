@@ -23,7 +23,7 @@ from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.rollout import RolloutData
-from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.errors import UserError
 from o2o_lightning.phases import IQL, TD3BC, OnlinePPO, ReevaluatePPO
 from o2o_lightning.phases.settings import Auxiliary, Reference

@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import Fit, Run
 
-from o2o_lightning.data.buffer import OnlineBuffer, Replay
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
-from o2o_lightning.data.store import TransitionStore
 from o2o_lightning.phases import OnlineTD3
+from o2o_lightning.replay.buffer import OnlineBuffer, Replay
+from o2o_lightning.replay.store import TransitionStore
 
 EMBEDDED = "embedded:hopper-medium"
 MARK = 1e6

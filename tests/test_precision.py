@@ -146,7 +146,7 @@ def test_every_phase_learns_on_a_gpu(name, precision, exact, pendulum):
 
 @pytest.mark.gpu
 def test_a_loss_that_is_not_finite_never_reaches_the_weights_of_a_gpu():
-    from o2o_lightning.phases.health import ChunkRecord
+    from o2o_lightning.engine.health import ChunkRecord
 
     weight = torch.nn.Parameter(torch.ones(3, device="cuda"))
     optimizer = torch.optim.Adam([weight], fused=True)

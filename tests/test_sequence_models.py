@@ -12,9 +12,6 @@ from data_files import raw_of
 from torch import nn
 
 from o2o_lightning.data.build import build_store
-from o2o_lightning.data.normalize import Normalizer
-from o2o_lightning.data.store import TransitionStore
-from o2o_lightning.data.windows import Windows
 from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.decision_transformer import (
     Block,
@@ -25,12 +22,15 @@ from o2o_lightning.nn.decision_transformer import (
     Window,
 )
 from o2o_lightning.nn.lamb import LAMB
+from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.objectives.decision_transformer import (
     sequence_imitation_loss,
     sequence_likelihood_loss,
     sequence_temperature_loss,
 )
 from o2o_lightning.policies.history import HistoryPlayer, HistoryTeacher
+from o2o_lightning.replay.store import TransitionStore
+from o2o_lightning.replay.windows import Windows
 
 FAMILIES = (DecisionTransformer, OnlineDecisionTransformer)
 SIZES = {"observation_dim": 3, "action_dim": 2, "width": 16, "layers": 2, "heads": 2, "dropout": 0.1, "context": 5,

@@ -20,11 +20,11 @@ import torch
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.main import main
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.data.trajectories import TrajectoryData
 from o2o_lightning.errors import Failure
 from o2o_lightning.nn.actor import Actor, Policy
 from o2o_lightning.nn.decision_transformer import SequencePolicy, Window
+from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.policies import onnx_file
 from o2o_lightning.policies.history import player_of

@@ -13,13 +13,13 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.callbacks.metrics import MetricsFile
 from o2o_lightning.callbacks.signals import StopSignals
 from o2o_lightning.checkpoint import side_state
 from o2o_lightning.checkpoint.handover import KEY
-from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.engine.health import check_weights
+from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.errors import Interrupted, UserError
-from o2o_lightning.phases.health import check_weights
-from o2o_lightning.report.metrics import MetricsFile
 
 RESUME = f"{KEY}_resume"
 OPTIMIZER_CLOCK = "epoch_loop.manual_optimization.optim_step_progress"

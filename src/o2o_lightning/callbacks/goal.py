@@ -9,7 +9,7 @@ import lightning as L
 import numpy as np
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
-from o2o_lightning.envs.evaluate import Evaluation, Memoryless
+from o2o_lightning.envs.episodes import Evaluation, Memoryless
 
 
 class StopAtGoal(PhaseCallback):

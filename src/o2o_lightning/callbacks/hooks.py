@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.envs.episodes import Evaluation
 
 if TYPE_CHECKING:
     from o2o_lightning.phases.base import Phase

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
-from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.envs.episodes import Evaluation
 
 REFRESH_SECONDS = 0.25
 

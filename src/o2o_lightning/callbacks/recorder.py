@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.checkpoint.io import cannot_write
 from o2o_lightning.envs.simulator import simulator_state
-from o2o_lightning.policies.behaviour import LOG_PROB, Behaviour, PolicyBehaviour, UniformBehaviour
+from o2o_lightning.recording.behaviour import LOG_PROB, Behaviour, PolicyBehaviour, UniformBehaviour
 
 
 class Recorder(PhaseCallback):

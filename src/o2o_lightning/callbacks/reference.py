@@ -8,7 +8,7 @@ from typing import Any, Literal
 import lightning as L
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
-from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.envs.episodes import Evaluation
 
 
 class ReferencePolicy(PhaseCallback):

@@ -11,12 +11,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from o2o_lightning.callbacks.metrics import MetricsFile
 from o2o_lightning.checkpoint.handover import library_versions
 from o2o_lightning.checkpoint.io import save_atomically, write_atomically, write_json
 from o2o_lightning.checkpoint.run import Busy, add_to_plan, lock
+from o2o_lightning.engine.health import NonFinite
 from o2o_lightning.errors import Failure
-from o2o_lightning.phases.health import NonFinite
-from o2o_lightning.report.metrics import MetricsFile
 
 
 class RunDirectory(Callback):

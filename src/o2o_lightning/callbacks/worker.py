@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from o2o_lightning.data.normalize import Normalizer
-from o2o_lightning.envs.evaluate import Evaluation, Evaluator, Player
+from o2o_lightning.envs.episodes import Evaluation, Evaluator, Player
 from o2o_lightning.errors import Failure, UserError
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.nn.actors import build_policy
+from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies.history import player_of
 
 

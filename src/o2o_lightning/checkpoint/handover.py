@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import Actor, Policy
 from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.critics import Critics, CriticSpec, build_critics
+from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.nn.values import ValueNet, ValueSpec, build_value
 
 Net = TypeVar("Net", bound=nn.Module)

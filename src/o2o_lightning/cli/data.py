@@ -65,8 +65,8 @@ def _info(arguments: argparse.Namespace) -> int:
 def info(spec: str, env_id: str | None, as_json: bool) -> None:
     """Prints what a dataset holds."""
     from o2o_lightning.data.mapped import load_store
-    from o2o_lightning.data.scores import normalized_score
     from o2o_lightning.data.spec import load_raw
+    from o2o_lightning.envs.scores import normalized_score
 
     raw = load_raw(spec, env_id=env_id)
     env, note = _environment(raw, env_id)
@@ -108,8 +108,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from o2o_lightning.data.scores import reference_scores
     from o2o_lightning.data.spec import list_specs
+    from o2o_lightning.envs.scores import reference_scores
 
     rows: list[dict[str, Any]] = []
     for entry in list_specs():
@@ -134,7 +134,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _cut(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from o2o_lightning.data.cut import cut
+    from o2o_lightning.recording.cut import cut
 
     rows = cut(arguments.source, arguments.target, arguments.transitions, arguments.keep_infos, arguments.keep_next)
     size = Path(arguments.target).stat().st_size / 1e6
@@ -160,7 +160,7 @@ def _environment(raw: RawDataset, env_id: str | None) -> tuple[EnvSpec | None, s
 
 
 def _reference(raw: RawDataset, env_id: str | None) -> tuple[float, float] | None:
-    from o2o_lightning.data.scores import reference_scores
+    from o2o_lightning.envs.scores import reference_scores
 
     return reference_scores(raw.source) or reference_scores(env_id or "")
 

@@ -12,10 +12,10 @@ from o2o_lightning.errors import Failure, Interrupted, UserError
 
 if TYPE_CHECKING:
     from o2o_lightning.checkpoint.handover import Handover
-    from o2o_lightning.data.working import Working
-    from o2o_lightning.data.writer import Block
     from o2o_lightning.envs.make import EnvSpec, UnitAction
-    from o2o_lightning.policies.behaviour import Behaviour
+    from o2o_lightning.recording.behaviour import Behaviour
+    from o2o_lightning.recording.working import Working
+    from o2o_lightning.recording.writer import Block
 
 LEVELS = ("random", "medium", "medium-replay", "expert")
 MEDIUM_SCORE = 100 / 3  # D4RL: about a third of the expert
@@ -50,7 +50,7 @@ def add_parser(commands: Any) -> None:
 def make(arguments: argparse.Namespace) -> int:
     """Runs ``o2o data make``."""
     from o2o_lightning.data.hdf5 import file_sha256
-    from o2o_lightning.data.working import Working
+    from o2o_lightning.recording.working import Working
 
     _check(arguments)
     source = _policy(arguments)
@@ -131,7 +131,7 @@ def _environment(arguments: argparse.Namespace, source: Handover | None) -> EnvS
 
 def _goal(arguments: argparse.Namespace, env_id: str) -> Goal | None:
     """What ends the training early; None for its whole budget."""
-    from o2o_lightning.data.scores import reference_scores
+    from o2o_lightning.envs.scores import reference_scores
 
     if arguments.stop_return is not None:
         return Goal(arguments.stop_return, "return")
@@ -155,9 +155,9 @@ def _fill(
     """Trains if need be, records, and writes the dataset into the working directory."""
     from o2o_lightning.checkpoint.handover import read_handover
     from o2o_lightning.data.hdf5 import file_sha256
-    from o2o_lightning.data.provenance import provenance
     from o2o_lightning.envs.make import env_spec
     from o2o_lightning.policies.d4rl_group import policy_group
+    from o2o_lightning.recording.provenance import provenance
 
     trained: Trained | None = None
     if source is None and arguments.level != "random":
@@ -184,8 +184,8 @@ def _fill(
 
 def _record(arguments: argparse.Namespace, env: EnvSpec, source: Handover | None, working: Working) -> Any:
     from o2o_lightning.cli.progress import transitions
-    from o2o_lightning.data.making import Rollouts
-    from o2o_lightning.policies.behaviour import PolicyBehaviour, UniformBehaviour
+    from o2o_lightning.recording.behaviour import PolicyBehaviour, UniformBehaviour
+    from o2o_lightning.recording.making import Rollouts
 
     behaviour: Behaviour = (
         UniformBehaviour(env.action_dim)
@@ -206,8 +206,8 @@ def _rollout_env(env: EnvSpec) -> UnitAction:
 
 def _replay(trained: Trained, env: EnvSpec, source: Handover, newest: int | None) -> Block:
     from o2o_lightning.callbacks.recorder import read_record
-    from o2o_lightning.data.making import replay
     from o2o_lightning.envs.make import make_env
+    from o2o_lightning.recording.making import replay
 
     state = trained.buffer()
     size = len(state["rows"]["reward"])

@@ -129,8 +129,8 @@ def _compare(
     verdict = parity.verdict() if policy.altered is None else f"with {policy.altered}: {parity.verdict()}"
     report: dict[str, Any] = {"states_from": where, "parity": parity.to_dict(), "verdict": verdict}
     if env is not None and arguments.episodes > 0:
-        from o2o_lightning.data.scores import reference_scores
-        from o2o_lightning.envs.evaluate import Evaluator
+        from o2o_lightning.envs.episodes import Evaluator
+        from o2o_lightning.envs.scores import reference_scores
 
         reference = reference_scores(raw.source if raw is not None else "") or reference_scores(env.env_id)
         width, episodes = policy.observation_dim, arguments.episodes

@@ -86,9 +86,9 @@ def main(argv: list[str]) -> int:
 
 def _begin(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Change]) -> None:
     """Starts a phase of the ``o2o fit`` that ``entry`` remembers: one that follows, or has no checkpoint yet."""
+    from o2o_lightning.callbacks.metrics import MetricsFile
     from o2o_lightning.cli.plan import check
     from o2o_lightning.cli.plan import plan as plan_of
-    from o2o_lightning.report.metrics import MetricsFile
 
     own = [
         token.replace("--trainer.max_steps", f"--{phase}.trainer.max_steps")

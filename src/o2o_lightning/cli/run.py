@@ -17,9 +17,9 @@ from o2o_lightning.checkpoint.run import LOCK, PLAN, Busy, lock, read_plan, unlo
 from o2o_lightning.cli.compose import PHASES
 from o2o_lightning.cli.lightning import Built
 from o2o_lightning.cli.plan import Step, check
+from o2o_lightning.engine.health import NonFinite
 from o2o_lightning.errors import UserError
 from o2o_lightning.launch import first_process
-from o2o_lightning.phases.health import NonFinite
 
 LAST = "checkpoints/last.ckpt"
 

@@ -12,11 +12,12 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
 
-from o2o_lightning.data.manifest import Manifest, versions
-from o2o_lightning.data.raw import RawDataset, blocks, validate
-from o2o_lightning.data.store import TransitionStore, episode_sums
+from o2o_lightning.blocks import blocks
+from o2o_lightning.data.raw import RawDataset, validate
 from o2o_lightning.envs.make import EnvSpec, unit_actions
 from o2o_lightning.errors import UserError
+from o2o_lightning.replay.manifest import Manifest, versions
+from o2o_lightning.replay.store import TransitionStore, episode_sums
 
 ACTION_TOLERANCE = 1e-3
 

@@ -8,9 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from o2o_lightning.data.cut import successor_errors
+from o2o_lightning.data.physics import replay_check
 from o2o_lightning.data.raw import RawDataset, validate
-from o2o_lightning.data.replay import replay_check
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
 from o2o_lightning.errors import UserError
 
@@ -144,3 +143,12 @@ def _lengths(raw: RawDataset, env: EnvSpec) -> Check:
     if env.horizon is not None and longest > env.horizon:
         return Check("episode length", "warn", f"longest {longest}, above the environment's horizon {env.horizon}")
     return Check("episode length", "ok", f"longest {longest}, horizon {env.horizon}")
+
+
+def successor_errors(raw: RawDataset, rows: int) -> NDArray[np.int64]:
+    """Rows inside episodes, among the first ``rows``, whose next observation is not the next row's observation."""
+    assert raw.next_observations is not None
+    observation = np.asarray(raw.observations[slice(1, rows)])
+    successor = np.asarray(raw.next_observations[slice(0, rows - 1)])
+    inside = ~(raw.terminated | raw.truncated)[: rows - 1]
+    return np.flatnonzero(inside & (observation != successor).any(axis=1))

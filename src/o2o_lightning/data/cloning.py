@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.data.store import held_out_rows
 from o2o_lightning.errors import UserError
+from o2o_lightning.replay.store import held_out_rows
 
 
 class CloneData(OfflineData):

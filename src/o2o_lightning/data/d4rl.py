@@ -20,7 +20,7 @@ import h5py
 from o2o_lightning.data.download import cache_dir, download
 from o2o_lightning.data.hdf5 import file_sha256, read_hdf5
 from o2o_lightning.data.raw import RawDataset
-from o2o_lightning.data.scores import ANTMAZES, GYM_LEVELS
+from o2o_lightning.envs.scores import ANTMAZES, GYM_LEVELS
 from o2o_lightning.errors import UserError
 
 BASE_URL: Final = "http://rail.eecs.berkeley.edu/datasets/offline_rl"

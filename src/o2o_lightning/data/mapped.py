@@ -23,11 +23,11 @@ from torchrl.data import ReplayBuffer, TensorStorage
 
 from o2o_lightning.data.build import build_store, store_bytes
 from o2o_lightning.data.download import cache_dir
-from o2o_lightning.data.manifest import Manifest
 from o2o_lightning.data.raw import RawDataset
-from o2o_lightning.data.store import TransitionStore
 from o2o_lightning.envs.make import EnvSpec
 from o2o_lightning.errors import Failure, UserError
+from o2o_lightning.replay.manifest import Manifest
+from o2o_lightning.replay.store import TransitionStore
 
 FORMAT = 1  # of the folder; another one is built anew
 INDEX = "index.pt"

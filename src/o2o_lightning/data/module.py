@@ -12,17 +12,18 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from o2o_lightning.data.normalize import Normalizer
-from o2o_lightning.data.raw import RawDataset, blocks
-from o2o_lightning.data.rewards import RewardMap, return_range_scale
-from o2o_lightning.data.scores import reference_scores
-from o2o_lightning.data.store import TransitionStore
+from o2o_lightning.blocks import blocks
+from o2o_lightning.data.raw import RawDataset
 from o2o_lightning.data.stream import OfflineStream, Source, prepare
-from o2o_lightning.envs.evaluate import Act, Evaluation, Evaluator, Player
+from o2o_lightning.envs.episodes import Act, Evaluation, Evaluator, Player
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
+from o2o_lightning.envs.scores import reference_scores
 from o2o_lightning.errors import UserError
+from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.notes import note_once
 from o2o_lightning.ranks import Ranks
+from o2o_lightning.replay.rewards import RewardMap, return_range_scale
+from o2o_lightning.replay.store import TransitionStore
 
 PRECOMPUTE_BLOCK = 8192
 PRECOMPUTE_ROWS = 2_000_000  # beyond, a phase need not wait; not a matter of storage, which changes no bit

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from tensordict import TensorDictBase
 
-from o2o_lightning.data.buffer import Mix, OnlineBuffer, Replay
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.data.store import nested
 from o2o_lightning.data.stream import count_chunks, next_boundary
-from o2o_lightning.envs.interaction import Interaction
 from o2o_lightning.envs.make import make_env
 from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.errors import UserError
+from o2o_lightning.replay.buffer import Mix, OnlineBuffer, Replay
+from o2o_lightning.replay.interaction import Interaction
+from o2o_lightning.replay.store import nested
 
 
 class OnlineData(OfflineData):

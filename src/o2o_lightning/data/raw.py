@@ -5,16 +5,15 @@ Shape letters: ``N`` rows in time order, ``S`` observation width, ``A`` action w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from o2o_lightning.blocks import blocks
 from o2o_lightning.errors import UserError
-
-BLOCK_ROWS = 65_536
 
 
 class Column(Protocol):
@@ -63,12 +62,6 @@ class RawDataset:
 
     def __len__(self) -> int:
         return self.observations.shape[0]
-
-
-def blocks(rows: int, size: int = BLOCK_ROWS) -> Iterator[slice]:
-    """Row slices that cover ``range(rows)`` in order, each of at most ``size`` rows."""
-    for start in range(0, rows, size):
-        yield slice(start, min(start + size, rows))
 
 
 def validate(raw: RawDataset) -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from o2o_lightning.data.buffer import OnlineBuffer
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineStream, explorer, interaction_seed, start_interaction
-from o2o_lightning.envs.interaction import Interaction
 from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.errors import UserError
+from o2o_lightning.replay.buffer import OnlineBuffer
+from o2o_lightning.replay.interaction import Interaction
 
 
 class RolloutData(OfflineData):

@@ -9,9 +9,9 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from o2o_lightning.data.normalize import Normalizer
-from o2o_lightning.data.rewards import RewardMap
-from o2o_lightning.data.store import nested
+from o2o_lightning.nn.normalizer import Normalizer
+from o2o_lightning.replay.rewards import RewardMap
+from o2o_lightning.replay.store import nested
 
 
 class Source(Protocol):

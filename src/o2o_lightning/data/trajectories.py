@@ -8,11 +8,11 @@ import torch
 from tensordict import TensorDictBase
 
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.data.normalize import Normalizer
-from o2o_lightning.data.rewards import RewardMap
 from o2o_lightning.data.stream import Source
-from o2o_lightning.data.windows import Windows
 from o2o_lightning.errors import UserError
+from o2o_lightning.nn.normalizer import Normalizer
+from o2o_lightning.replay.rewards import RewardMap
+from o2o_lightning.replay.windows import Windows
 
 
 class TrajectoryData(OfflineData):

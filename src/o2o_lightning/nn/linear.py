@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,21 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from o2o_lightning.processor import amd_under_linux
 
-def _onednn_is_quicker() -> bool:
-    """Whether this is one of AMD's processors, under Linux; no other has been measured.
-
-    torch forms its products with MKL, which keeps to AVX2 there. oneDNN, in the same torch, does not.
-    """
-    if platform.machine() != "x86_64" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-
-
-ONEDNN = _onednn_is_quicker()
+# torch forms its products with MKL, which keeps to AVX2 on AMD's processors. oneDNN, in the same torch, does not.
+ONEDNN = torch.backends.mkldnn.is_available() and amd_under_linux()  # type: ignore[no-untyped-call]
 LEAST_WIDTH = 64
 LEAST_SIZE = 1 << 22  # multiplications: a call costs more than it saves below, docs/speed.md
 

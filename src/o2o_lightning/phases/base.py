@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 from o2o_lightning.agents.base import Agent
 from o2o_lightning.agents.sequence import SequenceAgent
-from o2o_lightning.callbacks.evaluation import EvaluationLoop
+from o2o_lightning.callbacks.evaluation_loop import EvaluationLoop
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions, read_handover
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.data.normalize import Normalizer
-from o2o_lightning.envs.evaluate import Evaluation, Player
+from o2o_lightning.engine.adam import Adam
+from o2o_lightning.engine.health import ChunkRecord
+from o2o_lightning.envs.episodes import Evaluation, Player
 from o2o_lightning.errors import at_least
 from o2o_lightning.nn.actor import Policy
-from o2o_lightning.phases.adam import Adam
+from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.phases.descent import Descent
 from o2o_lightning.phases.handed import carry_moments
 from o2o_lightning.phases.hardware import check_compilable, check_hardware
-from o2o_lightning.phases.health import ChunkRecord
 from o2o_lightning.phases.steps import SteppingModule
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.ranks import Ranks

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from o2o_lightning.agents.clone import CloneAgent
 from o2o_lightning.checkpoint.handover import PHASES, Handover
 from o2o_lightning.data.cloning import CloneData
-from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import StochasticActor
 from o2o_lightning.nn.actors import fresh_actor

@@ -14,8 +14,8 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
+from o2o_lightning.engine.health import ChunkRecord
 from o2o_lightning.phases.handed import clip_gradients
-from o2o_lightning.phases.health import ChunkRecord
 
 HEARD = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 

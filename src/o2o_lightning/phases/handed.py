@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from o2o_lightning.checkpoint.handover import Handover
-from o2o_lightning.phases.adam import MOMENTS, laid_out_as
+from o2o_lightning.engine.adam import MOMENTS, laid_out_as
 
 
 def carry_moments(optimizer: torch.optim.Optimizer, source: Handover) -> None:

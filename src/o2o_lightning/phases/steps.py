@@ -14,8 +14,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from o2o_lightning.engine.noise import Noise
 from o2o_lightning.errors import UserError
-from o2o_lightning.phases.noise import Noise
 
 if TYPE_CHECKING:
     from o2o_lightning.phases.base import Loss

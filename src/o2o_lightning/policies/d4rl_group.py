@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from o2o_lightning.data.hdf5 import open_hdf5
-from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import Actor
 from o2o_lightning.nn.gaussian import GaussianActor
+from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 from o2o_lightning.policies.source import MAX_BYTES, Array, ImportedPolicy, Linear
 

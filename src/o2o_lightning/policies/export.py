@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from o2o_lightning.checkpoint.io import write_atomically
-from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import Actor, FloatArray
 from o2o_lightning.nn.mlp import MLP
+from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.nn.squashed_gaussian import ACTION_LIMIT
 from o2o_lightning.policies.black_box import Function, load_onnx, load_torch_export
 from o2o_lightning.policies.onnx_file import Graph, Node, encode

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from o2o_lightning.checkpoint.io import write_atomically
-from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.nn.decision_transformer import SequencePolicy, SequenceSpec, Window
+from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies.export import TOLERANCE
 from o2o_lightning.policies.program import load_program
 

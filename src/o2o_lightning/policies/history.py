@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from o2o_lightning.data.normalize import Normalizer
-from o2o_lightning.data.store import TransitionStore
-from o2o_lightning.data.windows import Windows
-from o2o_lightning.envs.evaluate import FloatArray, Memoryless, Player
+from o2o_lightning.envs.episodes import FloatArray, Memoryless, Player
 from o2o_lightning.nn.actor import Actor, Policy
 from o2o_lightning.nn.decision_transformer import SequencePolicy, Window
+from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies.teacher import ActorTeacher, Teacher
+from o2o_lightning.replay.store import TransitionStore
+from o2o_lightning.replay.windows import Windows
 
 BLOCK = 512  # windows that a network takes at once
 

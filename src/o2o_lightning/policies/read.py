@@ -6,8 +6,8 @@ import re
 import zipfile
 from pathlib import Path
 
-from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.errors import UserError
+from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies import black_box
 from o2o_lightning.policies.d4rl_group import read_d4rl
 from o2o_lightning.policies.sb3 import read_sb3

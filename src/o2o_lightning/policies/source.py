@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import Actor, ActorSpec, FloatArray
 from o2o_lightning.nn.actors import build_actor
+from o2o_lightning.nn.normalizer import Normalizer
 
 Array = NDArray[np.float64]
 Linear = tuple[Array, Array]  # weight [out, in], bias [out]

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.errors import UserError
+from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies.tensors import DAMAGED
 
 MAX_BYTES = 2**26

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from o2o_lightning.data.normalize import Normalizer
-from o2o_lightning.data.raw import blocks
-from o2o_lightning.data.store import TransitionStore
-from o2o_lightning.envs.evaluate import Act, Memoryless, Player
+from o2o_lightning.blocks import blocks
+from o2o_lightning.envs.episodes import Act, Memoryless, Player
 from o2o_lightning.nn.actor import Actor, FloatArray, StochasticActor
+from o2o_lightning.nn.normalizer import Normalizer
+from o2o_lightning.replay.store import TransitionStore
 
 LABEL_BLOCK = 8192  # rows that a policy takes at once
 

@@ -15,7 +15,7 @@ from o2o_lightning.agents.base import Agent
 from o2o_lightning.callbacks.reference import ReferencePolicy
 from o2o_lightning.callbacks.threshold import ThresholdSchedule
 from o2o_lightning.checkpoint.handover import POLICIES
-from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.nn.actor import Actor
 from o2o_lightning.nn.targets import frozen_copy, hard_update
 from o2o_lightning.objectives.constraint import multiplier_loss

@@ -48,7 +48,7 @@ def main(name: str, argv: list[str]) -> int:
     source = read_handover(path)
     config = lightning_config(compose("offline", command))
     config["model"] = {
-        "class_path": "o2o_lightning.phases.evaluation.EvaluatePolicy",
+        "class_path": "o2o_lightning.phases.evaluate.EvaluatePolicy",
         "init_args": {"init_from": path},
     }
     env_id = command.option("--data.env_id") or foreign_id(source.env_id, f"checkpoint {path}")
@@ -60,7 +60,7 @@ def main(name: str, argv: list[str]) -> int:
     data: dict[str, Any] = {"env_id": env_id, "eval_episodes": episodes, "observation_layout": source.layout}
     if name == "predict":
         data["dataset"] = source.manifest.get("source")
-    config["data"] = {"class_path": "o2o_lightning.data.evaluation.EvaluationData", "init_args": data}
+    config["data"] = {"class_path": "o2o_lightning.data.observations.EvaluationData", "init_args": data}
     config["trainer"] |= {"logger": False, "callbacks": [], "enable_checkpointing": False, "enable_progress_bar": False}
     built = build(config, command.options, run_dir or Path("."), "evaluate")
     if built.trainer.world_size > 1:

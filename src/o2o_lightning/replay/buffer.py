@@ -12,10 +12,10 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import ReplayBuffer, TensorStorage
 
-from o2o_lightning.data.raw import blocks
-from o2o_lightning.data.rewards import RewardMap
-from o2o_lightning.data.store import TransitionStore, nested
-from o2o_lightning.data.table import FLAGS, Layout
+from o2o_lightning.blocks import blocks
+from o2o_lightning.replay.rewards import RewardMap
+from o2o_lightning.replay.store import TransitionStore, nested
+from o2o_lightning.replay.table import FLAGS, Layout
 
 Mix = Literal["half", "all", "part", "none"]
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # one line a buffer on stderr, of no use to a user

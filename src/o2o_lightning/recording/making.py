@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from o2o_lightning.checkpoint.io import save_atomically
-from o2o_lightning.data.buffer import OnlineBuffer
-from o2o_lightning.data.writer import Block
-from o2o_lightning.envs.interaction import Interaction
 from o2o_lightning.envs.make import UnitAction, native_actions
 from o2o_lightning.envs.simulator import simulator_state
 from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.errors import UserError
-from o2o_lightning.policies.behaviour import LOG_PROB, Behaviour
+from o2o_lightning.recording.behaviour import LOG_PROB, Behaviour
+from o2o_lightning.recording.writer import Block
+from o2o_lightning.replay.buffer import OnlineBuffer
+from o2o_lightning.replay.interaction import Interaction
 
 CHUNK_ROWS = 4096  # environment steps that a kill can cost
 

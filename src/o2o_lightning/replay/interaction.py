@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from o2o_lightning.data.buffer import OnlineBuffer
 from o2o_lightning.envs.make import UnitAction
 from o2o_lightning.envs.snapshot import can_restore, restore, snapshot
 from o2o_lightning.errors import Failure, UserError
+from o2o_lightning.replay.buffer import OnlineBuffer
 
 FloatArray = NDArray[np.float32]
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from o2o_lightning.data.check import successor_errors
 from o2o_lightning.data.hdf5 import FileInfos, read_hdf5
 from o2o_lightning.data.raw import RawDataset, validate
-from o2o_lightning.data.writer import Block, write_dataset
 from o2o_lightning.errors import UserError
 from o2o_lightning.notes import note_once
+from o2o_lightning.recording.writer import Block, write_dataset
 
 
 def cut(
@@ -50,15 +51,6 @@ def cut(
     provenance = _provenance(raw, rows, keep_infos, keep_next, notes or {})
     write_dataset(target, rows, [_arrays(raw, rows, truncated, keep_infos, keep_next)], provenance, {})
     return rows
-
-
-def successor_errors(raw: RawDataset, rows: int) -> NDArray[np.int64]:
-    """Rows inside episodes, among the first ``rows``, whose next observation is not the next row's observation."""
-    assert raw.next_observations is not None
-    observation = np.asarray(raw.observations[slice(1, rows)])
-    successor = np.asarray(raw.next_observations[slice(0, rows - 1)])
-    inside = ~(raw.terminated | raw.truncated)[: rows - 1]
-    return np.flatnonzero(inside & (observation != successor).any(axis=1))
 
 
 def _check_successors(raw: RawDataset, rows: int) -> None:

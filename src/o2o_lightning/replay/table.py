@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from o2o_lightning.data.normalize import Normalizer
+from o2o_lightning.nn.normalizer import Normalizer
 
 OBSERVATIONS = ("observation", ("next", "observation"))
 FLAGS = (("next", "terminated"), ("next", "truncated"))

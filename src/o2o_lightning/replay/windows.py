@@ -12,8 +12,8 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from o2o_lightning.data.raw import blocks
-from o2o_lightning.data.store import TransitionStore
+from o2o_lightning.blocks import blocks
+from o2o_lightning.replay.store import TransitionStore
 
 
 class Windows:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from o2o_lightning.data.raw import blocks
+from o2o_lightning.blocks import blocks
 
 
 @dataclass

@@ -11,9 +11,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from o2o_lightning.data.scores import reference_scores
-from o2o_lightning.data.writer import Block
+from o2o_lightning.envs.scores import reference_scores
 from o2o_lightning.errors import UserError
+from o2o_lightning.recording.writer import Block
 
 
 def minari_path(dataset_id: str) -> Path:

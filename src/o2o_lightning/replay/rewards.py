@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from o2o_lightning.data.raw import blocks
-from o2o_lightning.data.store import TransitionStore
+from o2o_lightning.blocks import blocks
+from o2o_lightning.replay.store import TransitionStore
 
 PSEUDO_EPISODE = 1000
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from o2o_lightning.data.normalize import Normalizer
 from o2o_lightning.nn.actor import Actor, StochasticActor
+from o2o_lightning.nn.normalizer import Normalizer
 
 FloatArray = NDArray[np.float32]
 

@@ -8,7 +8,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from o2o_lightning.checkpoint.handover import PHASES, read_handover
-from o2o_lightning.envs.evaluate import Evaluation
+from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.phases.base import Phase

@@ -12,10 +12,10 @@ from typing import Any
 from o2o_lightning.checkpoint.io import remove_temporaries, write_json
 from o2o_lightning.checkpoint.run import LOCK, Busy, lock, unlock
 from o2o_lightning.data.hdf5 import file_sha256
-from o2o_lightning.data.minari_writer import minari_path, write_minari
-from o2o_lightning.data.writer import Block, closed, joined, write_dataset
 from o2o_lightning.envs.make import EnvSpec
 from o2o_lightning.errors import UserError
+from o2o_lightning.recording.minari_writer import minari_path, write_minari
+from o2o_lightning.recording.writer import Block, closed, joined, write_dataset
 
 SUFFIX = ".making"
 REQUEST, WRITING, FINISHED = "request.json", "writing.json", "finished.json"

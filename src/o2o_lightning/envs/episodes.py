@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from o2o_lightning.data.scores import normalized_score
 from o2o_lightning.envs.make import UnitAction, make_env
+from o2o_lightning.envs.scores import normalized_score
 from o2o_lightning.errors import Failure, UserError
 from o2o_lightning.ranks import Ranks
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import embedding
 from torchrl.data import ReplayBuffer
 
-from o2o_lightning.data.manifest import Manifest
-from o2o_lightning.data.raw import blocks
+from o2o_lightning.blocks import blocks
 from o2o_lightning.errors import UserError
+from o2o_lightning.replay.manifest import Manifest
 
 Key = str | tuple[str, str]
 
