@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from o2o_lightning.engine.adam import Adam
+from o2o_lightning.nn.adam import Adam
 from o2o_lightning.engine.noise import Noise
 from o2o_lightning.nn.mlp import MLP
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor

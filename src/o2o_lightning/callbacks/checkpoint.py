@@ -195,7 +195,7 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
 
 def _check_same(path: str, phase: Any, saved: dict[str, Any]) -> None:
     facts = (
-        ("algorithm", saved["algorithm"], phase.method),
+        ("algorithm", saved["algorithm"], phase.algorithm),
         ("environment", saved["env_id"], phase.data.env_id),
         ("dataset", saved["manifest"].get("sha256"), phase.data.manifest().get("sha256")),
     )

@@ -48,7 +48,7 @@ class Recorder(PhaseCallback):
     def on_env_step(self, trainer: L.Trainer, phase: Any) -> None:
         assert self._before is not None and self._file is not None
         state, observation, generator = self._before
-        actor = phase.agent.actor
+        actor = phase.policy()
         uniform = phase.warming_up
         behaviour: Behaviour = (
             UniformBehaviour(actor.spec.action_dim) if uniform else PolicyBehaviour(actor, phase.normalizer)

@@ -77,7 +77,7 @@ def summarize(phase: Any, seconds: float) -> dict[str, Any]:
     manifest = phase.data.manifest()
     return {
         "phase": phase.phase,
-        "algorithm": phase.method,
+        "algorithm": phase.algorithm,
         "env_id": phase.data.env_id,
         "dataset": manifest.get("source"),
         "dataset_sha256": manifest.get("sha256"),
