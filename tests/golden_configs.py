@@ -23,11 +23,15 @@ OFFLINE, ONLINE, DATASETS, EXPERIMENTS = (
     for group in ("offline", "online", "dataset", "experiment")
 )
 ONLINE_PHASES = ("clone", "reevaluate", "align", "online")
-USUAL = "dataset=embedded"
-# "offline td3_bc dataset=embedded": what is typed after `o2o fit --phase`, but for `offline=` or `online=`
+# what is typed after `o2o fit --phase`
 ROWS = [
     *(f"offline offline={method} dataset={dataset}" for method in OFFLINE for dataset in DATASETS),
-    *(f"{phase} online={method} dataset={dataset}" for phase in ONLINE_PHASES for method in ONLINE for dataset in DATASETS),
+    *(
+        f"{phase} online={method} dataset={dataset}"
+        for phase in ONLINE_PHASES
+        for method in ONLINE
+        for dataset in DATASETS
+    ),
     *(
         f"{phase} online={method} dataset=hopper-medium-v2 experiment={experiment}"
         for phase in ONLINE_PHASES[1:]
@@ -84,7 +88,10 @@ def flat(value: Any, where: str = "") -> Row:
 def packed(rows: dict[str, Row]) -> str:
     """The rows as JSON, a line each: what all share, what each phase and method adds, and the rest."""
     everywhere = most_frequent(rows.values())
-    kinds = {kind: most_frequent(rows[name] for name in rows if kind_of(name) == kind) for kind in map(kind_of, rows)}
+    kinds = {
+        kind: most_frequent(rows[name] for name in rows if kind_of(name) == kind)
+        for kind in dict.fromkeys(map(kind_of, rows))
+    }
     parts = {
         "everywhere": {key: [value] for key, value in everywhere.items()},
         "kinds": {kind: less(row, everywhere) for kind, row in kinds.items()},
@@ -110,7 +117,7 @@ def differences(expected: dict[str, Row], found: dict[str, Row]) -> list[str]:
     lines = []
     for name in {**expected, **found}:
         if name not in found or name not in expected:
-            lines.append(f"{name}: {'it is refused now' if name in expected else 'it was refused before'}")
+            lines.append(f"{name}: {'missing, or refused now' if name in expected else 'new, or refused before'}")
             continue
         old, new = expected[name], found[name]
         keys = [key for key in {**old, **new} if [*map(repr, said(old, key))] != [*map(repr, said(new, key))]]
@@ -132,7 +139,9 @@ def most_frequent(rows: Iterable[Row]) -> Row:
         for key, value in row.items():
             counts.setdefault(key, Counter())[json.dumps(value)] += 1
     usual = {key: count.most_common(1)[0] for key, count in sorted(counts.items())}
-    return {key: json.loads(value) for key, (value, count) in usual.items() if 2 * sum(counts[key].values()) > len(rows)}
+    return {
+        key: json.loads(value) for key, (value, count) in usual.items() if 2 * sum(counts[key].values()) > len(rows)
+    }
 
 
 def less(row: Row, base: Row) -> dict[str, list[Any]]:
