@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal
 
 import lightning as L
@@ -10,6 +9,7 @@ import numpy as np
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.envs.episodes import Evaluation, Memoryless
+from o2o_lightning.seeds import run_seed
 
 
 class StopAtGoal(PhaseCallback):
@@ -42,8 +42,7 @@ class StopAtGoal(PhaseCallback):
         if phase.updates == 0:
             return
         actor, normalizer = phase.policy(), phase.normalizer
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        generator = np.random.default_rng([seed, phase.env_steps])
+        generator = np.random.default_rng([run_seed(), phase.env_steps])
         player = Memoryless(lambda observation: actor.explore(normalizer.numpy(observation), generator))
         sampled = phase.evaluate_player(player)
         self.curve.append([phase.env_steps, sampled.return_mean, sampled.score])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from o2o_lightning.callbacks.metrics import MetricsFile
-from o2o_lightning.checkpoint.handover import library_versions
 from o2o_lightning.checkpoint.io import save_atomically, write_atomically, write_json
 from o2o_lightning.checkpoint.run import Busy, add_to_plan, lock
 from o2o_lightning.engine.health import NonFinite
 from o2o_lightning.errors import Failure
+from o2o_lightning.seeds import run_seed
+from o2o_lightning.versions import library_versions
 
 
 class RunDirectory(Callback):
@@ -81,7 +81,7 @@ def summarize(phase: Any, seconds: float) -> dict[str, Any]:
         "env_id": phase.data.env_id,
         "dataset": manifest.get("source"),
         "dataset_sha256": manifest.get("sha256"),
-        "seed": int(os.environ.get("PL_GLOBAL_SEED", "0")),
+        "seed": run_seed(),
         "steps": phase.updates,
         "env_steps": phase.env_steps,
         "eval_env_steps": phase.eval_env_steps,

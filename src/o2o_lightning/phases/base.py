@@ -15,7 +15,7 @@ from o2o_lightning.agents.base import Agent
 from o2o_lightning.agents.sequence import SequenceAgent
 from o2o_lightning.callbacks.evaluation_loop import EvaluationLoop
 from o2o_lightning.callbacks.hooks import PhaseCallback
-from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions, read_handover
+from o2o_lightning.checkpoint.handover import KEY, Handover, read_handover
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.engine.adam import Adam
 from o2o_lightning.engine.health import ChunkRecord
@@ -29,6 +29,7 @@ from o2o_lightning.phases.hardware import check_compilable, check_hardware
 from o2o_lightning.phases.steps import SteppingModule
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.ranks import Ranks
+from o2o_lightning.versions import library_versions
 
 
 class Loss(NamedTuple):
