@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.callbacks.hooks import PhaseCallback, Watched
 from o2o_lightning.callbacks.metrics import MetricsFile
 from o2o_lightning.callbacks.signals import StopSignals
 from o2o_lightning.checkpoint import side_state
@@ -131,7 +131,7 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
             self.candidate = f"candidate-{phase.clock}"
             self._save(trainer, phase, self.candidate)
 
-    def on_evaluation(self, trainer: L.Trainer, phase: Any, result: Evaluation) -> None:
+    def on_evaluation(self, trainer: L.Trainer, phase: Watched, result: Evaluation) -> None:
         candidate, self.candidate = self.candidate, None
         is_best = result.value > self.best_value
         if is_best:
@@ -180,7 +180,7 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
         side_state.write(path, token, trainer.global_rank, state)
         trainer.strategy.barrier("o2o side state")
 
-    def _interrupted(self, phase: Any) -> Interrupted:
+    def _interrupted(self, phase: Watched) -> Interrupted:
         number = self.signals.received or signal.SIGTERM
         self.signals.received = None
         assert self.dirpath is not None
@@ -193,7 +193,7 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
         )
 
 
-def _check_same(path: str, phase: Any, saved: dict[str, Any]) -> None:
+def _check_same(path: str, phase: Watched, saved: dict[str, Any]) -> None:
     facts = (
         ("algorithm", saved["algorithm"], phase.method),
         ("environment", saved["env_id"], phase.data.env_id),

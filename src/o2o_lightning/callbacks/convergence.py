@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import lightning as L
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.objectives.diagnostics import relative_change
 
-if TYPE_CHECKING:
-    from o2o_lightning.phases.settings import Convergence
-
 FLOOR, TINY = 0.25, 1e-8  # least units of ratios and of magnitudes
+
+
+class Rule(Protocol):
+    """When curves have settled, in the words of :class:`o2o_lightning.phases.settings.Convergence`."""
+
+    every: int
+    window: int
+    tolerance: float
+    patience: int
+    least: int
+    most: int
 
 
 class ConvergenceWatch(PhaseCallback):
@@ -27,7 +35,7 @@ class ConvergenceWatch(PhaseCallback):
         stops: end the phase at its plateau, or after the most updates that the rule allows.
     """
 
-    def __init__(self, settings: Convergence, stops: bool) -> None:
+    def __init__(self, settings: Rule, stops: bool) -> None:
         self.settings, self.stops = settings, stops
         self.curves: dict[str, list[float]] = {}
         self.change = float("inf")

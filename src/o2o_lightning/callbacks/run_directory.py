@@ -10,10 +10,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from o2o_lightning.callbacks.hooks import Watched
 from o2o_lightning.callbacks.metrics import MetricsFile
 from o2o_lightning.checkpoint.io import save_atomically, write_atomically, write_json
 from o2o_lightning.checkpoint.run import Busy, add_to_plan, lock
 from o2o_lightning.engine.health import NonFinite
+from o2o_lightning.envs.scores import score_or_return
 from o2o_lightning.errors import Failure
 from o2o_lightning.seeds import run_seed
 from o2o_lightning.versions import library_versions
@@ -72,7 +74,7 @@ class RunDirectory(Callback):
                 save_atomically(self.run_dir / exception.file, exception.dump)
 
 
-def summarize(phase: Any, seconds: float) -> dict[str, Any]:
+def summarize(phase: Watched, seconds: float) -> dict[str, Any]:
     """A phase's ``summary.json``; scores are raw mean returns where the environment has no reference score."""
     manifest = phase.data.manifest()
     return {
@@ -92,12 +94,12 @@ def summarize(phase: Any, seconds: float) -> dict[str, Any]:
     }
 
 
-def score_block(phase: Any) -> dict[str, Any]:
+def score_block(phase: Watched) -> dict[str, Any]:
     """The keys of ``score`` that apply to the phase."""
     curve = phase.curve
-    values = [ret if score is None else score for _, ret, score in curve]
-    known = {
-        name: phase.returns.get(name) if phase.scores.get(name) is None else phase.scores[name]
+    values = [score_or_return(score, return_) for _, return_, score in curve]
+    known: dict[str, float] = {
+        name: score_or_return(phase.scores.get(name), phase.returns[name])
         for name in ("offline", "aligned")
         if name in phase.returns
     }
