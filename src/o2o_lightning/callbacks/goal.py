@@ -22,16 +22,12 @@ class StopAtGoal(PhaseCallback):
         unit: of the goal: ``score`` (0 random, 100 expert) or ``return``.
     """
 
+    kept = ("reached", "curve")
+
     def __init__(self, goal: float, unit: Literal["score", "return"] = "score") -> None:
         self.goal, self.unit = goal, unit
         self.reached = False
         self.curve: list[list[float | None]] = []
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"reached": self.reached, "curve": self.curve}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.reached, self.curve = state_dict["reached"], state_dict["curve"]
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
         phase.display["goal"] = self.goal

@@ -50,7 +50,16 @@ class Watched(Protocol):
 
 
 class PhaseCallback(Callback):
-    """A callback that also hears of environment steps and evaluations."""
+    """A callback that also hears of environment steps and evaluations; a checkpoint holds what it names in ``kept``."""
+
+    kept: ClassVar[tuple[str, ...]] = ()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name in self.kept:
+            setattr(self, name, state_dict[name])
 
     def on_env_step(self, trainer: L.Trainer, phase: Watched) -> None:
         """After each step of the training environment, before the updates that follow it."""

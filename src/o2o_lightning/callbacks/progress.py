@@ -66,8 +66,8 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             TimeRemainingColumn(),
             console=self._console,
         )
-        unit = "env steps" if phase.clock_name == "env_steps" else "updates"
-        self._task = self._bar.add_task(phase.phase, total=self._total(trainer, phase), unit=unit, status="")
+        unit = phase.clock_name.replace("_", " ")
+        self._task = self._bar.add_task(phase.phase, total=phase.total, unit=unit, status="")
         self._bar.start()
 
     def on_train_batch_start(self, trainer: L.Trainer, phase: Any, batch: Any, batch_idx: int) -> None:
@@ -85,7 +85,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         self._best = result.value if self._best is None else max(self._best, result.value)
         phase.display["now"] = result.value
         if self._enabled and self._bar is None:
-            clock = f"{phase.curve[-1][0]:,}/{self._total(trainer, phase):,} {phase.clock_name.replace('_', ' ')}"
+            clock = f"{phase.curve[-1][0]:,}/{phase.total:,} {phase.clock_name.replace('_', ' ')}"
             line = f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}"
             self._console.print(line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
 
@@ -102,9 +102,6 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-    def _total(self, trainer: L.Trainer, phase: Watched) -> int:
-        return int(phase.data.budget if phase.clock_name == "env_steps" else trainer.max_steps)
 
     def _status(self, phase: Watched, now: float) -> str:
         since, updates = self._speed_mark

@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from o2o_lightning.callbacks.hooks import Watched
-from o2o_lightning.callbacks.metrics import MetricsFile
+from o2o_lightning.callbacks.metrics import metrics_files
 from o2o_lightning.checkpoint.io import save_atomically, write_atomically, write_json
 from o2o_lightning.checkpoint.run import Busy, add_to_plan, lock
 from o2o_lightning.engine.health import NonFinite
@@ -53,9 +53,8 @@ class RunDirectory(Callback):
                     f"--run_dir {self.run_dir}: another process has started phase '{phase.phase}' in it. "
                     "Pass another --run_dir."
                 )
-            for logger in trainer.loggers:
-                if isinstance(logger, MetricsFile):
-                    logger.begin()
+            for file in metrics_files(trainer):
+                file.begin()
             if self.command is not None:
                 add_to_plan(self.run_dir, self.command)
             if trainer.ckpt_path is not None:  # a finished phase that goes on is unfinished until its new end
