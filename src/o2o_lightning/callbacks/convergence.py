@@ -56,19 +56,14 @@ class ConvergenceWatch(PhaseCallback):
         stops: end the phase at its plateau, or after the most updates that the rule allows.
     """
 
+    kept = ("curves", "change", "calm", "settled_at")
+
     def __init__(self, settings: Convergence, stops: bool) -> None:
         self.settings, self.stops = settings, stops
         self.curves: dict[str, list[float]] = {}
         self.change = float("inf")
         self.calm = 0
         self.settled_at: int | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"curves": self.curves, "change": self.change, "calm": self.calm, "settled_at": self.settled_at}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.curves, self.change = state_dict["curves"], state_dict["change"]
-        self.calm, self.settled_at = state_dict["calm"], state_dict["settled_at"]
 
     def on_train_batch_end(self, trainer: L.Trainer, phase: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if phase.updates % self.settings.every:

@@ -12,8 +12,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.callbacks.hooks import PhaseCallback, Watched
 from o2o_lightning.envs.episodes import Evaluation
+from o2o_lightning.envs.scores import score_or_return
 
 REFRESH_SECONDS = 0.25
 
@@ -54,7 +55,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         self._speed_mark = (time.monotonic(), phase.updates)
         self._note = phase.compile_note(phase.planned_updates)
         # of a resumed phase, what it has scored before
-        self._best = max((return_ if score is None else score for _, return_, score in phase.curve), default=None)
+        self._best = max((score_or_return(score, return_) for _, return_, score in phase.curve), default=None)
         if not (self._enabled and self._console.is_terminal):
             return
         self._bar = TwoLines(
@@ -65,8 +66,8 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             TimeRemainingColumn(),
             console=self._console,
         )
-        unit = "env steps" if phase.clock_name == "env_steps" else "updates"
-        self._task = self._bar.add_task(phase.phase, total=self._total(trainer, phase), unit=unit, status="")
+        unit = phase.clock_name.replace("_", " ")
+        self._task = self._bar.add_task(phase.phase, total=phase.total, unit=unit, status="")
         self._bar.start()
 
     def on_train_batch_start(self, trainer: L.Trainer, phase: Any, batch: Any, batch_idx: int) -> None:
@@ -80,11 +81,11 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             self._drawn_at = now
             self._bar.update(self._task, completed=phase.clock, status=self._status(phase, now))
 
-    def on_evaluation(self, trainer: L.Trainer, phase: Any, result: Evaluation) -> None:
+    def on_evaluation(self, trainer: L.Trainer, phase: Watched, result: Evaluation) -> None:
         self._best = result.value if self._best is None else max(self._best, result.value)
         phase.display["now"] = result.value
         if self._enabled and self._bar is None:
-            clock = f"{phase.curve[-1][0]:,}/{self._total(trainer, phase):,} {phase.clock_name.replace('_', ' ')}"
+            clock = f"{phase.curve[-1][0]:,}/{phase.total:,} {phase.clock_name.replace('_', ' ')}"
             line = f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}"
             self._console.print(line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
 
@@ -102,14 +103,10 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             self._bar.stop()
             self._bar = None
 
-    def _total(self, trainer: L.Trainer, phase: Any) -> int:
-        return int(phase.data.budget if phase.clock_name == "env_steps" else trainer.max_steps)
-
-    def _status(self, phase: Any, now: float) -> str:
+    def _status(self, phase: Watched, now: float) -> str:
         since, updates = self._speed_mark
         parts = []
-        offline = phase.scores.get("offline", phase.returns.get("offline"))
-        offline = phase.returns.get("offline") if offline is None else offline
+        offline = score_or_return(phase.scores.get("offline"), phase.returns.get("offline"))
         shown = phase.display
         scores = [("π_off", offline), ("now", shown.get("now")), ("best", self._best)]
         for name, value in [*scores, ("sampled", shown.get("sampled")), ("goal", shown.get("goal"))]:

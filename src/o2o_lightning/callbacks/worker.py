@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
 import torch
 
 from o2o_lightning.envs.episodes import Evaluation, Evaluator, Player
@@ -65,15 +65,10 @@ class EvaluationWorker:
             self._process = context.Process(target=_serve, args=arguments, daemon=True, name="o2o evaluation")
             self._process.start()
             other.close()
-        weights = {name: value.numpy() for name, value in policy.weights.items()}
-        normalizer = {
-            name: value.numpy() if isinstance(value, torch.Tensor) else value
-            for name, value in policy.normalizer.items()
-        }
+        content = io.BytesIO()
+        torch.save(asdict(policy), content)
         # in a thread: while the other process starts, nobody takes what is sent
-        threading.Thread(
-            target=_send, args=(self._connection, (policy.policy, weights, normalizer)), daemon=True
-        ).start()
+        threading.Thread(target=_send, args=(self._connection, content.getvalue()), daemon=True).start()
 
     def result(self) -> Evaluation:
         """Waits for the evaluation that was submitted.
@@ -107,9 +102,9 @@ class EvaluationWorker:
         )
 
 
-def _send(connection: Connection[Any, Any], message: Any) -> None:
+def _send(connection: Connection[Any, Any], content: bytes) -> None:
     with contextlib.suppress(OSError):  # a process that has ended is told of where its result is asked for
-        connection.send(message)
+        connection.send_bytes(content)
 
 
 def _serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], threads: int) -> None:
@@ -118,18 +113,15 @@ def _serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], thre
     evaluator = None
     while True:
         try:
-            policy, weights, normalizer = connection.recv()
+            content = connection.recv_bytes()
         except (EOFError, OSError):  # training has ended, however it did
             return
         try:
             evaluator = evaluator or make()
-            found = evaluator.run(Snapshot(policy, _tensors(weights), _tensors(normalizer)).player())
+            policy = Snapshot(**torch.load(io.BytesIO(content), weights_only=True))
+            found = evaluator.run(policy.player())
             connection.send((found.returns, found.lengths, found.score))
         except UserError as error:
             connection.send(str(error))
         except Exception as error:
             connection.send(f"an evaluation raised {type(error).__name__}: {error}. See the policy's checkpoint.")
-
-
-def _tensors(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in values.items()}

@@ -6,14 +6,13 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import DAMAGED, UserError, reason
 from o2o_lightning.nn.actor import Actor, Policy
 from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.adam import MOMENTS, laid_out_as
@@ -169,9 +168,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint {path}: it holds something other than tensors and plain values, so it was not loaded. "
             "Pass a checkpoint that o2o wrote, or import a policy with `o2o policy import`."
         ) from error
-    except Exception as error:  # damaged bytes fail anywhere in the unpickler: IndexError, struct.error, …
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {path}: it cannot be read ({reason}). It may be cut off; pass another.") from error
+    except DAMAGED as error:
+        raise UserError(
+            f"checkpoint {path}: it cannot be read ({reason(error)}). It may be cut off; pass another."
+        ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
         raise UserError(
             f"checkpoint {path}: it was not written by o2o. Pass RUN_DIR/PHASE/checkpoints/last.ckpt, "
@@ -207,9 +207,10 @@ def _well_formed(path: str | Path) -> Iterator[None]:
     """Turns what another program's, or a hand-made, checkpoint trips over into one line."""
     try:
         yield
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {path}: its hand-over part is incomplete ({reason}). Pass another.") from error
+    except DAMAGED as error:
+        raise UserError(
+            f"checkpoint {path}: its hand-over part is incomplete ({reason(error)}). Pass another."
+        ) from error
 
 
 def _network_name(key: str) -> str | None:
@@ -230,15 +231,3 @@ def _adam_by_name(optimizer_states: list[dict[str, Any]]) -> dict[str, dict[str,
             if index in moments and (own := _network_name(name)):
                 named[own] = moments[index]
     return named
-
-
-def library_versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    names = ("o2o-lightning", "torch", "lightning", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy")
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from o2o_lightning.callbacks.evaluation_loop import EvaluationLoop
 from o2o_lightning.callbacks.hooks import PhaseCallback
-from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions, read_handover
+from o2o_lightning.checkpoint.handover import KEY, Handover, read_handover
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.engine.compiled import CompiledEngine
 from o2o_lightning.engine.engine import Engine
@@ -30,6 +30,8 @@ from o2o_lightning.phases.descent import Descent
 from o2o_lightning.phases.hardware import check_compilable, check_hardware
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.ranks import Ranks
+from o2o_lightning.seeds import noise_seed
+from o2o_lightning.versions import library_versions
 
 
 class Phase(L.LightningModule):
@@ -103,8 +105,7 @@ class Phase(L.LightningModule):
     def noise(self) -> NoiseBlocks:
         """The phase's own random stream, so that nothing else's draws can shift it."""
         if self._noise is None:
-            seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1009 + self.global_rank + 1
-            self._noise = NoiseBlocks(seed, self.device)
+            self._noise = NoiseBlocks(noise_seed(self.global_rank), self.device)
         return self._noise
 
     @property
