@@ -27,9 +27,9 @@ COMMANDS = {
     "fit": "fit",
     "sweep": "sweep",
     "resume": "resume",
-    "test": "evaluate",
-    "validate": "evaluate",
-    "predict": "evaluate",
+    "test": "validate",
+    "validate": "validate",
+    "predict": "validate",
     "data": "data",
     "policy": "policy",
     "demo": "demo",
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         if name not in COMMANDS:
             raise UserError(f"unknown command '{name}'. Choose one of {', '.join(COMMANDS)}; `o2o -h` lists them.")
         module = importlib.import_module(f"o2o_lightning.cli.{COMMANDS[name]}")
-        return int(module.main(rest) if COMMANDS[name] != "evaluate" else module.main(name, rest))
+        return int(module.main(rest) if COMMANDS[name] != "validate" else module.main(name, rest))
     except UserError as error:
         if os.environ.get("O2O_TRACEBACK"):
             raise
