@@ -87,7 +87,8 @@ def import_everything() -> None:
     import o2o_lightning.cli.plan
     import o2o_lightning.cli.resume
     import o2o_lightning.cli.run  # noqa: F401
-    from o2o_lightning.cli.compose import compose, split
+    from o2o_lightning.cli.command import split
+    from o2o_lightning.cli.compose import compose
     from o2o_lightning.cli.lightning import accepts
 
     compose("offline", split([]))

@@ -21,7 +21,8 @@ import yaml
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 
 from o2o_lightning.callbacks.progress import PhaseProgress
-from o2o_lightning.cli.compose import groups, split
+from o2o_lightning.cli.command import split
+from o2o_lightning.cli.compose import groups
 from o2o_lightning.cli.plan import plan
 
 O2O = Callable[..., int]

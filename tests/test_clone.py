@@ -15,9 +15,10 @@ import torch
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 from o2o_lightning.checkpoint.handover import read_handover
-from o2o_lightning.cli.cloning import with_cloning
-from o2o_lightning.cli.compose import compose, config_dir, split
+from o2o_lightning.cli.command import split
+from o2o_lightning.cli.compose import compose, config_dir
 from o2o_lightning.cli.main import main
+from o2o_lightning.cli.phases import with_cloning
 from o2o_lightning.data.cloning import held_out_rows
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor

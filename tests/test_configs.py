@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from o2o_lightning.cli.compose import compose, groups, lightning_config, split
+from o2o_lightning.cli.command import split
+from o2o_lightning.cli.compose import compose, groups, lightning_config
 from o2o_lightning.cli.lightning import PhaseCLI, accepts
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData

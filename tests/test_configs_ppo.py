@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from o2o_lightning.cli.compose import compose, lightning_config, split
+from o2o_lightning.cli.command import split
+from o2o_lightning.cli.compose import compose, lightning_config
 
 PHASES = ("offline", "reevaluate", "online")
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from o2o_lightning.cli.compose import compose, lightning_config, split
+from o2o_lightning.cli.command import split
+from o2o_lightning.cli.compose import compose, lightning_config
 
 PHASES = ("offline", "reevaluate", "align", "online")
 MUJOCO = [f"{body}-{level}-v2" for body in ("halfcheetah", "hopper", "walker2d") for level in

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o2o_lightning.callbacks.convergence import ConvergenceWatch
-from o2o_lightning.cli.compose import compose, split
+from o2o_lightning.cli.command import split
+from o2o_lightning.cli.compose import compose
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.stream import count_chunks, next_boundary
 from o2o_lightning.errors import UserError

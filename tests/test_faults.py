@@ -22,8 +22,8 @@ from o2o_lightning.callbacks.metrics import MetricsFile
 from o2o_lightning.checkpoint import io, side_state
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.checkpoint.run import lock, unlock
-from o2o_lightning.cli.loggers import going_on
 from o2o_lightning.cli.main import main
+from o2o_lightning.cli.resume import going_on
 from o2o_lightning.data.stream import count_chunks, next_boundary
 from o2o_lightning.envs.make import make_env
 from o2o_lightning.envs.snapshot import can_restore, restore, snapshot

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from o2o_lightning.checkpoint.handover import KEY, Handover
-from o2o_lightning.cli.automatic import Offline, chosen_phases, needed
-from o2o_lightning.cli.cloning import with_cloning
-from o2o_lightning.cli.compose import groups, split
+from o2o_lightning.cli.command import split
+from o2o_lightning.cli.compose import groups
+from o2o_lightning.cli.phases import Offline, chosen_phases, needed, with_cloning
 from o2o_lightning.cli.plan import plan
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actors import fresh_actor

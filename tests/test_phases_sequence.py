@@ -15,9 +15,10 @@ import torch
 from conftest import Fit, Run
 
 from o2o_lightning.checkpoint.handover import read_handover
-from o2o_lightning.cli.cloning import with_cloning
-from o2o_lightning.cli.compose import compose, lightning_config, split
+from o2o_lightning.cli.command import split
+from o2o_lightning.cli.compose import compose, lightning_config
 from o2o_lightning.cli.lightning import PhaseCLI
+from o2o_lightning.cli.phases import with_cloning
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.trajectories import TrajectoryData
 from o2o_lightning.errors import UserError

@@ -6,7 +6,8 @@ import os
 import time
 from pathlib import Path
 
-from o2o_lightning.cli.compose import PHASES, infer_dataset, split
+from o2o_lightning.cli.command import PHASES, split
+from o2o_lightning.cli.compose import infer_dataset
 from o2o_lightning.errors import UserError
 from o2o_lightning.launch import first_process, launched_with_others
 
@@ -14,7 +15,7 @@ from o2o_lightning.launch import first_process, launched_with_others
 def main(argv: list[str]) -> int:
     """Runs ``o2o fit``."""
     command = split(argv)
-    wants_help = any(token in ("-h", "--help") for token in command.options)
+    wants_help = bool(command.named("help"))
     if not argv or (wants_help and command.phase == "all"):
         from o2o_lightning.cli.help import fit_help
 
@@ -27,12 +28,12 @@ def main(argv: list[str]) -> int:
     if wants_help:
         phase_help(command)
         return 0
-    printing = [token for token in command.options if token.startswith("--print_config")]
-    command.options = [token for token in command.options if token not in printing]
+    printing = command.named("print_config")
+    command = command.without("print_config")
     if printing and command.phase == "all":
         raise UserError(f"--print_config prints one phase. Add --phase {', '.join(PHASES)}.")
-    if printing and printing[-1] != "--print_config":
-        raise UserError(f"{printing[-1]}: it takes no value. Write `--print_config`.")
+    if printing and printing[-1].value is not None:
+        raise UserError(f"{printing[-1].tokens[0]}: it takes no value. Write `--print_config`.")
     steps, notes = plan(command)
     if printing:
         steps = [step for step in steps if step.phase == command.phase]
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
         return 0
     guess = infer_dataset(command)[1]
     record = {"phase": command.phase, "phases": [step.phase for step in steps], "overrides": command.overrides}
-    record |= {"options": command.options, "cwd": os.getcwd()}
+    record |= {"options": command.tokens, "cwd": os.getcwd()}
     run(steps, Path(command.run_dir or _new_run_dir()), [*notes, *([guess] if guess else [])], record)
     return 0
 

@@ -6,7 +6,8 @@ import textwrap
 
 import yaml
 
-from o2o_lightning.cli.compose import PHASES, Command, compose, config_dir, groups
+from o2o_lightning.cli.command import PHASES, Command
+from o2o_lightning.cli.compose import compose, config_dir, groups
 
 WIDTH = 100
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import logging
 import os
@@ -11,10 +10,11 @@ import re
 import signal
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, cast
 
 import lightning as L
@@ -23,6 +23,7 @@ from jsonargparse import ArgumentError, Namespace
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.trainer.connectors.callback_connector import _CallbackConnector
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from o2o_lightning.callbacks.progress import PhaseProgress
@@ -35,6 +36,9 @@ from o2o_lightning.ranks import lost
 
 # Lightning calls what jsonargparse has deprecated
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+# An option of a class's argument; what jsonargparse adds to each class is none
+ARGUMENT = re.compile(r"(model|data)\.(?!(?:class_path|init_args|dict_kwargs|help)\b)(\w+)")
+REQUIRED = inspect.Parameter.empty
 BAD_INPUT = (ArgumentError, MisconfigurationException, ModuleNotFoundError, TypeError, ValueError)
 LOST = "another process of this run has ended; its own line says why. `o2o resume RUN_DIR` goes on from the checkpoint."
 
@@ -58,21 +62,16 @@ class Built:
         try:
             self._fit(checkpoint)
         except BaseException:
-            self._note_processes()
-            end_processes()
+            end_processes([*_started, *self._processes()])
             raise
-        self._note_processes()
+        _started.extend(self._processes())
 
-    def _note_processes(self) -> None:
-        _started.extend(getattr(self.trainer.strategy.launcher, "procs", ()))
+    def _processes(self) -> list[Any]:
+        return list(getattr(self.trainer.strategy.launcher, "procs", ()))
 
     def _fit(self, checkpoint: str | Path | None) -> None:
         try:
-            if checkpoint is None:
-                self.trainer.fit(self.model, datamodule=self.datamodule)
-            else:
-                path = str(checkpoint)
-                self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:
             raise UserError(f"--trainer: {error}") from error
         except ProcessRaisedException as error:
@@ -90,10 +89,10 @@ class Built:
 class PhaseCLI(LightningCLI):
     """Parses and checks; instantiating waits for :meth:`build`, and running for the caller: both may be much later."""
 
-    def __init__(self, config: dict[str, Any], options: list[str]) -> None:
+    def __init__(self, config: dict[str, Any], options: Iterable[str] = (), files: Iterable[str] = ()) -> None:
         quiet()
-        # later arguments win: what is typed beats the user's files, and these beat what Hydra composed
-        self.files, typed = _by_precedence(options)
+        self.files = list(files)
+        composed = yaml.safe_dump(config, sort_keys=False)
         super().__init__(
             model_class=Phase,
             datamodule_class=OfflineData,
@@ -103,7 +102,8 @@ class PhaseCLI(LightningCLI):
             auto_configure_optimizers=False,
             run=False,
             parser_kwargs={"allow_abbrev": False, "exit_on_error": False, "prog": "o2o fit"},
-            args=["--config", yaml.safe_dump(config, sort_keys=False), *self.files, *typed],
+            # later arguments win: what is typed beats the user's files, and these beat what Hydra composed
+            args=[*(f"--config={file}" for file in (composed, *self.files)), *options],
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -111,8 +111,8 @@ class PhaseCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except BAD_INPUT as error:
-            files = [file.removeprefix("--config=") for file in self.files if file != "--config"]
-            raise UserError(parser_message(error, parser._option_string_actions, argument_names, files)) from error
+            options = parser._option_string_actions
+            raise UserError(parser_message(error, options, argument_names, self.files)) from error
 
     def instantiate_classes(self) -> None:
         """Nothing yet."""
@@ -142,16 +142,16 @@ class PhaseCLI(LightningCLI):
             raise UserError(f"--model: {type(model).__name__} is not of phase '{phase}'. Pass --phase {belongs}.")
         model.config = yaml.safe_load(written)
         self.trainer.callbacks.append(RunDirectory(run_dir, written, command))  # type: ignore[attr-defined]
-        _reorder(self.trainer)
+        self.trainer.callbacks = _CallbackConnector._reorder_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
         return Built(self.trainer, model, cast(OfflineData, self.datamodule), self.config["seed_everything"])
 
 
 _started: list[Any] = []  # the processes of the other devices, which Lightning starts with the first phase
 
 
-def end_processes() -> None:
+def end_processes(processes: list[Any]) -> None:
     """Ends the other processes of a run that has failed here; on a GPU they would wait for this one for minutes."""
-    for process in _started:
+    for process in processes:
         if isinstance(process, subprocess.Popen):
             try:
                 process.wait(5)  # time to say what they have failed of
@@ -170,9 +170,14 @@ def from_another_process(error: Exception) -> Exception:
     return (Failure if kind in ("Failure", "NonFinite") else UserError)(message)
 
 
-def build(config: dict[str, Any], options: list[str], run_dir: Path, phase: str) -> Built:
-    """Instantiates trainer, phase and data from a composed configuration and the user's dotted options."""
-    return PhaseCLI(config, options).build(run_dir, phase)
+def place(name: str, config: dict[str, Any]) -> str | None:
+    """Where the option ``name`` goes in a phase: its name there, None where the phase knows no such option.
+
+    The only place that decides it: for options that are typed, for ``+data.x=v``, and for those that a resumed run may
+    change. What is not of the model or the data, or is jsonargparse's own (``model.class_path``), stays where it is.
+    """
+    match = ARGUMENT.match(name)
+    return name if match is None or accepts(config[match[1]]["class_path"], match[2]) else None
 
 
 def accepts(class_path: str, name: str) -> bool:
@@ -180,14 +185,8 @@ def accepts(class_path: str, name: str) -> bool:
     return name in argument_names(class_path)
 
 
-def required(class_path: str, name: str) -> bool:
-    """Whether the class takes ``name`` and has no default for it."""
-    empty = inspect.Parameter.empty
-    return any(parameter.name == name and parameter.default is empty for parameter in _parameters(class_path))
-
-
 def default(class_path: str, name: str) -> Any:
-    """The default of the argument ``name``, as a configuration file would hold it."""
+    """The default of the argument ``name``, as a configuration file would hold it; :data:`REQUIRED` without one."""
     value = next(parameter.default for parameter in _parameters(class_path) if parameter.name == name)
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
@@ -204,20 +203,14 @@ def argument_names(class_path: str) -> list[str]:
 
 @cache
 def _parameters(class_path: str) -> list[Any]:
-    module, _, attribute = class_path.rpartition(".")
     # jsonargparse's own reading: it follows **kwargs into the base class
-    return list(get_signature_parameters(getattr(importlib.import_module(module), attribute), "__init__"))
+    return list(get_signature_parameters(resolve_name(class_path), "__init__"))
 
 
 def quiet() -> None:
     """Silences what Lightning and its parts say of themselves; warnings that concern the user still come."""
-    for name in (
-        "lightning.pytorch.utilities.rank_zero",
-        "lightning.fabric.utilities.seed",
-        "lightning.pytorch",
-        "lightning.fabric.utilities.distributed",
-    ):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("pytorch", "pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.*", ".*num_workers.*", ".*tensorboardX.*", ".*CSVLogger.*", ".*Checkpoint directory.*",
         ".*weights_only.*", ".*GPU available but not used.*", ".*does not have many workers.*", ".*logging interval.*",
@@ -227,34 +220,15 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _by_precedence(options: list[str]) -> tuple[list[str], list[str]]:
-    files: list[str] = []
-    typed: list[str] = []
-    target = typed
-    for token in options:
-        if token.startswith("--"):
-            target = files if token.partition("=")[0] == "--config" else typed
-        target.append(token)
-    return files, typed
-
-
 def _substitute(value: Any, places: dict[str, str]) -> Any:
     if isinstance(value, str):
         for place, actual in places.items():
             value = value.replace(place, actual)
         return value
     if isinstance(value, Namespace):
-        return Namespace(  # type: ignore[no-untyped-call]
-            {key: _substitute(item, places) for key, item in vars(value).items()}
-        )
+        return Namespace(_substitute(vars(value), places))  # type: ignore[no-untyped-call]
     if isinstance(value, Mapping):
         return {key: _substitute(item, places) for key, item in value.items()}
     if isinstance(value, list):
         return [_substitute(item, places) for item in value]
     return value
-
-
-def _reorder(trainer: L.Trainer) -> None:
-    from lightning.pytorch.trainer.connectors.callback_connector import _CallbackConnector
-
-    trainer.callbacks = _CallbackConnector._reorder_callbacks(trainer.callbacks)  # type: ignore[attr-defined]

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from o2o_lightning.checkpoint.handover import read_handover
-from o2o_lightning.cli.automatic import AUTO, chosen_phases
-from o2o_lightning.cli.cloning import with_cloning
-from o2o_lightning.cli.compose import MISSING, PHASES, Command, compose, lightning_config
-from o2o_lightning.cli.lightning import Built, PhaseCLI, accepts, argument_names, default, required
+from o2o_lightning.cli.command import Command, Option, hydra_key
+from o2o_lightning.cli.compose import MISSING, compose, lightning_config
+from o2o_lightning.cli.lightning import ARGUMENT, REQUIRED, Built, PhaseCLI, accepts, argument_names, default, place
 from o2o_lightning.cli.messages import did_you_mean
+from o2o_lightning.cli.phases import phases_of
 from o2o_lightning.errors import UserError
 from o2o_lightning.phases.online.base import OnlinePhase
-
-_PART = re.compile(r"--(model|data)\.(?:init_args\.)?(\w+)")
-_OWN = re.compile(rf"--({'|'.join(PHASES)})\.(?=model\.|data\.|trainer\.)")
-_ADDED = re.compile(r"\+{0,2}data\.(\w+)=")
-_SPECIAL = ("class_path", "init_args", "dict_kwargs", "help")
 
 
 @dataclass
@@ -32,22 +26,23 @@ class Step:
 
 def plan(command: Command) -> tuple[list[Step], list[str]]:
     """The phases to run, each from the one before, and notes on those that the method leaves out."""
-    phases, choice = _phases(command)
-    phases, cloning = with_cloning(command, phases)
-    configs, notes = {}, [note for note in (choice, cloning) if note is not None]
+    phases, notes = phases_of(command)
+    configs: dict[str, dict[str, Any]] = {}
     for phase in phases:
         composed = compose(phase, command)
         if "class_path" in composed["model"]:
-            configs[phase] = lightning_config(composed)
+            config = lightning_config(composed)
+            _start_from(next(reversed(configs), None), config["model"])
+            configs[phase] = config
         else:
             notes.append(f"{phase}: {composed['model']['note']}")
-    previous = None
-    for phase, config in configs.items():
-        _start_from(previous, config["model"])
-        previous = phase
-    _check_data_keys(command, configs)
+    for token in command.overrides:
+        part, _, name = hydra_key(token).partition(".")
+        if part == "data" and all(place(f"data.{name}", config) is None for config in configs.values()):
+            raise UserError(f"{token}: no phase of this run has a data option '{name}'. Leave it out.")
     options, shared = _options_by_phase(command, configs)
-    return [Step(phase, PhaseCLI(config, options[phase])) for phase, config in configs.items()], [*notes, *shared]
+    steps = [Step(phase, PhaseCLI(config, options[phase], command.files)) for phase, config in configs.items()]
+    return steps, [*notes, *shared]
 
 
 def check(built: list[Built]) -> None:
@@ -97,24 +92,13 @@ def phase_help(command: Command) -> None:
         PhaseCLI(config, ["--help"])
 
 
-def _phases(command: Command) -> tuple[list[str], str | None]:
-    if command.phase != "all":
-        return [command.phase], None
-    phases = compose("offline", command)["phases"]
-    if phases == AUTO:
-        return chosen_phases(command)
-    if not isinstance(phases, list) or not phases or len({*phases}) < len(phases) or not {*phases} <= {*PHASES}:
-        raise UserError(f"phases={phases}: a list of {', '.join(PHASES)} is needed, each at most once, or auto.")
-    return phases, None
-
-
 def _start_from(previous: str | None, model: dict[str, Any]) -> None:
     if not accepts(model["class_path"], "init_from"):
         return
     arguments = model.setdefault("init_args", {})
     if previous is not None:
         arguments["init_from"] = f"$RUN_DIR/{previous}/checkpoints/last.ckpt"
-    elif required(model["class_path"], "init_from"):
+    elif default(model["class_path"], "init_from") is REQUIRED:
         arguments.setdefault("init_from", MISSING)
 
 
@@ -126,62 +110,37 @@ def _options_by_phase(command: Command, configs: dict[str, dict[str, Any]]) -> t
     """
     chosen: dict[str, list[str]] = {phase: [] for phase in configs}
     notes: list[str] = []
-    for name, *values in grouped(command.options):
-        own = _OWN.match(name)
-        if own is not None:
-            if own[1] not in configs:
-                raise UserError(f"{name}: this run has no phase '{own[1]}'. It has {', '.join(configs)}.")
-            chosen[own[1]] += [f"--{name[own.end() :]}", *values]
+    for option in command.options:
+        if option.name == "config":
             continue
-        takers = _takers(command, name, configs)
+        if option.phase is not None and option.phase not in configs:
+            name = option.tokens[0].partition("=")[0]
+            raise UserError(f"{name}: this run has no phase '{option.phase}'. It has {', '.join(configs)}.")
+        takers = _takers(command, option, configs) if option.phase is None else [option.phase]
         for phase in takers:
-            chosen[phase] += [name, *values]
-        if (note := _shared(name, takers, configs)) is not None:
+            # what no phase knows, LightningCLI refuses with the names of those that it has
+            chosen[phase] += option.at(place(option.name, configs[phase]) or option.name)
+        if option.phase is None and (note := _shared(option.name, {phase: configs[phase] for phase in takers})):
             notes.append(note)
     return chosen, notes
 
 
-def _shared(option: str, phases: list[str], configs: dict[str, dict[str, Any]]) -> str | None:
-    """What to say of an option of several phases that would each have another value without it."""
-    match = _PART.match(option)
-    if match is None or match[2] in (*_SPECIAL, "init_from"):
-        return None
-    part, name = match.groups()
-    own = [configs[phase][part] for phase in phases]
-    if len(own) < 2 or not all(accepts(config["class_path"], name) for config in own):
-        return None
-    values = [config.get("init_args", {}).get(name, default(config["class_path"], name)) for config in own]
-    if all(value == values[0] for value in values):
-        return None
-    usual = ", ".join(f"{phase} ({value})" for phase, value in zip(phases, values, strict=True))
-    return f"--{part}.{name} sets it in {usual}; for one phase alone write --{phases[0]}.{part}.{name}"
-
-
-def _check_data_keys(command: Command, configs: dict[str, dict[str, Any]]) -> None:
-    for token in command.overrides:
-        match = _ADDED.match(token)
-        if match and not any(accepts(config["data"]["class_path"], match[1]) for config in configs.values()):
-            raise UserError(f"{token}: no phase of this run has a data option '{match[1]}'. Leave it out.")
-
-
-def _takers(command: Command, option: str, configs: dict[str, dict[str, Any]]) -> list[str]:
+def _takers(command: Command, option: Option, configs: dict[str, dict[str, Any]]) -> list[str]:
     phases = list(configs)
     if len(phases) == 1:
         return phases
-    if option.partition("=")[0] == "--trainer.max_steps":
+    if option.name == "trainer.max_steps":
         # the online phase counts environment steps, and nobody types the cloning phase: steps.clone=N
         return [phase for phase in phases if phase not in ("online", "clone")]
-    match = _PART.match(option)
-    if match is None or match[2] in _SPECIAL:
+    part, _, name = option.name.partition(".")
+    if part in command.values or f"{part}.class_path" in command.values:  # another class than the composed one
         return phases
-    part, name = match.groups()
-    if command.option(f"--{part}") or command.option(f"--{part}.class_path"):
-        return phases
-    knowing = [phase for phase in phases if accepts(configs[phase][part]["class_path"], name)]
+    knowing = [phase for phase in phases if place(option.name, configs[phase]) is not None]
     if not knowing:
+        name = name.partition(".")[0]
         known = [key for config in configs.values() for key in argument_names(config[part]["class_path"])]
         raise UserError(f"--{part}.{name}: no phase has such an option{did_you_mean(name, known)} See `o2o fit -h`.")
-    if (part, name) != ("model", "init_from"):
+    if option.name != "model.init_from":
         return knowing
     if phases[0] not in knowing:
         rest = ",".join(phases[1:])
@@ -192,15 +151,21 @@ def _takers(command: Command, option: str, configs: dict[str, dict[str, Any]]) -
     return phases[:1]
 
 
-def grouped(options: list[str]) -> list[list[str]]:
-    """Options, each with its values."""
-    groups: list[list[str]] = []
-    for token in options:
-        if token.startswith("--") or not groups:
-            groups.append([token])
-        else:
-            groups[-1].append(token)
-    return groups
+def _shared(name: str, configs: dict[str, dict[str, Any]]) -> str | None:
+    """What to say of an option of several phases that would each have another value without it."""
+    match = ARGUMENT.match(name)
+    if match is None or name == "model.init_from" or any(place(name, config) is None for config in configs.values()):
+        return None
+    part, argument = match.groups()
+    values = {}
+    for phase, config in configs.items():
+        arguments, class_path = config[part].get("init_args", {}), config[part]["class_path"]
+        values[phase] = arguments.get(argument, default(class_path, argument))
+    first = next(iter(values))
+    if all(value == values[first] for value in values.values()):
+        return None
+    usual = ", ".join(f"{phase} ({value})" for phase, value in values.items())
+    return f"--{part}.{argument} sets it in {usual}; for one phase alone write --{first}.{part}.{argument}"
 
 
 def _check_critics(built: list[Built]) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from o2o_lightning.cli.compose import Command, split
+from o2o_lightning.cli.command import Option, split
 from o2o_lightning.cli.run import LAST, say, write_run_summary
 from o2o_lightning.errors import UserError
 from o2o_lightning.launch import first_process
@@ -36,7 +36,6 @@ SAFE = (
     "data.memmap",
     "data.memory_limit_gb",
 )
-Change = tuple[str, list[str]]  # an option's name, and what was typed
 
 
 def main(argv: list[str]) -> int:
@@ -57,7 +56,7 @@ def main(argv: list[str]) -> int:
     if not plan:
         raise UserError(f"{argv[0]}: no run of o2o is in it. Pass the --run_dir of one that had begun.")
     planned = {phase: entry for entry in plan for phase in entry["phases"]}
-    lengths = [name for name, _ in changes if name in LENGTH]
+    lengths = [change.name for change in changes if change.name in LENGTH]
     if "data.env_steps" in lengths and "online" not in planned:
         raise UserError(f"--data.env_steps: this run has no online phase, only {', '.join(planned)}. Leave it out.")
     if first_process():
@@ -70,7 +69,7 @@ def main(argv: list[str]) -> int:
         if Path(planned[phase]["cwd"]).is_dir():
             os.chdir(planned[phase]["cwd"])  # paths of the command are relative to where it was given
         # a number of updates is meant for the phase that was interrupted, not for those that follow
-        given = [change for change in changes if i == 0 or change[0] != "trainer.max_steps"]
+        given = [change for change in changes if i == 0 or change.name != "trainer.max_steps"]
         if (run_dir / phase / LAST).exists():
             _continue(phase, run_dir, given)
         else:
@@ -84,19 +83,19 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _begin(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Change]) -> None:
+def _begin(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Option]) -> None:
     """Starts a phase of the ``o2o fit`` that ``entry`` remembers: one that follows, or has no checkpoint yet."""
     from o2o_lightning.callbacks.metrics import MetricsFile
     from o2o_lightning.cli.plan import check
     from o2o_lightning.cli.plan import plan as plan_of
 
-    own = [
-        token.replace("--trainer.max_steps", f"--{phase}.trainer.max_steps")
-        for name, tokens in changes
-        if name != "data.env_steps" or "online" in entry["phases"]
-        for token in tokens
+    given = [
+        token
+        for change in changes
+        if change.name != "data.env_steps" or "online" in entry["phases"]
+        for token in change.at(f"{phase}.{change.name}" if change.name == "trainer.max_steps" else change.name)
     ]
-    command = Command(entry["phase"], None, entry["overrides"], [*entry["options"], *own])
+    command = split(["--phase", entry["phase"], *entry["overrides"], *entry["options"], *given])
     step = next(step for step in plan_of(command)[0] if step.phase == phase)
     built = step.cli.build(run_dir, phase, entry)
     check([built])
@@ -109,59 +108,69 @@ def _begin(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Chang
     built.fit()
 
 
-def _continue(phase: str, run_dir: Path, changes: list[Change]) -> None:
+def _continue(phase: str, run_dir: Path, changes: list[Option]) -> None:
     """Goes on with one phase from its last checkpoint."""
     from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
-    from o2o_lightning.cli.lightning import build
-    from o2o_lightning.cli.loggers import going_on
+    from o2o_lightning.cli.lightning import PhaseCLI, place
     from o2o_lightning.cli.plan import check
 
     checkpoint, written = run_dir / phase / LAST, run_dir / phase / "config.yaml"
     read_handover(checkpoint, (phase,), "o2o resume")
     try:
         config = yaml.safe_load(written.read_text())
-        data_class = config["data"]["class_path"]
+        trainer, _ = config["trainer"], config["data"]["class_path"]  # a file that was cut off has lost its end
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{written}: it cannot be read ({error}). Without it the run cannot go on.") from error
     found = read_checkpoint(checkpoint)
     clock = found["o2o_progress"]["env_steps" if phase == "online" else "updates"]
-    logger = config.get("trainer", {}).get("logger")
-    if logger is not None:
-        config["trainer"]["logger"] = going_on(logger, clock, found.get("o2o_resume", {}).get("loggers", []))
-    options = [token for name, tokens in changes if _takes(data_class, name) for token in tokens]
-    built = build(config, options, run_dir, phase)
+    if trainer.get("logger") is not None:
+        trainer["logger"] = going_on(trainer["logger"], clock, found.get("o2o_resume", {}).get("loggers", []))
+    places = ((change, place(change.name, config)) for change in changes)
+    options = [token for change, name in places if name is not None for token in change.at(name)]
+    built = PhaseCLI(config, options).build(run_dir, phase)
     check([built])
     say(f"{phase}: going on from {checkpoint}")
     built.fit(checkpoint)
 
 
-def _changes(argv: list[str]) -> list[Change]:
-    """The options of the command line by name; :class:`UserError` for one that would make it another run."""
-    from o2o_lightning.cli.plan import grouped
+def going_on(config: Any, clock: int, versions: list[Any]) -> Any:
+    """A Trainer's ``logger`` (one, or a list) for a phase that goes on from ``clock``, so that no row is there twice.
 
+    The CSV file cuts off its own rows. TensorBoard hides what its file has from ``purge_step`` on; W&B goes on with the
+    run of the same id. ``versions``: each logger's own name of the run, as the checkpoint has it.
+    """
+    if isinstance(config, list):
+        known = [*versions, *[None] * len(config)]
+        return [going_on(logger, clock, known[i : i + 1]) for i, logger in enumerate(config)]
+    if not isinstance(config, dict) or "class_path" not in config:
+        return config
+    config, name = copy.deepcopy(config), config["class_path"].rpartition(".")[2]
+    extra = config.get("dict_kwargs") or {}
+    if name == "TensorBoardLogger":
+        config["dict_kwargs"] = {**extra, "purge_step": clock + 1}  # what was logged at the clock itself stays
+    if name == "WandbLogger" and versions and versions[0]:
+        config["init_args"] = {**(config.get("init_args") or {}), "id": versions[0]}
+        config["dict_kwargs"] = {**extra, "resume": "allow"}
+    return config
+
+
+def _changes(argv: list[str]) -> list[Option]:
+    """The options of the command line; :class:`UserError` for one that would make it another run."""
     command = split(argv)
-    if taken := [token for token in argv if token.partition("=")[0] in ("--phase", "--run_dir")]:
-        raise UserError(f"{taken[0]}: the run's own directory and phases stay. Write `o2o resume RUN_DIR`.")
+    if command.own:
+        typed = command.own[0].tokens[0]
+        raise UserError(f"{typed}: the run's own directory and phases stay. Write `o2o resume RUN_DIR`.")
     if command.overrides:
         raise UserError(f"'{command.overrides[0]}': a resumed run keeps its configuration; {_only()}")
-    changes = []
-    for tokens in grouped(command.options):
-        name = tokens[0].removeprefix("--").partition("=")[0].replace(".init_args.", ".")
-        if not any(name == safe or (safe == "trainer.logger" and name.startswith(safe)) for safe in SAFE):
+    for option in command.options:
+        name = option.name if option.phase is None else f"{option.phase}.{option.name}"
+        if name not in SAFE and not name.startswith("trainer.logger"):
             raise UserError(
                 f"--{name}: it would make another run of this one; {_only()} For a new run from this policy use "
                 "`o2o fit --model.init_from CKPT`."
             )
-        changes.append((name, tokens))
-    return changes
+    return command.options
 
 
 def _only() -> str:
     return f"only {', '.join(f'--{name}' for name in SAFE)} may change."
-
-
-def _takes(data_class: str, name: str) -> bool:
-    from o2o_lightning.cli.lightning import accepts
-
-    match = re.match(r"data\.(\w+)$", name)
-    return match is None or accepts(data_class, match.group(1))

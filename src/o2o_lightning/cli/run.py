@@ -14,7 +14,7 @@ from rich.console import Console
 
 from o2o_lightning.checkpoint.io import write_json
 from o2o_lightning.checkpoint.run import LOCK, PLAN, Busy, lock, read_plan, unlock, write_plan
-from o2o_lightning.cli.compose import PHASES
+from o2o_lightning.cli.command import PHASES
 from o2o_lightning.cli.lightning import Built
 from o2o_lightning.cli.plan import Step, check
 from o2o_lightning.engine.health import NonFinite

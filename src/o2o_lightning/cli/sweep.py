@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from o2o_lightning.cli.compose import Command, config_dir, groups, split
+from o2o_lightning.cli.command import Command, hydra_key, split
+from o2o_lightning.cli.compose import config_dir, groups
 from o2o_lightning.cli.messages import hydra_message
 from o2o_lightning.errors import Failure, UserError
 
@@ -87,7 +88,7 @@ class Job:
 
     def folder(self, tokens: Iterable[str]) -> Path:
         """The job's run directory, named after the choices that make it differ from the others."""
-        chosen = [token.lstrip("+") for token in tokens if _key(token) in self.swept]
+        chosen = [token.lstrip("+") for token in tokens if hydra_key(token) in self.swept]
         return self.run_dir / (",".join(re.sub(r"[^\w.+=-]+", "-", choice) for choice in chosen) or "run")
 
     def log(self, tokens: Iterable[str]) -> Path:
@@ -119,17 +120,19 @@ def main(argv: list[str]) -> int:
     if not argv or "-h" in argv or "--help" in argv:
         print(USAGE, end="")
         return 0
+    from o2o_lightning.cli.plan import plan
+
     command = split(argv)
     if command.run_dir is None:
         raise UserError("--run_dir: pass the directory of the sweep, which has a folder for each job.")
-    own = [token for token in command.overrides if _key(token).startswith("hydra")]
+    own = [token for token in command.overrides if hydra_key(token).startswith("hydra")]
     command.overrides = [token for token in command.overrides if token not in own]
     _check_launcher(own)
     run_dir = Path(command.run_dir).resolve()
     jobs, swept = _jobs(command)
     job = Job(
         command.phase,
-        tuple(command.options),
+        tuple(command.tokens),
         tuple(token for token in own if token.startswith("hydra.searchpath=")),
         swept,
         run_dir,
@@ -137,7 +140,8 @@ def main(argv: list[str]) -> int:
     )
     if len({job.folder(tokens) for tokens in jobs}) < len(jobs):
         raise UserError("two jobs of the sweep have the same name. Give each choice once.")
-    _check_options(command, [*jobs[0], *job.searchpath])
+    # what no job could take is refused by the first one, as `o2o fit` does before it starts
+    plan(replace(command.without("print_config"), overrides=[*jobs[0], *job.searchpath]))
     run_dir.mkdir(parents=True, exist_ok=True)
     trouble = _launch(job, command.overrides, own)
     return _report(job, jobs, trouble)
@@ -174,7 +178,7 @@ def _jobs(command: Command) -> tuple[list[list[str]], frozenset[str]]:
         jobs = BasicSweeper.split_arguments(parsed, None)[0]
     except HydraException as error:
         raise UserError(hydra_message(error, list(groups()))) from error
-    return jobs, frozenset(_key(item.get_key_element()) for item in parsed if item.is_sweep_override())
+    return jobs, frozenset(hydra_key(item.get_key_element()) for item in parsed if item.is_sweep_override())
 
 
 def _launch(job: Job, overrides: list[str], own: list[str]) -> str | None:
@@ -244,17 +248,6 @@ def _check_launcher(tokens: list[str]) -> None:
                 raise UserError(
                     f"{token}: its plugin is not installed. Run `pip install 'o2o-lightning[{PLUGINS[name]}]'`."
                 )
-
-
-def _check_options(command: Command, tokens: list[str]) -> None:
-    """Refuses what no job could take: by the first one, as `o2o fit` does before it starts."""
-    from o2o_lightning.cli.plan import plan
-
-    plan(Command(command.phase, None, tokens, [token for token in command.options if "print_config" not in token]))
-
-
-def _key(token: str) -> str:
-    return token.lstrip("+~").partition("=")[0]
 
 
 def _of_launcher(variable: str) -> bool:

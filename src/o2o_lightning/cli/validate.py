@@ -29,20 +29,21 @@ o2o {name} --ckpt_path CKPT [options]
 def main(name: str, argv: list[str]) -> int:
     """Runs ``o2o validate | test | predict``."""
     from o2o_lightning.checkpoint.handover import read_handover
-    from o2o_lightning.cli.compose import compose, lightning_config, split
-    from o2o_lightning.cli.lightning import build
+    from o2o_lightning.cli.command import split
+    from o2o_lightning.cli.compose import compose, lightning_config
+    from o2o_lightning.cli.lightning import PhaseCLI
     from o2o_lightning.envs.make import foreign_id
 
     episodes = 3 if name == "validate" else 10
     if not argv or "-h" in argv or "--help" in argv:
         print(HELP.format(name=name, episodes=episodes), end="")
         return 0
-    rest = [token.replace("--ckpt_path", "--model.init_from", 1) for token in argv]  # Lightning's name for the same
-    command = split(rest)
-    fits = [token for token in argv if token.partition("=")[0] == "--phase"] + command.overrides
+    # Lightning's name for the same
+    command = split([token.replace("--ckpt_path", "--model.init_from", 1) for token in argv])
+    fits = [option.tokens[0] for option in command.own if option.name == "phase"] + command.overrides
     if fits:
         raise UserError(f"{fits[0]}: `o2o {name}` takes no choices of `o2o fit`. Its options are in `o2o {name} -h`.")
-    path = command.option("--model.init_from")
+    path = command.values.get("model.init_from")
     if path is None:
         raise UserError(f"o2o {name}: no checkpoint. Pass --ckpt_path RUN_DIR/PHASE/checkpoints/last.ckpt.")
     source = read_handover(path)
@@ -51,7 +52,7 @@ def main(name: str, argv: list[str]) -> int:
         "class_path": "o2o_lightning.phases.evaluate.EvaluatePolicy",
         "init_args": {"init_from": path},
     }
-    env_id = command.option("--data.env_id") or foreign_id(source.env_id, f"checkpoint {path}")
+    env_id = command.values.get("data.env_id") or foreign_id(source.env_id, f"checkpoint {path}")
     if name != "predict" and env_id is None:
         raise UserError(f"checkpoint {path}: it names no environment to play in. Pass --data.env_id ID.")
     run_dir = Path(command.run_dir) if command.run_dir else None
@@ -62,7 +63,8 @@ def main(name: str, argv: list[str]) -> int:
         data["dataset"] = source.manifest.get("source")
     config["data"] = {"class_path": "o2o_lightning.data.observations.EvaluationData", "init_args": data}
     config["trainer"] |= {"logger": False, "callbacks": [], "enable_checkpointing": False, "enable_progress_bar": False}
-    built = build(config, command.options, run_dir or Path("."), "evaluate")
+    options = command.without("config").tokens
+    built = PhaseCLI(config, options, command.files).build(run_dir or Path("."), "evaluate")
     if built.trainer.world_size > 1:
         raise UserError(f"--trainer.devices: `o2o {name}` runs on one. Pass --trainer.devices 1.")
     built.trainer.callbacks = []  # type: ignore[attr-defined]

@@ -1,0 +1,161 @@
+"""Which phases a run has: those of the method or of ``phases=``, those that ``phases=auto`` keeps, and cloning.
+
+``auto`` asks which phases an offline policy needs before it goes online (paper, appendix B; docs/sources.md). Cloning
+comes first where the family of the policy is not the one that the online algorithm needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pkgutil import resolve_name
+
+import yaml
+
+from o2o_lightning.checkpoint.handover import POLICIES, Handover, read_handover
+from o2o_lightning.cli.command import PHASES, Command
+from o2o_lightning.cli.compose import compose, groups
+from o2o_lightning.errors import UserError
+
+AUTO = "auto"
+# What an offline critic is good for online. Those that are named in neither belong to another policy than their own.
+REGULARISED = ("cql",)  # pessimistic, but aligned with the policy
+EXPLICIT = ("td3_bc", "awac")  # values the policy itself, as online, but was not all that the policy climbed
+NAMES = {"td3_bc": "TD3+BC", "bc10": "10 %-BC"}
+FAMILIES = {
+    "deterministic": "a deterministic one",
+    "gaussian": "a Gaussian",
+    "squashed_gaussian": "a squashed Gaussian",
+    "decision_transformer": "a Decision Transformer",
+    "online_decision_transformer": "an Online Decision Transformer",
+}
+
+
+@dataclass(frozen=True)
+class Offline:
+    """What there is to start from.
+
+    Attributes:
+        origin: the algorithm that made the policy, as checkpoints name it.
+        critic: whether an action-value critic comes with it.
+        cloned: whether the policy is, or will be, a clone: another one than the critic's.
+        same_rewards: whether the critic learned the rewards that the online algorithm learns.
+    """
+
+    origin: str
+    critic: bool
+    cloned: bool = False
+    same_rewards: bool = True
+
+
+def phases_of(command: Command) -> tuple[list[str], list[str]]:
+    """The phases that the command runs, in order, and lines that say why, where it was not told."""
+    phases, choice = [command.phase], None
+    if command.phase == "all":
+        phases = compose("offline", command)["phases"]
+        if phases == AUTO:
+            phases, choice = chosen_phases(command)
+        elif not isinstance(phases, list) or not phases or len({*phases}) < len(phases) or not {*phases} <= {*PHASES}:
+            raise UserError(f"phases={phases}: a list of {', '.join(PHASES)} is needed, each at most once, or auto.")
+    phases, cloning = with_cloning(command, phases)
+    return phases, [note for note in (choice, cloning) if note is not None]
+
+
+def needed(offline: Offline, reads_critic: bool) -> tuple[set[str], str]:
+    """The phases, of re-evaluation and alignment, that come before fine-tuning, and why.
+
+    ``reads_critic`` is false of PPO, which has no use for an action-value critic.
+    """
+    name, everything = NAMES.get(offline.origin, offline.origin.upper()), {"reevaluate", "align"}
+    if not reads_critic:
+        return everything, "PPO's state value is fitted whatever the source"
+    if not offline.critic:
+        return everything, f"{name} hands on a policy without a critic"
+    if offline.origin not in (*REGULARISED, *EXPLICIT):
+        return everything, f"{name}'s critic values another policy than its own"
+    if not offline.same_rewards:
+        return everything, f"{name}'s critic learned from other rewards than the online algorithm does"
+    if offline.origin in EXPLICIT:
+        return {"align"}, f"{name}'s critic is evaluated as online, so re-evaluation is left out"
+    if offline.cloned:
+        return everything, f"{name}'s critic is aligned with the policy before cloning, not with the clone"
+    return set(), f"{name}'s critic and policy are aligned already, so only the constraint is needed"
+
+
+def chosen_phases(command: Command) -> tuple[list[str], str]:
+    """The phases of ``--phase all phases=auto``, and a line that says so.
+
+    Starts from what the method or the experiment would run, so that an ablation stays one. With ``--model.init_from``,
+    the origin that the checkpoint records decides instead of the option ``offline``.
+
+    Raises:
+        UserError: a checkpoint that cannot be read, or ``auto`` from a file rather than from the command line.
+    """
+    command = command.without("phases")
+    phases = compose("offline", command)["phases"]
+    if phases == AUTO:
+        raise UserError("phases: auto in a configuration file. Write `phases=auto` on the command line.")
+    source = None if command.start is None else read_handover(command.start)
+    if source is not None:
+        done = "offline" if source.phase in POLICIES else source.phase
+        phases = [phase for phase in phases if PHASES.index(phase) > PHASES.index(done)]
+        if source.phase not in POLICIES:
+            return phases, _choice(phases, f"the checkpoint is of phase '{source.phase}'")
+    elif "offline" not in phases:
+        return phases, _choice(phases, "there is no offline policy to prepare")
+    offline = _offline(command, source)
+    cloned = offline.cloned or "clone" in with_cloning(command, phases)[0]
+    online = resolve_name(compose("online", command)["model"]["class_path"])
+    wanted, why = needed(replace(offline, cloned=cloned), online.needs_critic)
+    phases = [phase for phase in phases if phase in ("offline", "online", *wanted)]
+    return phases, _choice(with_cloning(command, phases)[0], f"{why} (paper, appendix B)")
+
+
+def _offline(command: Command, source: Handover | None) -> Offline:
+    """What the checkpoint holds, or else what the offline phase will leave."""
+    if source is None:
+        made = resolve_name(compose("offline", command)["model"]["class_path"])
+        origin, critic, cloned = made.algorithm, made.makes_critic, False
+    else:
+        origin, critic, cloned = str(source.origin), source.critic is not None, source.phase == "clone"
+        if origin in groups()["offline"]:  # the rewards are those of the method that made it
+            command = command.without("offline")
+            command.overrides.append(f"offline={origin}")
+    learned, online = (compose(phase, command)["data"] for phase in ("offline", "online"))
+    return Offline(origin, critic, cloned, all(learned[key] == online[key] for key in ("reward_scale", "reward_shift")))
+
+
+def _choice(phases: list[str], why: str) -> str:
+    return f"phases: {', '.join(phases)}: {why}"
+
+
+def with_cloning(command: Command, phases: list[str]) -> tuple[list[str], str | None]:
+    """``phases`` with ``clone`` before the first one whose policy would be of another family, and a line that says so.
+
+    The phase ``clone`` itself is composed like any other; its student's family is the key ``family``, which the
+    configuration of each online algorithm sets.
+    """
+    if "clone" in phases:
+        return phases, None
+    kind = None if command.start is None else str(read_handover(command.start).actor["kind"])
+    typed = {
+        name.removeprefix("model."): yaml.safe_load(value)
+        for name, value in command.values.items()
+        if name.startswith("model.")
+    }
+    for i, phase in enumerate(phases):
+        model = compose(phase, command)["model"]
+        if "class_path" not in model:
+            continue
+        learner = resolve_name(model["class_path"])
+        wanted = learner.policy_family({**(model.get("init_args") or {}), **typed})
+        if phase == "offline":
+            kind = wanted
+        elif kind is not None and wanted is not None and kind != wanted:
+            has = kind if kind == "deterministic" else FAMILIES[kind]
+            loss = "mean square" if wanted == "deterministic" else "Eq. 52"
+            most = compose("clone", command)["trainer"]["max_steps"]
+            return [*phases[:i], "clone", *phases[i:]], (
+                f"clone: the offline policy is {has}, {learner.algorithm.upper()} needs {FAMILIES[wanted]}: "
+                f"cloning it first ({loss}), at most {most:,} updates (steps.clone=N)"
+            )
+    return phases, None
