@@ -111,7 +111,8 @@ def _begin(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Optio
 def _continue(phase: str, run_dir: Path, changes: list[Option]) -> None:
     """Goes on with one phase from its last checkpoint."""
     from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
-    from o2o_lightning.cli.lightning import PhaseCLI, place
+    from o2o_lightning.cli.lightning import PhaseCLI
+    from o2o_lightning.cli.models import place
     from o2o_lightning.cli.plan import check
 
     checkpoint, written = run_dir / phase / LAST, run_dir / phase / "config.yaml"

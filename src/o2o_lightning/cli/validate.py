@@ -47,7 +47,7 @@ def main(name: str, argv: list[str]) -> int:
     if path is None:
         raise UserError(f"o2o {name}: no checkpoint. Pass --ckpt_path RUN_DIR/PHASE/checkpoints/last.ckpt.")
     source = read_handover(path)
-    config = lightning_config(compose("offline", command))
+    config = lightning_config("offline", compose("offline", command))
     config["model"] = {
         "class_path": "o2o_lightning.phases.evaluate.EvaluatePolicy",
         "init_args": {"init_from": path},

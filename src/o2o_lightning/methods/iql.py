@@ -126,4 +126,4 @@ class IQL(ActorCritic):
     def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
         if isinstance(self.actor, GaussianActor):
             return self.actor.sample(observation, generator)
-        return self.actor.act(observation)
+        return self.actor.act(observation)  # type: ignore[no-any-return]

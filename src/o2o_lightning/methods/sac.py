@@ -183,4 +183,4 @@ class SAC(SACCritic):
         return Loss(loss, {"critic_loss": loss})
 
     def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
-        return self.actor.explore(observation, generator)
+        return self.actor.explore(observation, generator)  # type: ignore[no-any-return]

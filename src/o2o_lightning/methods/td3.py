@@ -144,4 +144,4 @@ class TD3(TD3Critic):
     def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
         action = self.actor.act(observation)
         noise = generator.standard_normal(action.shape, dtype=np.float32) * self.exploration_noise
-        return np.clip(action + noise, -1.0, 1.0)
+        return np.clip(action + noise, -1.0, 1.0)  # type: ignore[no-any-return]

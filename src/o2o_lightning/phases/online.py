@@ -123,7 +123,7 @@ class Online(Phase):
         result = super().run_evaluation()
         if self.env_steps == 0:
             # both ends of the hand-over from the same start states: π_on just now, and π_off
-            offline = self.evaluate(self.method.offline_actor) if self._has_moved() else result  # type: ignore[arg-type]
+            offline = self.evaluate(self.method.offline_actor) if self._has_moved() else result
             self.start_values = {"aligned": result.value, "offline": offline.value}
             self.scores |= {"aligned": result.score, "offline": offline.score}
             self.returns |= {"aligned": result.return_mean, "offline": offline.return_mean}
@@ -147,5 +147,5 @@ class Online(Phase):
         return [*parts, f"f {self.display['divergence']:.4g}"] if "divergence" in self.display else parts
 
     def _has_moved(self) -> bool:
-        pairs = zip(self.policy().parameters(), self.method.offline_actor.parameters(), strict=True)  # type: ignore[union-attr]
+        pairs = zip(self.policy().parameters(), self.method.offline_actor.parameters(), strict=True)
         return not all(torch.equal(a, b) for a, b in pairs)
