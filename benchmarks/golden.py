@@ -6,9 +6,9 @@
 
 A record holds the rows of metrics.csv and a digest of each weight and optimizer moment of last.ckpt. Every case is a
 command line in a process of its own, and only what it leaves behind is read, so classes and modules may be renamed.
-Tensors are named without a leading ``agent.`` or ``method.``, and an option of the model is spelled as its nesting in
-``--print_config`` asks for. Cases of ``kill/`` are killed between two checkpoints and resumed, and must equal the run
-that was not. Records hold for one kind of processor and its libraries; ``tests/golden_configs.json`` for all.
+Tensors have the names of version 0.1, for which the first records were made. Cases of ``kill/`` are killed between two
+checkpoints and resumed, and must equal the run that was not. Records hold for one kind of processor and its libraries;
+``tests/golden_configs.json`` for all.
 """
 
 from __future__ import annotations
@@ -132,7 +132,6 @@ def command(case: Case, name: str, folder: Path) -> list[str]:
     if phase != "online" or not case.start or "ppo" in name:  # the others take their networks from the checkpoint
         known = [f"--model.{key}={value}" for key, value in golden_cases.WIDTHS.items() if key in own | nested]
         typed += [token for token in known if not any(option(token) == option(given) for given in typed)]
-    typed = [f"--model.method.{token[8:]}" if option(token) in nested - own else token for token in typed]
     return ["fit", "--phase", phase, *golden_cases.SMALL, *typed]
 
 
@@ -205,14 +204,20 @@ def recorded(folder: Path) -> Record:
                     state = {**optimizer["state"].get(index, {}), "lr": group["lr"]}
                     moments |= {f"{short(name)} {key}": digest(value) for key, value in state.items()}
         weights = {short(name): digest(value) for name, value in checkpoint["state_dict"].items()}
-        kept = {"metrics": [",".join(rows[0])] + [",".join(row.values()) for row in rows]}
-        phases[path.parents[1].name] = kept | {"weights": weights, "moments": moments}
+        metrics = [",".join(rows[0])] + [",".join(row.values()) for row in rows]
+        phases[path.parents[1].name] = {"metrics": metrics, "weights": weights, "moments": moments}
     return phases
 
 
 def short(name: str) -> str:
-    """A tensor's name without the attribute that holds the networks."""
-    return name.removeprefix("agent.").removeprefix("method.")
+    """A tensor's name in version 0.1, without the attribute that holds the networks."""
+    name = name.removeprefix("agent.").removeprefix("method.")
+    return {"threshold_now": "threshold"}.get(name, name.replace("reference_policy.", "reference."))
+
+
+def kept(phase: str, name: str) -> bool:
+    """Whether a checkpoint of that phase must hold the tensor: version 0.1 copied π_off once more, for nobody."""
+    return phase not in ("reevaluate", "align") or not name.startswith("target_actor.")
 
 
 def digest(value: Any) -> str:
@@ -234,7 +239,7 @@ def compared(name: str, expected: Record | None, found: Record | None) -> list[s
             continue
         for part in ("metrics", "weights", "moments"):
             old, new = (named(record[phase][part]) for record in (expected, found))
-            keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+            keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and kept(phase, key)]
             if keys:
                 more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
                 lines.append(f"{name}: {phase}: {len(keys)} of {part}: {', '.join(keys[:NAMED])}{more}")
