@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from o2o_lightning.data.raw import Column, RawDataset, missing_key
+from o2o_lightning.data.raw import Column, RawDataset
 from o2o_lightning.errors import UserError
 from o2o_lightning.notes import note_once
 
@@ -95,7 +95,10 @@ def read_hdf5(
         keys = _dataset_keys(file)
         for key in ("observations", "actions", "rewards", "terminals"):
             if key not in keys:
-                raise missing_key(source, key, keys)
+                raise UserError(
+                    f"dataset {source}: '{key}' is missing (found: {', '.join(sorted(keys)) or 'nothing'}). A "
+                    "D4RL-style dataset needs observations, actions, rewards and terminals; rename or add the array."
+                )
         metadata = _metadata(file, keys)
         own_id = metadata.get("env_id")
         wide = {key: file[key] for key in _WIDE if key in keys}
