@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,7 +37,6 @@ class FileColumn:
         self.path, self.key, self.source = path, key, source
         with open_hdf5(path, source) as file:
             self.shape: tuple[int, ...] = tuple(file[key].shape)
-        self.nbytes = 4 * math.prod(self.shape)
 
     def __getitem__(self, rows: slice, /) -> NDArray[np.float32]:
         with open_hdf5(self.path, self.source) as file:

@@ -22,9 +22,6 @@ class Column(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
-    @property
-    def nbytes(self) -> int: ...
-
     def __getitem__(self, rows: slice, /) -> Any: ...
 
 
