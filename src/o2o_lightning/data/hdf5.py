@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o2o_lightning.data.raw import Column, RawDataset
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import DAMAGED, UserError
 from o2o_lightning.notes import note_once
 
 LAZY_BYTES = 2**29
@@ -210,7 +210,7 @@ def _read(file: h5py.File, key: str, source: str, rows: slice = slice(None)) -> 
         )
     try:
         array = np.asarray(file[key][rows] if file[key].shape else file[key][()])
-    except OSError as error:
+    except DAMAGED as error:
         raise UserError(
             f"dataset {source}: '{key}' cannot be read ({error}). The file is damaged; copy or download it again."
         ) from error
