@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -148,6 +149,19 @@ def test_side_state_of_another_checkpoint_is_refused(tmp_path):
         side_state.read(checkpoint, "bbb", 0)
     with pytest.raises(UserError, match="is missing"):
         side_state.read(checkpoint, "aaa", 0)
+
+
+def test_a_damaged_side_state_is_one_line_whichever_byte_it_is(tmp_path):
+    checkpoint = tmp_path / "last.ckpt"
+    side_state.write(checkpoint, "aaa", 0, {"x": [1, {"y": torch.ones(3)}]})
+    path = tmp_path / "last.aaa.state" / "rank-0.pt"
+    content = path.read_bytes()
+    for place in range(0, len(content), 3):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x55
+        path.write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            side_state.read(checkpoint, "aaa", 0)
 
 
 def test_metrics_after_the_checkpoint_are_dropped_and_half_a_line_with_them(tmp_path):

@@ -73,7 +73,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
     def on_train_batch_start(self, trainer: L.Trainer, phase: Any, batch: Any, batch_idx: int) -> None:
         note, self._note = self._note, None  # not before all callbacks have accepted the run
         if note is not None and self._enabled:
-            self._console.print(f"{phase.phase}: {note}", highlight=False, soft_wrap=True)
+            self._say(f"{phase.phase}: {note}")
 
     def on_train_batch_end(self, trainer: L.Trainer, phase: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         now = time.monotonic()
@@ -86,22 +86,26 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         phase.display["now"] = result.value
         if self._enabled and self._bar is None:
             clock = f"{phase.curve[-1][0]:,}/{phase.total:,} {phase.clock_name.replace('_', ' ')}"
-            line = f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}"
-            self._console.print(line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
+            self._say(f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}")
 
     def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:
         if self._bar is not None:  # not at the end of training: one more evaluation comes there
             self._bar.update(self._task, completed=phase.clock, status=self._status(phase, time.monotonic()))
-            self._bar.stop()
-            self._bar = None
+        self._end()
         line = phase.conclusion()
         if line is not None and self._enabled:
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._say(line)
 
     def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
+        self._end()
+
+    def _end(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
 
     def _status(self, phase: Watched, now: float) -> str:
         since, updates = self._speed_mark

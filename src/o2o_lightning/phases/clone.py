@@ -11,6 +11,7 @@ from torch import Tensor
 from o2o_lightning.checkpoint.handover import PHASES
 from o2o_lightning.data.cloning import CloneData
 from o2o_lightning.envs.episodes import Evaluation
+from o2o_lightning.envs.scores import score_or_return
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods.clone import Clone
 from o2o_lightning.nn.actor import StochasticActor
@@ -193,6 +194,10 @@ class ClonePolicy(Phase):
                 "states": len(self.held_out[0]),
                 **self._judge(),
             }
-        scored = self.scores if self.scores.get("offline") is not None else self.returns
         names = {"teacher": "teacher", "student": "offline"}
-        return {**self.fidelity, **{name: scored[key] for name, key in names.items() if key in scored}}
+        scored = {
+            name: score_or_return(self.scores.get(key), self.returns[key])
+            for name, key in names.items()
+            if key in self.returns
+        }
+        return {**self.fidelity, **scored}
