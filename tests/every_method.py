@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from o2o_lightning.methods.awac import AWAC
 from o2o_lightning.methods.bc import BC
+from o2o_lightning.methods.cal_ql import CalQL
 from o2o_lightning.methods.clone import Clone
 from o2o_lightning.methods.cql import CQL
 from o2o_lightning.methods.dt import DT
@@ -40,6 +41,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "cql, AntMaze": lambda: CQL(
         hidden=HIDDEN, critic_hidden=HIDDEN, samples=3, lagrange_gap=0.8, gap_min=-200.0, max_target=True
     ),
+    "cal_ql": lambda: CalQL(hidden=HIDDEN, critic_hidden=HIDDEN, samples=3),
     "iql": lambda: IQL(hidden=HIDDEN),
     "awac": lambda: AWAC(hidden=HIDDEN),
     "bc": lambda: BC(hidden=HIDDEN),
@@ -81,6 +83,9 @@ class Networks:
     def load(self, net: nn.Module, name: str) -> nn.Module:
         net.load_state_dict(getattr(self.method, name).state_dict())
         return net
+
+    def load_scalar(self, parameter: nn.Parameter, name: str) -> None:
+        parameter.data.copy_(getattr(self.method, name, parameter))
 
 
 SOURCES: dict[str, Callable[[], Method]] = {"o2td3": METHODS["td3"], "o2sac": METHODS["sac"], "o2ppo": METHODS["ppo"]}
