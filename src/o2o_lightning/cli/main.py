@@ -23,17 +23,8 @@ o2o: fine-tune any offline policy online, without the collapse
 
 `o2o COMMAND -h` tells more. Results go to --run_dir; nothing is ever written over.
 """
-COMMANDS = {
-    "fit": "fit",
-    "sweep": "sweep",
-    "resume": "resume",
-    "test": "validate",
-    "validate": "validate",
-    "predict": "validate",
-    "data": "data",
-    "policy": "policy",
-    "demo": "demo",
-}
+COMMANDS = ("fit", "sweep", "resume", "test", "validate", "predict", "data", "policy", "demo")
+EVALUATIONS = ("test", "validate", "predict")  # one module, which is told which of them
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if name not in COMMANDS:
             raise UserError(f"unknown command '{name}'. Choose one of {', '.join(COMMANDS)}; `o2o -h` lists them.")
-        module = importlib.import_module(f"o2o_lightning.cli.{COMMANDS[name]}")
-        return int(module.main(rest) if COMMANDS[name] != "validate" else module.main(name, rest))
+        module = importlib.import_module(f"o2o_lightning.cli.{'validate' if name in EVALUATIONS else name}")
+        return int(module.main(name, rest) if name in EVALUATIONS else module.main(rest))
     except UserError as error:
         if os.environ.get("O2O_TRACEBACK"):
             raise
