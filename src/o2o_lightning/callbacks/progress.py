@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
@@ -57,14 +66,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         self._best = max((return_ if score is None else score for _, return_, score in phase.curve), default=None)
         if not (self._enabled and self._console.is_terminal):
             return
-        self._bar = TwoLines(
-            TextColumn("[bold cyan]{task.description:<10}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
+        self._bar = TwoLines(*_columns(), console=self._console)
         unit = "env steps" if phase.clock_name == "env_steps" else "updates"
         self._task = self._bar.add_task(phase.phase, total=self._total(trainer, phase), unit=unit, status="")
         self._bar.start()
@@ -91,13 +93,15 @@ class PhaseProgress(ProgressBar, PhaseCallback):
     def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:
         if self._bar is not None:  # not at the end of training: one more evaluation comes there
             self._bar.update(self._task, completed=phase.clock, status=self._status(phase, time.monotonic()))
-            self._bar.stop()
-            self._bar = None
+        self._stop()
         line = phase.conclusion()
         if line is not None and self._enabled:
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -108,8 +112,8 @@ class PhaseProgress(ProgressBar, PhaseCallback):
     def _status(self, phase: Any, now: float) -> str:
         since, updates = self._speed_mark
         parts = []
-        offline = phase.scores.get("offline", phase.returns.get("offline"))
-        offline = phase.returns.get("offline") if offline is None else offline
+        score = phase.scores.get("offline")
+        offline = phase.returns.get("offline") if score is None else score
         shown = phase.display
         scores = [("π_off", offline), ("now", shown.get("now")), ("best", self._best)]
         for name, value in [*scores, ("sampled", shown.get("sampled")), ("goal", shown.get("goal"))]:
@@ -119,3 +123,24 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         if now > since:
             parts.append(f"{(phase.updates - updates) / (now - since):,.0f} upd/s")
         return "  ".join(parts)
+
+
+@contextmanager
+def transitions(total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how many of ``total`` transitions there are, live on a terminal, as one line at the end elsewhere."""
+    console = Console(stderr=True)
+    with Progress(*_columns(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("rollouts", total=total, unit="transitions")
+        yield lambda done: bar.update(task, completed=done)
+    if not console.is_terminal:
+        console.print(f"rollouts   {total:,}/{total:,} transitions", highlight=False)
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return (
+        TextColumn("[bold cyan]{task.description:<10}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import pickle
 import signal
 import threading
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
 import torch
 
 from o2o_lightning.envs.episodes import Evaluation, Evaluator, Player
@@ -65,15 +65,8 @@ class EvaluationWorker:
             self._process = context.Process(target=_serve, args=arguments, daemon=True, name="o2o evaluation")
             self._process.start()
             other.close()
-        weights = {name: value.numpy() for name, value in policy.weights.items()}
-        normalizer = {
-            name: value.numpy() if isinstance(value, torch.Tensor) else value
-            for name, value in policy.normalizer.items()
-        }
         # in a thread: while the other process starts, nobody takes what is sent
-        threading.Thread(
-            target=_send, args=(self._connection, (policy.policy, weights, normalizer)), daemon=True
-        ).start()
+        threading.Thread(target=_send, args=(self._connection, policy), daemon=True).start()
 
     def result(self) -> Evaluation:
         """Waits for the evaluation that was submitted.
@@ -86,9 +79,9 @@ class EvaluationWorker:
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._died() from error
-        if isinstance(answer, str):
-            raise Failure(answer)
-        return Evaluation(*answer)
+        if isinstance(answer, Evaluation):
+            return answer
+        raise Failure(answer)
 
     def close(self) -> None:
         """Ends the process, whatever it is doing."""
@@ -107,9 +100,9 @@ class EvaluationWorker:
         )
 
 
-def _send(connection: Connection[Any, Any], message: Any) -> None:
+def _send(connection: Connection[Any, Any], policy: Snapshot) -> None:
     with contextlib.suppress(OSError):  # a process that has ended is told of where its result is asked for
-        connection.send(message)
+        connection.send_bytes(pickle.dumps(policy))  # copies: torch's own way of sending shares memory
 
 
 def _serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], threads: int) -> None:
@@ -118,18 +111,13 @@ def _serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], thre
     evaluator = None
     while True:
         try:
-            policy, weights, normalizer = connection.recv()
+            policy: Snapshot = pickle.loads(connection.recv_bytes())
         except (EOFError, OSError):  # training has ended, however it did
             return
         try:
             evaluator = evaluator or make()
-            found = evaluator.run(Snapshot(policy, _tensors(weights), _tensors(normalizer)).player())
-            connection.send((found.returns, found.lengths, found.score))
+            connection.send(evaluator.run(policy.player()))
         except UserError as error:
             connection.send(str(error))
         except Exception as error:
             connection.send(f"an evaluation raised {type(error).__name__}: {error}. See the policy's checkpoint.")
-
-
-def _tensors(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in values.items()}
