@@ -77,7 +77,8 @@ def parser_message(
     if syntax := re.search(r"Problems parsing config: (.*)", text, re.DOTALL):
         return f"--config {' '.join(files)}: it is not YAML ({' '.join(syntax[1].split())}). Correct the file."
     if classes := re.search(r"Expected a dot import path string: (\S+)", text):
-        guess = _guess_or_list(classes[1], _class_names(where))
+        names = importlib.import_module(_CLASSES[where]).__all__ if where in _CLASSES else []
+        guess = _guess_or_list(classes[1], list(names))
         return f"{where} {classes[1]}: no such class{guess} A full import path, package.module.Class, will do too."
     return _type_message(text, where)
 
@@ -118,7 +119,3 @@ def _kind(kind: str) -> str:
         return f"one of {literal[1]}".replace("'", "")
     name = kind.removeprefix("<class '").removesuffix("'>")
     return _TYPES.get(name, name)
-
-
-def _class_names(where: str) -> list[str]:
-    return list(importlib.import_module(_CLASSES[where]).__all__) if where in _CLASSES else []
