@@ -14,6 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hydra import version
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 from o2o_lightning.cli.command import Command, hydra_key, split
 from o2o_lightning.cli.compose import config_dir, groups
 from o2o_lightning.cli.messages import hydra_message
@@ -33,7 +44,6 @@ submitit_local ('o2o-lightning[slurm]'), ray ('o2o-lightning[ray]').
 The same command again skips what is finished and goes on with what was interrupted. Exit code 1 if a job has failed.
 """
 PLUGINS = {"joblib": "sweep", "submitit": "slurm", "ray": "ray"}  # launchers, and the extras that install them
-QUIET = ("hydra/hydra_logging=disabled", "hydra/job_logging=disabled")
 # of the job that a launcher started, not of the processes that Lightning is to start
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "O2O_RUN_DIR")
 
@@ -55,8 +65,6 @@ class Job:
 
     def __call__(self, config: Any) -> int:
         """Runs, resumes or skips the job that Hydra has set up; its exit code."""
-        from hydra.core.hydra_config import HydraConfig
-
         from o2o_lightning.cli.run import say
 
         tokens = [str(token) for token in HydraConfig.get().overrides.task]
@@ -138,11 +146,6 @@ def main(argv: list[str]) -> int:
 
 
 def _hydra() -> Any:
-    from hydra import version
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.global_hydra import GlobalHydra
-
     version.setbase("1.3")
     GlobalHydra.instance().clear()
     return Hydra.create_main_hydra2("o2o", create_config_search_path(str(config_dir())))
@@ -150,10 +153,6 @@ def _hydra() -> Any:
 
 def _jobs(command: Command) -> tuple[list[list[str]], frozenset[str]]:
     """The Hydra tokens of every job, and the keys in which they differ."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     try:
         parsed = OverridesParser.create(_hydra().config_loader).parse_overrides(command.overrides)
         jobs = BasicSweeper.split_arguments(parsed, None)[0]
@@ -164,14 +163,10 @@ def _jobs(command: Command) -> tuple[list[list[str]], frozenset[str]]:
 
 def _launch(job: Job, overrides: list[str], own: list[str]) -> str | None:
     """Hands the jobs to Hydra; what the launcher itself has failed of, if it has."""
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.types import Quote, QuotedString
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     # what Hydra itself writes: nothing into the run directories
     place = QuotedString(str(job.run_dir), Quote.single).with_quotes()
-    places = [f"hydra.sweep.dir={place}", "hydra.sweep.subdir=.hydra", *QUIET]
+    places = [f"hydra.sweep.dir={place}", "hydra.sweep.subdir=.hydra"]
+    places += ["hydra/hydra_logging=disabled", "hydra/job_logging=disabled"]
     previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         _hydra().multirun("config", job, [*overrides, *places, *own], with_log_configuration=False)
