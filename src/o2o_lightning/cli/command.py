@@ -16,19 +16,12 @@ _HYDRA_TOKEN = re.compile(r"^(~|\+{0,2})[A-Za-z_][\w./@]*(=.*)?$", re.DOTALL)
 
 @dataclass(frozen=True)
 class Option:
-    """A dotted option: ``--online.model.init_args.threshold.end 0.5`` sets ``model.threshold.end`` of ``online``.
+    """A dotted option: ``--online.model.init_args.threshold.end 0.5`` sets ``model.threshold.end`` of ``online``."""
 
-    Attributes:
-        phase: the one phase that it is for, None for all that know it.
-        name: what it sets.
-        value: None of a flag.
-        tokens: as it was typed.
-    """
-
-    phase: str | None
+    phase: str | None  # the one phase that it is for, None for all that know it
     name: str
-    value: str | None
-    tokens: tuple[str, ...]
+    value: str | None  # None of a flag
+    tokens: tuple[str, ...]  # as it was typed
 
     @classmethod
     def of(cls, tokens: list[str]) -> Option:
@@ -47,21 +40,13 @@ class Option:
 
 @dataclass
 class Command:
-    """A command line, taken apart.
+    """A command line, taken apart."""
 
-    Attributes:
-        phase: one of :data:`PHASES`, or ``all``.
-        run_dir: where results go, None for a new folder under ``runs/``.
-        overrides: Hydra tokens such as ``online=o2td3`` or ``steps.env=5000``.
-        options: dotted options and ``--config``, for LightningCLI; and flags.
-        own: ``--phase`` and ``--run_dir``, where they were typed.
-    """
-
-    phase: str = "all"
-    run_dir: str | None = None
-    overrides: list[str] = field(default_factory=list)
-    options: list[Option] = field(default_factory=list)
-    own: list[Option] = field(default_factory=list)
+    phase: str = "all"  # or one of PHASES
+    run_dir: str | None = None  # where results go, None for a new folder under runs/
+    overrides: list[str] = field(default_factory=list)  # Hydra tokens such as online=o2td3 or steps.env=5000
+    options: list[Option] = field(default_factory=list)  # for LightningCLI, with --config and flags
+    own: list[Option] = field(default_factory=list)  # --phase and --run_dir, where they were typed
 
     @property
     def values(self) -> dict[str, str]:

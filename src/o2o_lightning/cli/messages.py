@@ -52,11 +52,7 @@ def parser_message(
 ) -> str:
     """One line for an error of jsonargparse.
 
-    Args:
-        error: what it raised.
-        options: the parser's own options, ``--trainer.max_steps`` and so on.
-        arguments: the names of a class's arguments, by its path.
-        files: the user's configuration files.
+    ``options`` are the parser's own, ``arguments`` gives those of a class by its path, ``files`` were read.
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     keys = re.findall(r'Parser key "([^"]+)"', text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 from pathlib import Path
@@ -133,13 +132,12 @@ def going_on(config: Any, clock: int, versions: list[Any]) -> Any:
         return [going_on(logger, clock, known[i : i + 1]) for i, logger in enumerate(config)]
     if not isinstance(config, dict) or "class_path" not in config:
         return config
-    config, name = copy.deepcopy(config), config["class_path"].rpartition(".")[2]
-    extra = config.get("dict_kwargs") or {}
-    if name == "TensorBoardLogger":
-        config["dict_kwargs"] = {**extra, "purge_step": clock + 1}  # what was logged at the clock itself stays
+    name, extra = config["class_path"].rpartition(".")[2], config.get("dict_kwargs") or {}
+    if name == "TensorBoardLogger":  # what was logged at the clock itself stays
+        return {**config, "dict_kwargs": {**extra, "purge_step": clock + 1}}
     if name == "WandbLogger" and versions and versions[0]:
-        config["init_args"] = {**(config.get("init_args") or {}), "id": versions[0]}
-        config["dict_kwargs"] = {**extra, "resume": "allow"}
+        arguments = {**(config.get("init_args") or {}), "id": versions[0]}
+        return {**config, "init_args": arguments, "dict_kwargs": {**extra, "resume": "allow"}}
     return config
 
 
