@@ -24,12 +24,11 @@ class Option:
     tokens: tuple[str, ...]  # as it was typed
 
     @classmethod
-    def of(cls, tokens: list[str]) -> Option:
-        """The option of one or two words."""
-        name, joined, value = tokens[0].removeprefix("--").partition("=")
+    def of(cls, name: str, value: str | None, tokens: list[str]) -> Option:
+        """The option that was typed as ``--name value``."""
         own = _OF_ONE_PHASE.match(name)
-        name = (name[own.end() :] if own else name).replace(".init_args.", ".")
-        return cls(own[1] if own else None, name, tokens[1] if tokens[1:] else value if joined else None, (*tokens,))
+        within = name[own.end() :] if own else name
+        return cls(own[1] if own else None, within.replace(".init_args.", "."), value, tuple(tokens))
 
     def at(self, name: str) -> list[str]:
         """The words that set ``name`` instead, in the parser of one phase."""
@@ -97,15 +96,16 @@ def split(argv: list[str]) -> Command:
         token = rest.pop(0)
         name, joined, value = token.partition("=")
         if token.startswith("-"):
-            full = _SHORT.get(name, name)
+            full, given = _SHORT.get(name, name), value if joined else None
             own = full in ("--phase", "--run_dir")
             tokens = [f"{full}{joined}{value}"]
             if (not joined and full not in _FLAGS) or (own and not value):
                 if rest and not rest[0].startswith("--"):
-                    tokens.append(rest.pop(0))
+                    given = rest.pop(0)
+                    tokens.append(given)
                 elif not name.endswith(".help"):
                     raise UserError(f"{name}: a value is missing. Write `{name} VALUE`.")
-            option = Option.of(tokens)
+            option = Option.of(full.removeprefix("--"), given, tokens)
             if own:
                 setattr(command, option.name, option.value)
             (command.own if own else command.options).append(option)

@@ -132,12 +132,14 @@ def _takers(command: Command, option: Option, configs: dict[str, dict[str, Any]]
     if option.name == "trainer.max_steps":
         # the online phase counts environment steps, and nobody types the cloning phase: steps.clone=N
         return [phase for phase in phases if phase not in ("online", "clone")]
-    part, _, name = option.name.partition(".")
+    match = ARGUMENT.match(option.name)
+    if match is None:
+        return phases
+    part, name = match.groups()
     if part in command.values or f"{part}.class_path" in command.values:  # another class than the composed one
         return phases
     knowing = [phase for phase in phases if place(option.name, configs[phase]) is not None]
     if not knowing:
-        name = name.partition(".")[0]
         known = [key for config in configs.values() for key in argument_names(config[part]["class_path"])]
         raise UserError(f"--{part}.{name}: no phase has such an option{did_you_mean(name, known)} See `o2o fit -h`.")
     if option.name != "model.init_from":
