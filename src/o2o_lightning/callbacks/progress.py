@@ -73,8 +73,8 @@ class PhaseProgress(ProgressBar, PhaseCallback):
 
     def on_train_batch_start(self, trainer: L.Trainer, phase: Any, batch: Any, batch_idx: int) -> None:
         note, self._note = self._note, None  # not before all callbacks have accepted the run
-        if note is not None and self._enabled:
-            self._console.print(f"{phase.phase}: {note}", highlight=False, soft_wrap=True)
+        if note is not None:
+            self._say(f"{phase.phase}: {note}")
 
     def on_train_batch_end(self, trainer: L.Trainer, phase: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         now = time.monotonic()
@@ -87,19 +87,21 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         phase.display["now"] = result.value
         if self._enabled and self._bar is None:
             clock = f"{phase.curve[-1][0]:,}/{self._total(trainer, phase):,} {phase.clock_name.replace('_', ' ')}"
-            line = f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}"
-            self._console.print(line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
+            self._say(f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}")
 
     def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:
         if self._bar is not None:  # not at the end of training: one more evaluation comes there
             self._bar.update(self._task, completed=phase.clock, status=self._status(phase, time.monotonic()))
         self._stop()
-        line = phase.conclusion()
-        if line is not None and self._enabled:
-            self._console.print(line, highlight=False, soft_wrap=True)
+        if (line := phase.conclusion()) is not None:
+            self._say(line)
 
     def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
         self._stop()
+
+    def _say(self, line: str) -> None:
+        if self._enabled:
+            self._console.print(line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
 
     def _stop(self) -> None:
         if self._bar is not None:
@@ -111,14 +113,11 @@ class PhaseProgress(ProgressBar, PhaseCallback):
 
     def _status(self, phase: Any, now: float) -> str:
         since, updates = self._speed_mark
-        parts = []
-        score = phase.scores.get("offline")
+        score, shown = phase.scores.get("offline"), phase.display
         offline = phase.returns.get("offline") if score is None else score
-        shown = phase.display
-        scores = [("π_off", offline), ("now", shown.get("now")), ("best", self._best)]
-        for name, value in [*scores, ("sampled", shown.get("sampled")), ("goal", shown.get("goal"))]:
-            if value is not None:
-                parts.append(f"{name} {value:.1f}")
+        values = {"π_off": offline, "now": shown.get("now"), "best": self._best}
+        values |= {name: shown.get(name) for name in ("sampled", "goal")}
+        parts = [f"{name} {value:.1f}" for name, value in values.items() if value is not None]
         parts += phase.status()
         if now > since:
             parts.append(f"{(phase.updates - updates) / (now - since):,.0f} upd/s")

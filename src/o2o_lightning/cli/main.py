@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from importlib.metadata import version
 
 from o2o_lightning.errors import Failure, Lost, UserError
+from o2o_lightning.launch import first_process
 
 USAGE = """\
 o2o: fine-tune any offline policy online, without the collapse
@@ -36,8 +38,6 @@ def main(argv: list[str] | None = None) -> int:
     name, rest = argv[0], argv[1:]
     try:
         if name == "--version":
-            from importlib.metadata import version
-
             print(version("o2o-lightning"))
             return 0
         if name not in COMMANDS:
@@ -64,8 +64,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _speaks(error: UserError) -> bool:
     """Whether this process says so: with several, all find the same bad input, and one may meet its own misfortune."""
-    from o2o_lightning.launch import first_process
-
     return first_process() or (isinstance(error, Failure) and not isinstance(error, Lost))
 
 

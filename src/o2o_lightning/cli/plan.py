@@ -12,6 +12,7 @@ from o2o_lightning.cli.compose import MISSING, compose, lightning_config
 from o2o_lightning.cli.lightning import ARGUMENT, REQUIRED, Built, PhaseCLI, accepts, argument_names, default, place
 from o2o_lightning.cli.messages import did_you_mean
 from o2o_lightning.cli.phases import phases_of
+from o2o_lightning.data.spec import load_raw
 from o2o_lightning.errors import UserError
 from o2o_lightning.phases.online.base import OnlinePhase
 
@@ -76,9 +77,13 @@ def check(built: list[Built]) -> None:
                 f"least 1. Pass --trainer.max_steps N (steps.{name}=N with --phase all)."
             )
     _check_critics(built)
-    last = built[-1]
-    if len(built) > 1 and last.model.clock_name == "env_steps":
-        _check_environment(last)
+    last, data = built[-1], built[-1].datamodule
+    unnamed = len(built) > 1 and last.model.clock_name == "env_steps" and data.env_id is None
+    if unnamed and data.dataset is not None and load_raw(data.dataset).env_id is None:
+        raise UserError(
+            f"dataset {data.dataset}: it does not name its environment, and the online phase needs one. "
+            "Pass --data.env_id."
+        )
 
 
 def phase_help(command: Command) -> None:
@@ -184,17 +189,4 @@ def _check_critics(built: list[Built]) -> None:
         raise UserError(
             f"{where}: it hands on a policy without an action-value critic, and phase '{names[i]}' starts from one. "
             f"Run the re-evaluation before it: `--phase all 'phases=[{mended}]'`."
-        )
-
-
-def _check_environment(online: Built) -> None:
-    data = online.datamodule
-    if data.env_id is not None or data.dataset is None:
-        return
-    from o2o_lightning.data.spec import load_raw
-
-    if load_raw(data.dataset).env_id is None:
-        raise UserError(
-            f"dataset {data.dataset}: it does not name its environment, and the online phase needs one. "
-            "Pass --data.env_id."
         )
