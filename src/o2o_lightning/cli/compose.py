@@ -10,6 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from o2o_lightning.cli.command import Command, hydra_key
 from o2o_lightning.cli.messages import hydra_message
 from o2o_lightning.errors import UserError
@@ -41,28 +48,31 @@ def compose(phase: str, command: Command) -> dict[str, Any]:
 
 @cache
 def _compose(phase: str, tokens: tuple[str, ...]) -> dict[str, Any]:
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     GlobalHydra.instance().clear()
-
-    def keys() -> list[str]:
-        return _keys(OmegaConf.to_container(hydra_compose("config", [f"phase={phase}"])))
-
     with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"), warnings.catch_warnings():
-        if any(token.startswith("+") for token in tokens):
-            _refuse_new_roots(tokens, keys())
+        for token in tokens:
+            root = re.split(r"[.@/]", hydra_key(token), maxsplit=1)[0]
+            # Hydra would accept `+offlin=td3_bc` as a new key that nothing reads
+            if token.startswith("+") and root not in _known(phase):
+                raise UserError(f"{token}: nothing reads '{root}'. Groups are {', '.join(groups())}; see `o2o fit -h`.")
         warnings.filterwarnings("error", message=".*path=.* is not available")
         try:
             resolved = OmegaConf.to_container(hydra_compose("config", [*tokens, f"phase={phase}"]), resolve=True)
         except (HydraException, OmegaConfBaseException, UserWarning) as error:
-            raise UserError(hydra_message(error, [*groups(), *keys()])) from error
+            raise UserError(hydra_message(error, _known(phase))) from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+@cache
+def _known(phase: str) -> list[str]:
+    """Every group, and every dotted key of the defaults; while Hydra is initialised."""
+    return [*groups(), *_keys(OmegaConf.to_container(hydra_compose("config", [f"phase={phase}"])))]
+
+
+def _keys(config: Any, prefix: str = "") -> list[str]:
+    items = config.items() if isinstance(config, Mapping) else ()
+    return [name for key, value in items for name in (f"{prefix}{key}", *_keys(value, f"{prefix}{key}."))]
 
 
 def groups() -> dict[str, list[str]]:
@@ -113,17 +123,3 @@ def lightning_config(phase: str, composed: dict[str, Any]) -> dict[str, Any]:
     }
     kept = {part: composed[part] for part in ("seed_everything", "trainer")}
     return {**kept, "model": held(phase, composed["model"]), "data": {"class_path": path, "init_args": data}}
-
-
-def _keys(config: Any, prefix: str = "") -> list[str]:
-    """Every dotted key of nested mappings."""
-    items = config.items() if isinstance(config, Mapping) else ()
-    return [name for key, value in items for name in (f"{prefix}{key}", *_keys(value, f"{prefix}{key}."))]
-
-
-def _refuse_new_roots(tokens: tuple[str, ...], known: list[str]) -> None:
-    # Hydra would accept `+offlin=td3_bc` as a new key that nothing reads
-    for token in tokens:
-        root = re.split(r"[.@/]", hydra_key(token), maxsplit=1)[0]
-        if token.startswith("+") and root not in {*known, *groups()}:
-            raise UserError(f"{token}: nothing reads '{root}'. Groups are {', '.join(groups())}; see `o2o fit -h`.")

@@ -183,7 +183,7 @@ def _fill(
 
 
 def _record(arguments: argparse.Namespace, env: EnvSpec, source: Handover | None, working: Working) -> Any:
-    from o2o_lightning.cli.progress import transitions
+    from o2o_lightning.callbacks.progress import transitions
     from o2o_lightning.recording.behaviour import PolicyBehaviour, UniformBehaviour
     from o2o_lightning.recording.making import Rollouts
 
