@@ -93,8 +93,8 @@ def online_data(filled: int = 20_000) -> OnlineData:
     data = OnlineData(dataset=DATASET)
     data.setup("fit")
     data.normalizer = data.fit_normalizer()
-    assert data.replay is not None and data.store is not None
-    data.replay.buffer.extend(data.store.gather(torch.arange(filled)))
+    assert data.store is not None
+    data.buffer.extend(data.store.gather(torch.arange(filled)))
     return data
 
 

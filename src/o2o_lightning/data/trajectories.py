@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from tensordict import TensorDictBase
 
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.data.stream import Source
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.replay.rewards import RewardMap
@@ -41,16 +41,17 @@ class TrajectoryData(OfflineData):
                 "unknown. Pass another dataset, or another offline algorithm."
             )
 
-    def source(self) -> Source:
+    def batches(self, device: torch.device) -> Callable[[tuple[int, int]], Iterator[TensorDictBase]]:
         assert self.store is not None and self.trainer is not None
         phase = cast(Any, self.trainer.lightning_module)
-        return Windows(self.store, phase.context, phase.return_scale)
+        windows = Windows(self.store, phase.context, phase.return_scale)
+        return lambda shape: iter(self.prepare(windows.gather(windows.sample_rows(shape, self.rows)), device).unbind(0))
 
     def fit_normalizer(self) -> Normalizer:
         """Constants from all observations, as the Decision Transformers have them."""
         if not self.normalize or self.store is None:
             return Normalizer.identity(self.sizes()[0])
-        return Normalizer.fit(self.store.leaves["observation"], self.normalize_eps)
+        return Normalizer.fit(self.store["observation"], self.normalize_eps)
 
     def prepare(self, batch: TensorDictBase, device: torch.device) -> TensorDictBase:
         assert self.normalizer is not None
