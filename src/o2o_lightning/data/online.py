@@ -93,8 +93,8 @@ class OnlineData(OfflineData):
 
     def transition_batch(self, device: torch.device) -> TensorDictBase:
         """One batch ``[B]``, ready for the networks."""
-        rows = self.prepare_rows(self.buffer.rows(self.batch_size, self.rows).to(device))
-        return nested(self.buffer.layout.columns(rows), rows.shape[:-1])
+        rows = self.buffer.rows(self.batch_size, self.rows).to(device)
+        return nested(self.prepare_rows(rows), torch.Size([self.batch_size]))
 
     def local_state(self) -> dict[str, Any]:
         assert self.interaction is not None

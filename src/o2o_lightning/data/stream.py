@@ -10,21 +10,22 @@ from torch import Tensor
 
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.replay.rewards import RewardMap
-from o2o_lightning.replay.table import TRUNCATED, Layout, nested
+from o2o_lightning.replay.table import TRUNCATED, Key, Layout, nested
 
 
-def prepare_rows(rows: Tensor, layout: Layout, normalizer: Normalizer, rewards: RewardMap) -> Tensor:
-    """Raw rows ``[…, W]`` to what networks take, in place: normalised observations, mapped rewards."""
-    rewards.map_(layout.columns(layout.normalize_(rows, normalizer))["reward"])
-    return rows
+def prepare_rows(rows: Tensor, layout: Layout, normalizer: Normalizer, rewards: RewardMap) -> dict[Key, Tensor]:
+    """Raw rows ``[…, W]`` to what networks take, in place and by name: normalised observations, mapped rewards."""
+    columns = layout.columns(layout.normalize_(rows, normalizer))
+    rewards.map_(columns["reward"])
+    return columns
 
 
 def prepare(batch: TensorDictBase, normalizer: Normalizer, rewards: RewardMap, device: torch.device) -> TensorDictBase:
     """The same of transitions ``[…]`` by name, on a device: ``terminated`` becomes a float, caches stay as they are."""
     layout = Layout.of_transitions(*(batch[key].shape[-1] for key in ("observation", "action")))
     columns = {key: column.to(device) for key, column in batch.items(include_nested=True, leaves_only=True)}
-    rows = prepare_rows(layout.rows(batch).to(device), layout, normalizer, rewards)
-    return nested({**columns, **layout.columns(rows), TRUNCATED: columns[TRUNCATED]}, batch.batch_size)
+    prepared = prepare_rows(layout.rows(batch).to(device), layout, normalizer, rewards)
+    return nested({**columns, **prepared, TRUNCATED: columns[TRUNCATED]}, batch.batch_size)
 
 
 def next_boundary(clock: int, total: int, *cadences: int) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -41,11 +42,16 @@ class TrajectoryData(OfflineData):
                 "unknown. Pass another dataset, or another offline algorithm."
             )
 
-    def batches(self, device: torch.device) -> Callable[[tuple[int, int]], Iterator[TensorDictBase]]:
-        assert self.store is not None and self.trainer is not None
-        phase = cast(Any, self.trainer.lightning_module)
-        windows = Windows(self.store, phase.context, phase.return_scale)
-        return lambda shape: iter(self.prepare(windows.gather(windows.sample_rows(shape, self.rows)), device).unbind(0))
+    @cached_property
+    def windows(self) -> Windows:
+        """What training draws from, as long as the phase says."""
+        assert self.store is not None
+        phase = cast(Any, self.trainer).lightning_module
+        return Windows(self.store, phase.context, phase.return_scale)
+
+    def draw(self, shape: tuple[int, int]) -> Iterator[TensorDictBase]:
+        raw = self.windows.gather(self.windows.sample_rows(shape, self.rows))
+        yield from self.prepare(raw, self.device).unbind(0)
 
     def fit_normalizer(self) -> Normalizer:
         """Constants from all observations, as the Decision Transformers have them."""

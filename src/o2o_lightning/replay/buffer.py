@@ -23,7 +23,7 @@ logging.getLogger("torchrl").setLevel(logging.WARNING)  # one line a buffer on s
 BEST_EPISODES = 50  # size of the replay mode `part` (D44)
 
 
-class Replay(ReplayBuffer):
+class Replay(ReplayBuffer):  # type: ignore[misc]
     """One buffer for all phases of a run: the memory that training reads and writes, at any moment.
 
     It holds what the phase learns from: the dataset, and behind it the online ring where batches are mixed of both; the

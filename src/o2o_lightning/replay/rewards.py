@@ -22,7 +22,7 @@ class RewardMap:
 
     def map_(self, reward: Tensor) -> Tensor:
         """``reward``, mapped in place."""
-        return reward if self == RewardMap() else reward.mul_(self.scale).add_(self.shift)
+        return reward if self.scale == 1.0 and self.shift == 0.0 else reward.mul_(self.scale).add_(self.shift)
 
 
 def return_range_scale(store: TransitionStore) -> float:

@@ -65,10 +65,6 @@ class Ring(Table):
         """Forgets all transitions; the next one goes to the first row."""
         self.cursor = self.size = 0
 
-    def sample_rows(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """``count`` uniform rows with replacement."""
-        return torch.randint(self.size, (count,), generator=generator)
-
     def truncate_last(self) -> None:
         """Marks the newest transition as cut off: its episode will not go on."""
         if self.size:

@@ -12,11 +12,12 @@ from torchrl.data.replay_buffers import Sampler
 
 from o2o_lightning.replay.storage import Tables
 from o2o_lightning.replay.store import TransitionStore
+from o2o_lightning.replay.table import Table
 
 BLOCK = 16  # batches
 
 
-class Uniform(Sampler):
+class Uniform(Sampler):  # type: ignore[misc]
     """Every usable row alike, with replacement."""
 
     def sample(self, storage: Tables, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
@@ -24,13 +25,13 @@ class Uniform(Sampler):
             raise RuntimeError("Cannot sample from an empty storage.")
         return self.draw(storage.tables, batch_size), {}
 
-    def draw(self, tables: Sequence[Any], count: int) -> Tensor:
+    def draw(self, tables: Sequence[Table], count: int) -> Tensor:
         """Row numbers for a user, from the buffer's own generator: training's numbers do not change by it."""
         if len(tables) == 1:
             return tables[0].sample_rows(count, self._rng)
         return torch.randint(sum(map(len, tables)), (count,), generator=self._rng)
 
-    def rows(self, tables: Sequence[Any], count: int, generator: torch.Generator) -> Tensor:
+    def rows(self, tables: Sequence[Table], count: int, generator: torch.Generator) -> Tensor:
         """One batch ``[B, W]`` for training, from the run's generator."""
         return tables[0].pick(tables[0].sample_rows(count, generator))
 
@@ -63,14 +64,13 @@ class Half(Uniform):
         self._drawn = torch.empty(0, 0, dtype=torch.int64)
         self._parts: list[Tensor] = []  # of the rows drawn, those that come next last
 
-    def draw(self, tables: Sequence[Any], count: int) -> Tensor:
+    def draw(self, tables: Sequence[Table], count: int) -> Tensor:
         store, ring = tables
-        if not len(ring):
-            return store.sample_rows(count, self._rng)
-        online = ring.sample_rows(count - count // 2, self._rng) + len(store)
-        return torch.cat((online, store.sample_rows(count // 2, self._rng)))
+        online = count - count // 2 if len(ring) else 0
+        drawn = [ring.sample_rows(online, self._rng) + len(store)] if online else []
+        return torch.cat([*drawn, store.sample_rows(count - online, self._rng)])
 
-    def rows(self, tables: Sequence[Any], count: int, generator: torch.Generator) -> Tensor:
+    def rows(self, tables: Sequence[Table], count: int, generator: torch.Generator) -> Tensor:
         ring = tables[1]
         online = ring.pick(ring.sample_rows(count - count // 2, generator))
         if not self._parts:

@@ -17,7 +17,7 @@ from o2o_lightning.replay.ring import Ring
 from o2o_lightning.replay.table import Table
 
 
-class Tables(Storage):
+class Tables(Storage):  # type: ignore[misc]
     """One table behind another as a storage of TorchRL's: the dataset, the online ring, or both in this order.
 
     Rows of a single table come as views where the index allows, as TorchRL's do; of two tables they are copies.
@@ -65,7 +65,7 @@ class Tables(Storage):
 
     def state_dict(self) -> dict[str, Any]:
         """That of a plain ``TensorStorage`` of the same rows."""
-        return TensorStorage(self.get(slice(None))).state_dict()
+        return dict(TensorStorage(self.get(slice(None))).state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._load(TensorDict().load_state_dict(state_dict["_storage"], strict=False)[: state_dict["_len"]])
@@ -106,7 +106,7 @@ class Tables(Storage):
             start += len(table)
 
 
-class RingWriter(RoundRobinWriter):
+class RingWriter(RoundRobinWriter):  # type: ignore[misc]
     """Round robin over the ring; a dataset's rows stay, and may only be set one by one."""
 
     def add(self, data: TensorDictBase) -> int:

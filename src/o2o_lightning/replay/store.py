@@ -6,8 +6,6 @@ observation and action widths.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -52,12 +50,6 @@ class TransitionStore(Table):
     def restore(self) -> None:
         """Takes back what a phase has changed: caches go, and the usable rows are those of the dataset."""
         self.caches, self.td_rows, self._all_td_rows = None, self._own_td_rows, None
-
-    def sample_rows(self, shape: int | Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """Row numbers (int64) of the given shape, uniform with replacement over the rows usable for TD learning."""
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        drawn = torch.randint(self.td_count, shape, generator=generator)
-        return drawn if self.td_rows is None else self.td_rows[drawn]
 
     def hold_out(self, share: float, learn: bool = False) -> Tensor:
         """Usable rows (int64, ascending) of a fixed random ``share`` of the episodes, to measure on.

@@ -5,6 +5,7 @@ The matrix is in RAM, a memory-mapped file, or on a device; whatever reads or wr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,11 +66,15 @@ class Layout:
 
 
 class Table:
-    """Rows ``[N, W]`` of a layout, and ``caches``: a second table of columns that a phase adds for its own time."""
+    """Rows ``[N, W]`` of a layout, and ``caches``: a second table of columns that a phase adds for its own time.
+
+    ``td_rows`` ``[M]`` (int64, ascending) are those that may be drawn, None for all.
+    """
 
     def __init__(self, layout: Layout, matrix: Tensor) -> None:
         self.layout, self.matrix = layout, matrix
         self.caches: Table | None = None
+        self.td_rows: Tensor | None = None
 
     @classmethod
     def of(cls, columns: dict[str, Tensor], count: int) -> Table:
@@ -101,6 +106,12 @@ class Table:
         """The transitions at any index that a tensor takes: views where it gives views, but for the flags."""
         rows = self.rows[index]
         return nested(self.layout.shown(rows) | self._cached(index), rows.shape[:-1])
+
+    def sample_rows(self, shape: int | Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """Usable row numbers (int64) of the given shape, uniform with replacement."""
+        usable, shape = self.td_rows, (shape,) if isinstance(shape, int) else tuple(shape)
+        drawn = torch.randint(len(self) if usable is None else len(usable), shape, generator=generator)
+        return drawn if usable is None else usable[drawn]
 
     def gather(self, rows: Tensor) -> TensorDict:
         """Copies of the transitions at ``rows`` ``[…]`` (int64), caches among them."""
