@@ -72,7 +72,9 @@ class Tables(Storage):  # type: ignore[misc]
 
     def dumps(self, path: str | Path) -> None:
         """The files of a plain ``TensorStorage`` of the same rows."""
-        TensorStorage(self.get(slice(None))).dumps(path)
+        plain = TensorStorage(self.get(slice(None)))
+        plain._set_last_cursor(len(self) - 1)  # or it warns that it has not seen the writes
+        plain.dumps(path)
 
     def loads(self, path: str | Path) -> None:
         count = json.loads((Path(path) / "storage_metadata.json").read_text())["len"]
