@@ -185,9 +185,12 @@ def test_a_dataset_alone_can_be_set_and_not_added_to() -> None:
     store = half()[1]
     buffer = Replay(store)
     buffer[2] = buffer[5]
+    buffer[torch.tensor([7, 8])] = buffer[3:5].clone()
+    buffer[np.array([9, 10])] = buffer[[3, 4]]
     buffer["next", "terminated"] = torch.ones(30, dtype=torch.bool)
     buffer.set_at_("reward", 3.0, [0, -1])
     assert torch.equal(store["observation"][2], store["observation"][5]) and store["next", "terminated"].all()
+    assert store["reward"][7:11].tolist() == 2 * store["reward"][3:5].tolist()
     assert store["reward"][[0, -1]].tolist() == [3, 3] and store["reward"][1] != 3
     buffer.update_({"reward": torch.arange(30.0)})
     assert store["reward"].tolist() == list(range(30))

@@ -16,7 +16,7 @@ from o2o_lightning.replay.ring import Ring
 from o2o_lightning.replay.samplers import Half, Uniform
 from o2o_lightning.replay.storage import RingWriter, Tables
 from o2o_lightning.replay.store import TransitionStore
-from o2o_lightning.replay.table import FLAGS, OBSERVATIONS, Layout, Table
+from o2o_lightning.replay.table import Layout, Table
 
 Mix = Literal["half", "all", "part", "none"]
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # one line a buffer on stderr, of no use to a user
@@ -33,8 +33,8 @@ class Replay(ReplayBuffer):  # type: ignore[misc]
 
     def __init__(self, store: TransitionStore | None = None) -> None:
         self.rule, self.tables = Uniform(), Tables()
-        own = {"storage": self.tables, "sampler": self.rule, "writer": RingWriter()}
-        super().__init__(**own, collate_fn=lambda batch: batch, generator=torch.Generator())
+        own = {"storage": self.tables, "sampler": self.rule, "writer": RingWriter(), "generator": torch.Generator()}
+        super().__init__(**own, collate_fn=torch.nn.Identity())
         self.learn_from(*(() if store is None else (store,)))
 
     @property
@@ -78,7 +78,7 @@ class Replay(ReplayBuffer):  # type: ignore[misc]
             super().mark_update(index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        if isinstance(index, str) or index in FLAGS or index in OBSERVATIONS:
+        if isinstance(index, str) or (isinstance(index, tuple) and all(isinstance(part, str) for part in index)):
             self.set_(index, value)
         else:
             super().__setitem__(index, value)

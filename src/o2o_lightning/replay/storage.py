@@ -23,9 +23,9 @@ class Tables(Storage):  # type: ignore[misc]
     Rows of a single table come as views where the index allows, as TorchRL's do; of two tables they are copies.
     """
 
-    def __init__(self, *tables: Table) -> None:
+    def __init__(self) -> None:
         super().__init__(0)
-        self.hold(*tables)
+        self.hold()
 
     def hold(self, *tables: Table) -> None:
         """Takes other tables."""
@@ -84,8 +84,9 @@ class Tables(Storage):  # type: ignore[misc]
         return -len(self) <= item < len(self)
 
     def _empty(self) -> None:
-        if self.ring is not None:
-            self.ring.clear()
+        for table in self.tables:
+            if isinstance(table, Ring):
+                table.clear()
 
     def _load(self, rows: TensorDictBase) -> None:
         new = len(rows) - self.start
@@ -115,22 +116,20 @@ class RingWriter(RoundRobinWriter):  # type: ignore[misc]
         return int(self.extend(data.unsqueeze(0)))
 
     def extend(self, data: TensorDictBase) -> Tensor:
-        tables = cast(Tables, self._storage)
-        if tables.ring is None:
+        if self._ring is None:
             raise RuntimeError("This phase learns from a dataset alone, and nothing can be added to one.")
-        index = tables.ring.extend(data) + tables.start
+        index: Tensor = self._ring.extend(data) + self._storage.start
         self._mark_update_entities(index)
         return index
 
     @property
     def _cursor(self) -> int:
-        ring = self._ring
-        return 0 if ring is None else cast(Tables, self._storage).start + ring.cursor
+        return 0 if self._ring is None else int(self._storage.start + self._ring.cursor)
 
     @_cursor.setter
     def _cursor(self, value: int) -> None:
         if self._ring is not None:
-            self._ring.cursor = (value - cast(Tables, self._storage).start) % self._ring.capacity
+            self._ring.cursor = (value - self._storage.start) % self._ring.capacity
 
     @property
     def _write_count(self) -> int:
@@ -143,7 +142,7 @@ class RingWriter(RoundRobinWriter):  # type: ignore[misc]
 
     @property
     def _ring(self) -> Ring | None:
-        return None if self._storage is None else cast(Tables, self._storage).ring
+        return cast(Tables, self._storage).ring if self._storage is not None else None
 
     def _empty(self, empty_write_count: bool = True) -> None:
         if empty_write_count:

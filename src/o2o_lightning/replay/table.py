@@ -92,9 +92,7 @@ class Table:
 
     def __getitem__(self, key: Key) -> Tensor:
         """A column ``[N, …]``, a view; a flag as bool."""
-        if self.caches is not None and key in self.caches.layout.widths:
-            return self.caches[key]
-        column = self.layout.columns(self.rows)[key]
+        column: Tensor = (self.layout.columns(self.rows) | self._cached(slice(None)))[key]
         return column.bool() if key in FLAGS else column
 
     @property
@@ -126,15 +124,11 @@ class Table:
         """Writes the columns that are given, in place, at any index that a tensor takes."""
         if isinstance(columns, TensorDictBase):
             columns = dict(columns.items(include_nested=True, leaves_only=True))
-        own = {**self.layout.columns(self.rows), **({} if self.caches is None else self.caches.columns())}
+        own = self.layout.columns(self.rows) | self._cached(slice(None))
         for key, values in columns.items():
             if key in own:
                 place = own[key][index]
                 own[key][index] = torch.as_tensor(values, dtype=torch.float32, device=place.device).reshape(place.shape)
-
-    def columns(self) -> dict[Key, Tensor]:
-        """Views of the rows in use by name."""
-        return self.layout.columns(self.rows)
 
     def attach(self, name: str, values: Tensor) -> None:
         """Adds a per-transition cache ``[N, …]`` that :meth:`gather` returns as well, replacing an earlier one."""
@@ -149,7 +143,7 @@ class Table:
         if self.caches is None:
             self.caches = caches
         else:
-            self._recache({**self._cached(slice(None)), **caches.columns()})
+            self._recache(self._cached(slice(None)) | caches.layout.columns(caches.matrix))
 
     def detach(self, name: str) -> None:
         """Removes a cache; a name that was never attached is an error."""
@@ -158,10 +152,9 @@ class Table:
         self._recache(kept)
 
     def _recache(self, columns: dict[Any, Tensor]) -> None:
-        caches = Table.of(columns, len(self)) if columns else None
-        if caches is not None:
-            caches.put(slice(None), columns)
-        self.caches = caches
+        self.caches = Table.of(columns, len(self)) if columns else None
+        if self.caches is not None:
+            self.caches.put(slice(None), columns)
 
     def _cached(self, index: Any) -> dict[Any, Tensor]:
         return {} if self.caches is None else self.caches.layout.columns(self.caches.rows[index])
