@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from o2o_lightning.phases.online.base import OnlinePhase
+from o2o_lightning.phases.settings import Multiplier, Reference, Threshold
 from torch import Tensor
 
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.errors import UserError
 from o2o_lightning.phases import CQL, TD3BC, AlignSAC, OnlineSAC, OnlineTD3, ReevaluateSAC
-from o2o_lightning.phases.online.base import OnlinePhase
-from o2o_lightning.phases.settings import Multiplier, Reference, Threshold
 
 DATASET, NETS = "embedded:hopper-medium", (16, 16, 16)
 State = dict[str, Tensor]
@@ -286,8 +286,8 @@ def test_from_scratch_the_warm_up_is_uniform_then_the_policy_s_own(make: Callabl
         eval_every=60, eval_episodes=1,
     )  # fmt: skip
     run = Run(make(), data, tmp_path)
-    assert data.replay is not None
-    actions = data.replay.buffer.leaves["action"][:40, 0]
+    assert data.interaction is not None
+    actions = data.interaction.buffer.leaves["action"][:40, 0]
     assert run.phase.updates == 20
     assert float((actions.abs() > 0.7).float().mean()) > 0.1  # σ ≤ 0.37 of a new policy: 2 % of draws
     assert float(actions.abs().max()) <= 1.0

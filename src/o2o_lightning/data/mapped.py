@@ -1,6 +1,7 @@
 """Transitions of large datasets as memory-mapped files in the cache: converted once, opened in no time after that.
 
-``CACHE/transitions/KEY/`` holds one file a column and ``index.pt``. The key covers the dataset's digest and what
+``CACHE/transitions/KEY/`` holds the rows in ``table.memmap``, and ``index.pt``. What a run writes to its rows stays in
+its own memory. The key covers the dataset's digest and what
 decides the rows besides it, so that a folder is never wrong, only unused; it may be deleted at any time.
 """
 
@@ -18,10 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tensordict import TensorDict
-from torchrl.data import ReplayBuffer, TensorStorage
 
-from o2o_lightning.data.build import build_store, store_bytes
+from o2o_lightning.data.build import TABLE, build_store, mapped_rows, store_bytes
 from o2o_lightning.data.download import cache_dir
 from o2o_lightning.data.raw import RawDataset
 from o2o_lightning.envs.make import EnvSpec
@@ -29,7 +28,7 @@ from o2o_lightning.errors import Failure, UserError
 from o2o_lightning.replay.manifest import Manifest
 from o2o_lightning.replay.store import TransitionStore
 
-FORMAT = 1  # of the folder; another one is built anew
+FORMAT = 2  # of the folder; another one is built anew
 INDEX = "index.pt"
 LIMIT = 2**29
 
@@ -81,10 +80,11 @@ def _convert(raw: RawDataset, env: EnvSpec | None, folder: Path) -> None:
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
-        store = build_store(raw, env, partial)
+        partial.mkdir()
+        store = build_store(raw, env, partial / TABLE)
         index = {"td_rows": store.td_rows, "episodes": store.episodes, "complete": store.complete}
         torch.save({**index, "manifest": store.manifest.to_dict()}, partial / INDEX)
-        for file in (path for path in partial.rglob("*") if path.is_file()):
+        for file in partial.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())
         os.replace(partial, folder)
@@ -97,10 +97,9 @@ def _open(raw: RawDataset, env: EnvSpec | None, folder: Path) -> TransitionStore
     try:
         index = torch.load(folder / INDEX, weights_only=True, mmap=True)
         manifest = Manifest(**index.pop("manifest"))
-        leaves = TensorDict.load_memmap(folder, allow_pickle=False)
-        if len(leaves) != len(raw):
-            raise ValueError(f"it has {len(leaves)} rows, not {len(raw)}")
-        buffer = ReplayBuffer(storage=TensorStorage(leaves))
+        if (size := (folder / TABLE).stat().st_size) != store_bytes(raw):  # a read past its end would be a crash
+            raise ValueError(f"it has {size:,} bytes, not {store_bytes(raw):,}")
+        rows = mapped_rows(raw, folder / TABLE)
     except Exception as error:  # damaged bytes fail anywhere
         raise Failure(
             f"dataset {raw.source}: its memory map {folder} cannot be read ({error}). Delete that folder; the next run "
@@ -108,7 +107,7 @@ def _open(raw: RawDataset, env: EnvSpec | None, folder: Path) -> TransitionStore
         ) from error
     # the same rows may have another name now
     manifest = dataclasses.replace(manifest, source=raw.source, env_id=env.env_id if env else raw.env_id)
-    return TransitionStore(buffer=buffer, manifest=manifest, **index)
+    return TransitionStore(matrix=rows, manifest=manifest, **index)
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from o2o_lightning.data.stream import count_chunks, next_boundary
 from o2o_lightning.envs.make import make_env
 from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.errors import UserError
-from o2o_lightning.replay.buffer import Mix, OnlineBuffer, Replay
+from o2o_lightning.replay.buffer import Mix
 from o2o_lightning.replay.interaction import Interaction
-from o2o_lightning.replay.store import nested
+from o2o_lightning.replay.ring import Ring
+from o2o_lightning.replay.table import nested
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -57,7 +58,6 @@ class OnlineData(OfflineData):
         self.budget, self.utd, self.warmup_steps, self.mix, self.capacity = env_steps, utd, warmup_steps, mix, capacity
         self.generator = np.random.default_rng()
         self.interaction: Interaction | None = None
-        self.replay: Replay | None = None
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -67,10 +67,10 @@ class OnlineData(OfflineData):
         self.generator = np.random.default_rng(seed)
         kept = 0 if self.store is None or self.mix in ("half", "none") else self.store.td_count
         own_steps = -(-self.budget // self.ranks.count)
-        buffer = OnlineBuffer(min(self.capacity, own_steps + kept), *self.sizes())
-        self.replay = Replay(self.mix, self.store, buffer, self.batch_size, self.rewards)
-        self.preloaded = len(buffer)
-        self.interaction = start_interaction(self, buffer, seed)
+        ring = Ring(min(self.capacity, own_steps + kept), *self.sizes())
+        self.buffer.mix(self.mix, self.store, ring, self.rewards)
+        self.preloaded = len(ring)
+        self.interaction = start_interaction(self, ring, seed)
 
     def train_dataloader(self) -> OnlineStream:  # type: ignore[override]
         return OnlineStream(self, self.budget, self.ranks.count)
@@ -92,28 +92,27 @@ class OnlineData(OfflineData):
 
     def transition_batch(self, device: torch.device) -> TensorDictBase:
         """One batch ``[B]``, ready for the networks."""
-        assert self.replay is not None and self.normalizer is not None
-        layout = self.replay.buffer.layout
-        table = layout.normalize_(self.replay.rows(self.rows).to(device), self.normalizer)
-        return nested(self.rewards.mapped(layout.columns(table)), torch.Size([self.batch_size]))
+        rows = self.buffer.rows(self.batch_size, self.rows).to(device)
+        return nested(self.prepare_rows(rows), torch.Size([self.batch_size]))
 
     def local_state(self) -> dict[str, Any]:
-        assert self.interaction is not None and self.replay is not None
+        assert self.interaction is not None
         return {
             **super().local_state(),
-            "replay": self.replay.state(),
+            "replay": self.buffer.rule.state_dict(),
             "exploration": pack(self.generator),
             "interaction": self.interaction.state(),
         }
 
     def load_local_state(self, state: dict[str, Any]) -> None:
         super().load_local_state(state)
-        assert self.interaction is not None and self.replay is not None
-        self.replay.load_state(state["replay"])
+        assert self.interaction is not None
+        self.buffer.rule.load_state_dict(state["replay"])
         self.generator = unpack(state["exploration"])
         self.interaction.load_state(state["interaction"])
 
     def teardown(self, stage: str) -> None:
+        super().teardown(stage)
         if stage == "fit" and self.interaction is not None:
             self.interaction.env.close()
 
@@ -150,7 +149,7 @@ def interaction_seed(data: OfflineData) -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1019 + data.ranks.rank
 
 
-def start_interaction(data: OfflineData, buffer: OnlineBuffer, seed: int) -> Interaction:
+def start_interaction(data: OfflineData, buffer: Ring, seed: int) -> Interaction:
     """A training environment at its first start state, writing to ``buffer``."""
     if data.env_id is None:
         raise UserError(

@@ -13,8 +13,8 @@ from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineStream, interaction_seed, start_interaction
 from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.errors import UserError
-from o2o_lightning.replay.buffer import OnlineBuffer
 from o2o_lightning.replay.interaction import Interaction
+from o2o_lightning.replay.ring import Ring
 
 
 class RolloutData(OfflineData):
@@ -66,8 +66,9 @@ class RolloutData(OfflineData):
         seed = interaction_seed(self)
         self.generator = np.random.default_rng(seed)
         for i in range(self.num_envs):
-            buffer = OnlineBuffer(self.rollout // self.stride, *self.sizes())
-            self.interactions.append(start_interaction(self, buffer, seed + 7919 * i))
+            ring = Ring(self.rollout // self.stride, *self.sizes())
+            self.interactions.append(start_interaction(self, ring, seed + 7919 * i))
+        self.buffer.learn_from(*(interaction.buffer for interaction in self.interactions))
 
     def train_dataloader(self) -> OnlineStream:  # type: ignore[override]
         return OnlineStream(self, self.budget, self.stride)
@@ -91,6 +92,7 @@ class RolloutData(OfflineData):
             interaction.load_state(saved)
 
     def teardown(self, stage: str) -> None:
+        super().teardown(stage)
         if stage == "fit":
             for interaction in self.interactions:
                 interaction.env.close()

@@ -19,8 +19,8 @@ from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.errors import UserError
 from o2o_lightning.recording.behaviour import LOG_PROB, Behaviour
 from o2o_lightning.recording.writer import Block
-from o2o_lightning.replay.buffer import OnlineBuffer
 from o2o_lightning.replay.interaction import Interaction
+from o2o_lightning.replay.ring import Ring
 
 CHUNK_ROWS = 4096  # environment steps that a kill can cost
 
@@ -69,7 +69,7 @@ class Rollouts:
     def _start(self, rows: int) -> tuple[Interaction, np.random.Generator, int]:
         env = self.make()
         assert env.observation_space.shape is not None
-        buffer = OnlineBuffer(min(CHUNK_ROWS, rows), env.observation_space.shape[0], len(env.low))
+        buffer = Ring(min(CHUNK_ROWS, rows), env.observation_space.shape[0], len(env.low))
         env.close()
         interaction = Interaction(self.make, buffer, self.seed)
         generator = np.random.default_rng(self.seed)
@@ -125,7 +125,7 @@ def block(rows: dict[str, torch.Tensor], infos: dict[str, NDArray[Any]], low: An
     """The rows of a buffer's state in D4RL's columns; actions, and their log-densities, in the environment's units.
 
     Args:
-        rows: see :meth:`OnlineBuffer.state`, in time order.
+        rows: see :meth:`Ring.state`, in time order.
         infos: simulator states, and log-densities of actions in ``[-1, 1]^A``.
         low, high: the environment's bounds ``[A]``.
     """
@@ -148,7 +148,7 @@ def replay(state: dict[str, Any], record: dict[str, NDArray[Any]], low: Any, hig
     """The newest rows of a training run's buffer, oldest first.
 
     Args:
-        state: the buffer's, see :meth:`OnlineBuffer.state`.
+        state: the buffer's, see :meth:`Ring.state`.
         record: simulator states and log-densities of every step of the run, as ``callbacks/recorder.py`` keeps them.
         low, high: the environment's bounds ``[A]``.
         newest: how many rows at most.

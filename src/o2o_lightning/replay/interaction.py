@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from o2o_lightning.envs.make import UnitAction
 from o2o_lightning.envs.snapshot import can_restore, restore, snapshot
 from o2o_lightning.errors import Failure, UserError
-from o2o_lightning.replay.buffer import OnlineBuffer
+from o2o_lightning.replay.ring import Ring
 
 FloatArray = NDArray[np.float32]
 
@@ -25,7 +25,7 @@ class Interaction:
     into the buffer (the official code stores it without its noise, D3).
     """
 
-    def __init__(self, make: Callable[[], UnitAction], buffer: OnlineBuffer, seed: int) -> None:
+    def __init__(self, make: Callable[[], UnitAction], buffer: Ring, seed: int) -> None:
         self.make, self.buffer, self.seed = make, buffer, seed
         self.env = make()
         self.name = self.env.spec.id if self.env.spec else str(self.env)
