@@ -8,17 +8,15 @@ decides the rows besides it, so that a folder is never wrong, only unused; it ma
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
+from filelock import FileLock
 
 from o2o_lightning.data.build import TABLE, build_store, mapped_rows, store_bytes
 from o2o_lightning.data.download import cache_dir
@@ -51,7 +49,7 @@ def mapped_store(raw: RawDataset, env: EnvSpec | None, cache: Path) -> Transitio
     try:
         if not folder.exists():  # a finished one is whole, and its cache may be read-only
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(folder):
+            with FileLock(folder.with_suffix(".lock")):
                 if not folder.exists():
                     _convert(raw, env, folder)
     except OSError as error:
@@ -108,11 +106,3 @@ def _open(raw: RawDataset, env: EnvSpec | None, folder: Path) -> TransitionStore
     # the same rows may have another name now
     manifest = dataclasses.replace(manifest, source=raw.source, env_id=env.env_id if env else raw.env_id)
     return TransitionStore(matrix=rows, manifest=manifest, **index)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time: the others wait, and then find what it made."""
-    with folder.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, cast
@@ -25,6 +24,7 @@ from o2o_lightning.replay.buffer import Replay
 from o2o_lightning.replay.rewards import RewardMap, return_range_scale
 from o2o_lightning.replay.store import TransitionStore
 from o2o_lightning.replay.table import Key, Table, nested
+from o2o_lightning.seeds import rows_seed
 
 PRECOMPUTE_BLOCK = 8192
 PRECOMPUTE_ROWS = 2_000_000  # beyond, a phase need not wait; not a matter of storage, which changes no bit
@@ -120,7 +120,7 @@ class OfflineData(L.LightningDataModule):
             self.rewards = RewardMap(return_range_scale(self.store))
         self.buffer.learn_from(*(() if self.store is None else (self.store,)))
         self.ranks = Ranks.of(self.trainer)
-        self.rows.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1013 + self.ranks.rank + 7)
+        self.rows.manual_seed(rows_seed(self.ranks.rank))
 
     def train_dataloader(self) -> OfflineStream:
         if self.store is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, cast
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.stream import count_chunks, next_boundary
@@ -19,8 +19,9 @@ from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.errors import UserError
 from o2o_lightning.replay.buffer import Mix
 from o2o_lightning.replay.interaction import Interaction
-from o2o_lightning.replay.ring import Ring
+from o2o_lightning.replay.ring import LabelledRing, Ring
 from o2o_lightning.replay.table import nested
+from o2o_lightning.seeds import environment_seed
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -63,14 +64,30 @@ class OnlineData(OfflineData):
         super().setup(stage)
         if self.interaction is not None:
             return
-        seed = interaction_seed(self)
+        seed = environment_seed(self.ranks.rank)
         self.generator = np.random.default_rng(seed)
         kept = 0 if self.store is None or self.mix in ("half", "none") else self.store.td_count
         own_steps = -(-self.budget // self.ranks.count)
-        ring = Ring(min(self.capacity, own_steps + kept), *self.sizes())
+        ring = self._ring(min(self.capacity, own_steps + kept))
         self.buffer.mix(self.mix, self.store, ring, self.rewards)
         self.preloaded = len(ring)
         self.interaction = start_interaction(self, ring, seed)
+
+    def _ring(self, capacity: int) -> Ring:
+        method = None if self.trainer is None else cast(Any, self.trainer).lightning_module.method
+        if method is None or "return_to_go" not in method.needs:
+            return Ring(capacity, *self.sizes())
+        if self.mix in ("all", "part"):
+            raise UserError(
+                f"--data.mix {self.mix}: {method.name} needs each row's return, and the online buffer would begin with "
+                "rows that have none. Pass --data.mix half, or none."
+            )
+
+        def label(reward: Tensor, terminated: Tensor, truncated: Tensor) -> Tensor:
+            mapped = reward * self.rewards.scale + self.rewards.shift
+            return method.returns_to_go(mapped, terminated, truncated)  # type: ignore[no-any-return]
+
+        return LabelledRing(capacity, *self.sizes(), label)
 
     def train_dataloader(self) -> OnlineStream:  # type: ignore[override]
         return OnlineStream(self, self.budget, self.ranks.count)
@@ -142,11 +159,6 @@ class OnlineStream:
         data, module = self.data, cast(Any, self.data.trainer).lightning_module
         while (clock := module.env_steps) < self.budget:
             yield min(self.chunk, next_boundary(clock, self.budget, data.eval_every) - clock)
-
-
-def interaction_seed(data: OfflineData) -> int:
-    """Seed of the training environment, another one for each process."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1019 + data.ranks.rank
 
 
 def start_interaction(data: OfflineData, buffer: Ring, seed: int) -> Interaction:

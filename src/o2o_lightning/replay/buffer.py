@@ -40,7 +40,7 @@ class Replay(ReplayBuffer):  # type: ignore[misc]
     @property
     def layout(self) -> Layout:
         """What is where in a row of :meth:`rows`."""
-        return self.tables.tables[0].layout
+        return self.tables.tables[-1].layout
 
     def learn_from(self, *tables: Table, rule: Uniform | None = None) -> None:
         """From now on, the rows of these ``tables``, drawn by ``rule``."""
@@ -59,7 +59,8 @@ class Replay(ReplayBuffer):  # type: ignore[misc]
         if store is None or mode != "half":
             self.learn_from(ring)
         else:
-            self.learn_from(store, ring, rule=Half(store))
+            cached = [str(key) for key in ring.layout.widths if key not in store.layout.widths]
+            self.learn_from(store, ring, rule=Half(store, *cached))
         if store is not None and mode == "all":
             newest = slice(max(store.td_count - ring.capacity, 0), store.td_count)
             rows = torch.arange(newest.start, newest.stop) if store.td_rows is None else store.td_rows[newest]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from o2o_lightning.replay.table import Layout, Table
+from o2o_lightning.replay.table import TERMINATED, TRUNCATED, Layout, Table, nested
+
+RETURN = "return_to_go"
 
 
 class Ring(Table):
@@ -19,8 +22,8 @@ class Ring(Table):
     ``cursor`` is the row that is written next, ``size`` counts those in use, ``written`` all that ever were.
     """
 
-    def __init__(self, capacity: int, observation_dim: int, action_dim: int) -> None:
-        layout = Layout.of_transitions(observation_dim, action_dim)
+    def __init__(self, capacity: int, observation_dim: int, action_dim: int, *more: str) -> None:
+        layout = Layout.of_transitions(observation_dim, action_dim, *more)
         super().__init__(layout, torch.empty(capacity, layout.width))
         self.capacity = capacity
         self.cursor = self.size = self.written = 0
@@ -89,3 +92,52 @@ class Ring(Table):
         self.cursor = (self.cursor + count) % self.capacity
         self.size = min(self.size + count, self.capacity)
         self.written += count
+
+
+class LabelledRing(Ring):
+    """A ring whose rows know their ``return_to_go``, and so are written when their episode has ended.
+
+    Args:
+        label: the column of an episode's rewards, terminations and truncations ``[M]``.
+    """
+
+    def __init__(
+        self, capacity: int, observation_dim: int, action_dim: int, label: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> None:
+        super().__init__(capacity, observation_dim, action_dim, RETURN)
+        self.label = label
+        self.plain = Layout.of_transitions(observation_dim, action_dim)
+        self._episode: list[Tensor] = []  # rows of the one under way
+
+    def add(
+        self,
+        observation: NDArray[np.float32],
+        action: NDArray[np.float32],
+        reward: float,
+        next_observation: NDArray[np.float32],
+        terminated: bool,
+        truncated: bool,
+    ) -> None:
+        parts = (observation, action, (reward,), next_observation, (terminated, truncated))
+        self._episode.append(torch.from_numpy(np.concatenate(parts, dtype=np.float32)))
+        if terminated or truncated:
+            self._write()
+
+    def truncate_last(self) -> None:
+        if self._episode:
+            self.plain.columns(self._episode[-1])[TRUNCATED].fill_(1.0)
+            self._write()
+
+    def state(self) -> dict[str, Any]:
+        open_rows = torch.stack(self._episode) if self._episode else torch.empty(0, self.plain.width)
+        return {**super().state(), "episode": open_rows}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self._episode = list(state["episode"])
+
+    def _write(self) -> None:
+        columns = self.plain.shown(torch.stack(self._episode))
+        self._episode = []
+        columns[RETURN] = self.label(columns["reward"], columns[TERMINATED], columns[TRUNCATED])
+        self.extend(nested(columns, columns["reward"].shape))

@@ -56,11 +56,12 @@ class Uniform(Sampler):  # type: ignore[misc]
 class Half(Uniform):
     """An equal number of online and offline transitions, in that order; offline ones alone before the first step.
 
-    Training's offline half is drawn and gathered for sixteen batches at once, since the dataset hardly ever changes.
+    Training's offline half is drawn and gathered for sixteen batches at once, since the dataset hardly ever changes;
+    ``cached`` names what a phase adds to it, and the ring has as columns of its own.
     """
 
-    def __init__(self, store: TransitionStore) -> None:
-        self.store = store
+    def __init__(self, store: TransitionStore, *cached: str) -> None:
+        self.store, self.cached = store, cached
         self._drawn = torch.empty(0, 0, dtype=torch.int64)
         self._parts: list[Tensor] = []  # of the rows drawn, those that come next last
 
@@ -91,4 +92,4 @@ class Half(Uniform):
 
     def _gather(self, rows: Tensor) -> None:
         self._drawn = rows
-        self._parts = [*self.store.pick(rows)][::-1]
+        self._parts = [*self.store.pick(rows, *self.cached)][::-1]

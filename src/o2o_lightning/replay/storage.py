@@ -52,7 +52,7 @@ class Tables(Storage):  # type: ignore[misc]
         layout, rows = self.tables[0].layout, self._numbers(index)
         found = torch.empty(*rows.shape, layout.width)
         for table, chosen, own in self._split(rows):
-            found[chosen] = table.pick(own).to(found.device)
+            found[chosen] = table.pick(own)[..., : layout.width].to(found.device)
         return Table(layout, found).leaves
 
     def set(self, index: Any, data: Any, *, set_cursor: bool = True) -> None:

@@ -29,10 +29,11 @@ class Layout:
         self._constants: tuple[Normalizer, Tensor, Tensor] | None = None
 
     @classmethod
-    def of_transitions(cls, observation_dim: int, action_dim: int) -> Layout:
-        """Observation, action, reward, successor, and two flags that are 0 or 1."""
+    def of_transitions(cls, observation_dim: int, action_dim: int, *more: str) -> Layout:
+        """Observation, action, reward, successor, two flags that are 0 or 1, and scalars of the names ``more``."""
         step: dict[Key, int | None] = {"observation": observation_dim, "action": action_dim, "reward": None}
-        return cls({**step, ("next", "observation"): observation_dim, TERMINATED: None, TRUNCATED: None})
+        flags: dict[Key, int | None] = dict.fromkeys((TERMINATED, TRUNCATED, *more))
+        return cls({**step, ("next", "observation"): observation_dim, **flags})
 
     def columns(self, rows: Tensor) -> dict[Key, Tensor]:
         """Views of rows ``[…, W]`` by name, ``[…, width]``, and ``[…]`` of a scalar."""
@@ -116,9 +117,11 @@ class Table:
         cached = {} if self.caches is None else self.caches.layout.columns(self.caches.pick(rows))
         return nested(self.layout.shown(self.pick(rows)) | cached, rows.shape)
 
-    def pick(self, rows: Tensor) -> Tensor:
-        """The same as rows ``[…, W]``, without caches: one gather."""
-        return torch.embedding(self.matrix, rows.to(self.matrix.device))
+    def pick(self, rows: Tensor, *cached: str) -> Tensor:
+        """The same as rows ``[…, W]``: one gather, and one for each cache that is named, a scalar."""
+        rows = rows.to(self.matrix.device)
+        picked = torch.embedding(self.matrix, rows)
+        return torch.cat((picked, *(self[name][rows].unsqueeze(-1) for name in cached)), -1) if cached else picked
 
     def put(self, index: Any, columns: dict[Any, Any] | TensorDictBase) -> None:
         """Writes the columns that are given, in place, at any index that a tensor takes."""
