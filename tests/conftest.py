@@ -20,8 +20,12 @@ from lightning.pytorch.loggers import CSVLogger
 
 from o2o_lightning.cli.sweep import LAUNCHED
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.phases import TD3BC, AlignTD3, ReevaluateTD3
+from o2o_lightning.methods.o2 import td3
+from o2o_lightning.methods.td3_bc import TD3BC
+from o2o_lightning.phases.align import Align
 from o2o_lightning.phases.base import Phase
+from o2o_lightning.phases.offline import Offline
+from o2o_lightning.phases.reevaluate import Reevaluate
 
 # a deadline measures the machine's other users; in CI every run draws the same examples
 settings.register_profile("local", deadline=None)
@@ -161,9 +165,10 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
 def chain(fit: Fit, pendulum: str) -> dict[str, Run]:
     """TD3+BC, re-evaluation and alignment on Pendulum, 24 updates each, every phase from the one before."""
     data = lambda: OfflineData(dataset=pendulum, batch_size=32, eval_episodes=1)  # noqa: E731
-    runs = {"offline": fit(lambda: TD3BC(hidden=HIDDEN), data, 24)}
-    runs["reevaluate"] = fit(lambda: ReevaluateTD3(str(runs["offline"].checkpoint), hidden=HIDDEN), data, 24)
-    runs["align"] = fit(lambda: AlignTD3(str(runs["reevaluate"].checkpoint)), data, 24)
+    runs = {"offline": fit(lambda: Offline(TD3BC(hidden=HIDDEN)), data, 24)}
+    after = lambda phase: str(runs[phase].checkpoint)  # noqa: E731
+    runs["reevaluate"] = fit(lambda: Reevaluate(td3.Reevaluate(hidden=HIDDEN), after("offline")), data, 24)
+    runs["align"] = fit(lambda: Align(td3.Align(), after("reevaluate")), data, 24)
     return runs
 
 

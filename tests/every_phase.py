@@ -10,24 +10,20 @@ from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.data.rollout import RolloutData
 from o2o_lightning.data.trajectories import TrajectoryData
-from o2o_lightning.phases import (
-    AWAC,
-    BC,
-    CQL,
-    DT,
-    IQL,
-    ODT,
-    TD3BC,
-    AlignSAC,
-    AlignTD3,
-    OnlinePPO,
-    OnlineSAC,
-    OnlineTD3,
-    ReevaluatePPO,
-    ReevaluateSAC,
-    ReevaluateTD3,
-)
-from o2o_lightning.phases.settings import Auxiliary, Reference, Threshold
+from o2o_lightning.methods.awac import AWAC
+from o2o_lightning.methods.bc import BC
+from o2o_lightning.methods.cql import CQL
+from o2o_lightning.methods.dt import DT
+from o2o_lightning.methods.iql import IQL
+from o2o_lightning.methods.o2 import ppo, sac, td3
+from o2o_lightning.methods.o2.constraint import Reference, Threshold
+from o2o_lightning.methods.odt import ODT
+from o2o_lightning.methods.td3_bc import TD3BC
+from o2o_lightning.phases.align import Align
+from o2o_lightning.phases.offline import Offline
+from o2o_lightning.phases.on_policy import OnPolicy
+from o2o_lightning.phases.online import Online
+from o2o_lightning.phases.reevaluate import Reevaluate
 
 HIDDEN = (16, 16)
 FROZEN = Reference("frozen", "aligned")
@@ -57,30 +53,34 @@ class Case:
 
 
 CASES = {
-    "td3_bc": Case(None, lambda _: TD3BC(hidden=HIDDEN)),
-    "reevaluate_td3": Case("td3_bc", lambda at: ReevaluateTD3(at, hidden=HIDDEN)),
-    "align_td3": Case("reevaluate_td3", AlignTD3),
+    "td3_bc": Case(None, lambda _: Offline(TD3BC(hidden=HIDDEN))),
+    "reevaluate_td3": Case("td3_bc", lambda at: Reevaluate(td3.Reevaluate(hidden=HIDDEN), at)),
+    "align_td3": Case("reevaluate_td3", lambda at: Align(td3.Align(), at)),
     "online_td3": Case(
-        "align_td3", lambda at: OnlineTD3(at, threshold=Threshold(0.001, 0.001), reference=FROZEN), OnlineData
+        "align_td3",
+        lambda at: Online(td3.Online(threshold=Threshold(0.001, 0.001), reference=FROZEN), at),
+        OnlineData,
     ),
-    "cql": Case(None, lambda _: CQL(hidden=HIDDEN, critic_hidden=HIDDEN, samples=3)),
-    "reevaluate_sac": Case("cql", lambda at: ReevaluateSAC(at, hidden=HIDDEN)),
-    "align_sac": Case("reevaluate_sac", AlignSAC),
+    "cql": Case(None, lambda _: Offline(CQL(hidden=HIDDEN, critic_hidden=HIDDEN, samples=3))),
+    "reevaluate_sac": Case("cql", lambda at: Reevaluate(sac.Reevaluate(hidden=HIDDEN), at)),
+    "align_sac": Case("reevaluate_sac", lambda at: Align(sac.Align(), at)),
     "online_sac": Case(
-        "align_sac", lambda at: OnlineSAC(at, threshold=Threshold(0.1, 0.1), reference=FROZEN), OnlineData
+        "align_sac", lambda at: Online(sac.Online(threshold=Threshold(0.1, 0.1), reference=FROZEN), at), OnlineData
     ),
-    "awac": Case(None, lambda _: AWAC(hidden=HIDDEN)),
-    "bc": Case(None, lambda _: BC("gaussian", hidden=HIDDEN)),
-    "iql": Case(None, lambda _: IQL(hidden=HIDDEN)),
-    "reevaluate_ppo": Case("iql", lambda at: ReevaluatePPO(at, hidden=HIDDEN)),
+    "awac": Case(None, lambda _: Offline(AWAC(hidden=HIDDEN))),
+    "bc": Case(None, lambda _: Offline(BC(family="gaussian", hidden=HIDDEN))),
+    "iql": Case(None, lambda _: Offline(IQL(hidden=HIDDEN))),
+    "reevaluate_ppo": Case("iql", lambda at: Reevaluate(ppo.Reevaluate(hidden=HIDDEN), at)),
     "online_ppo": Case(
         "reevaluate_ppo",
-        lambda at: OnlinePPO(at, reward_scaling="dynamic", auxiliary=Auxiliary(env_steps=500), reference=FROZEN),
+        lambda at: OnPolicy(
+            ppo.Online(reward_scaling="dynamic", auxiliary=ppo.Auxiliary(env_steps=500), reference=FROZEN), at
+        ),
         RolloutData,
     ),
 }
 WINDOWS = {"context": 4, "acting_context": 4, "width": 16, "layers": 1, "heads": 2}
 SEQUENCES = {
-    "dt": Case(None, lambda _: DT(**WINDOWS), TrajectoryData),
-    "odt": Case(None, lambda _: ODT(**WINDOWS), TrajectoryData),
+    "dt": Case(None, lambda _: Offline(DT(**WINDOWS)), TrajectoryData),
+    "odt": Case(None, lambda _: Offline(ODT(**WINDOWS)), TrajectoryData),
 }

@@ -13,6 +13,7 @@ import torch
 from conftest import HIDDEN, Fit, Run
 from hypothesis import given
 from hypothesis import strategies as st
+from o2o_lightning.phases.settings import Convergence
 
 from o2o_lightning.callbacks.convergence import ConvergenceWatch
 from o2o_lightning.cli.command import split
@@ -22,7 +23,6 @@ from o2o_lightning.data.stream import count_chunks, next_boundary
 from o2o_lightning.errors import UserError
 from o2o_lightning.objectives.diagnostics import bellman_residual, relative_change, relative_drift
 from o2o_lightning.phases import CQL, IQL, AlignSAC, AlignTD3, ReevaluatePPO, ReevaluateSAC, ReevaluateTD3
-from o2o_lightning.phases.settings import Convergence
 
 QUICK = Convergence(every=4, window=2, tolerance=1e9, patience=2, least=24)
 

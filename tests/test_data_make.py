@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from o2o_lightning.checkpoint.handover import read_handover
-from o2o_lightning.checkpoint.run import lock, unlock
+from o2o_lightning.checkpoint.run import lock
 from o2o_lightning.cli.main import main
 from o2o_lightning.data.check import check
 from o2o_lightning.data.hdf5 import read_hdf5
@@ -403,8 +403,6 @@ def test_a_directory_that_was_begun_for_another_request_is_refused(tmp_path, cap
 
 def test_two_processes_do_not_make_one_output(tmp_path, capsys):
     lock(tmp_path / "a.hdf5.making")
-    import fcntl
-
     from o2o_lightning.checkpoint import run
 
     held = run._held.pop((tmp_path / "a.hdf5.making").resolve())
@@ -412,6 +410,4 @@ def test_two_processes_do_not_make_one_output(tmp_path, capsys):
         assert make(*RANDOM, "--output", tmp_path / "a.hdf5") == 2
         assert "another process is making it" in capsys.readouterr().err
     finally:
-        fcntl.flock(held, fcntl.LOCK_UN)
-        held.close()
-        unlock(tmp_path / "a.hdf5.making")
+        held.release()

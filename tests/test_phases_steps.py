@@ -14,15 +14,15 @@ import sac_by_hand as sac
 import td3_by_hand as td3
 import test_phases_ppo_gradients as ppo
 import torch
+from o2o_lightning.phases.handed import carry_moments
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from o2o_lightning.engine.adam import Adam
 from o2o_lightning.engine.noise import Noise
+from o2o_lightning.nn.adam import Adam
 from o2o_lightning.nn.mlp import MLP
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 from o2o_lightning.phases import CQL, TD3BC, AlignSAC, AlignTD3, ReevaluateSAC, ReevaluateTD3
-from o2o_lightning.phases.handed import carry_moments
 
 # ---- matrix products ---------------------------------------------------------------------------------------------
 

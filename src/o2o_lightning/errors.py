@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+import struct
+import zipfile
+import zlib
+
 
 class UserError(Exception):
     """Bad input: what is wrong, where, and what to do, in one line.
@@ -31,6 +36,18 @@ class Interrupted(UserError):
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+# What reading damaged bytes raises: an unpickler trips over them anywhere, a zip, HDF5 and JSON in ways of their own.
+DAMAGED = (
+    pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError,
+    LookupError, TypeError, AttributeError, AssertionError,
+)  # fmt: skip
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what ``error`` says, its kind where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def at_least(option: str, value: float, least: float) -> None:

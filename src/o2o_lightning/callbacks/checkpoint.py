@@ -12,8 +12,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from o2o_lightning.callbacks.hooks import PhaseCallback
-from o2o_lightning.callbacks.metrics import MetricsFile
+from o2o_lightning.callbacks.hooks import PhaseCallback, Watched
+from o2o_lightning.callbacks.metrics import metrics_files
 from o2o_lightning.callbacks.signals import StopSignals
 from o2o_lightning.checkpoint import side_state
 from o2o_lightning.checkpoint.handover import KEY
@@ -25,7 +25,7 @@ RESUME = f"{KEY}_resume"
 OPTIMIZER_CLOCK = "epoch_loop.manual_optimization.optim_step_progress"
 
 
-class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
+class PhaseCheckpoint(PhaseCallback, ModelCheckpoint):
     """Lightning's ModelCheckpoint on a phase's own clock.
 
     ``last.ckpt`` is a resume point, with side state beside it; ``best.ckpt`` is a policy, and nothing more.
@@ -35,6 +35,8 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
         every: gradient updates (offline phases) or environment steps (online phase) between two ``last.ckpt``.
         save_best: also keep ``best.ckpt``, the policy of the highest evaluation so far.
     """
+
+    kept = ("saved_at", "best_value", "candidate")
 
     def __init__(self, dirpath: str, every: int = 10_000, save_best: bool = True) -> None:
         super().__init__(
@@ -50,20 +52,11 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
 
     # ---- state -------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"saved_at": self.saved_at, "best_value": self.best_value, "candidate": self.candidate}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.saved_at, self.best_value = state_dict["saved_at"], state_dict["best_value"]
-        self.candidate = state_dict["candidate"]
-
     def on_save_checkpoint(self, trainer: L.Trainer, phase: Any, checkpoint: dict[str, Any]) -> None:
         if self._token is not None:
-            files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
-            rows = [file.rows for file in files]
             checkpoint[RESUME] = {
                 "token": self._token,
-                "rows": rows,
+                "rows": [file.rows for file in metrics_files(trainer)],
                 "processes": trainer.world_size,
                 "loggers": [logger.version for logger in trainer.loggers],
             }
@@ -82,8 +75,7 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
                 f"goes on with its own buffer and environment. Run on {processes} again."
             )
         self._side = side_state.read(path, resume["token"], trainer.global_rank)
-        files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
-        for file, rows in zip(files, resume["rows"], strict=False):
+        for file, rows in zip(metrics_files(trainer), resume["rows"], strict=False):
             file.keep(rows)
         # The streams go on by the phase's clock. Lightning's own count of batches would only have to agree with it,
         # and cannot where a chunk has another length than before; the optimizer's clock is all that must be kept.
@@ -131,7 +123,7 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
             self.candidate = f"candidate-{phase.clock}"
             self._save(trainer, phase, self.candidate)
 
-    def on_evaluation(self, trainer: L.Trainer, phase: Any, result: Evaluation) -> None:
+    def on_evaluation(self, trainer: L.Trainer, phase: Watched, result: Evaluation) -> None:
         candidate, self.candidate = self.candidate, None
         is_best = result.value > self.best_value
         if is_best:
@@ -169,18 +161,13 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
                 path.unlink()
 
     def _write_side_state(self, trainer: L.Trainer, phase: Any, path: Path, token: str) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile) and trainer.is_global_zero:
-                logger.experiment.sync()
-        state = {
-            "phase": phase.local_state(),
-            "data": phase.data.local_state(),
-            "random": side_state.random_state(),
-        }
+        for file in metrics_files(trainer) if trainer.is_global_zero else ():
+            file.sync()
+        state = {"phase": phase.local_state(), "data": phase.data.local_state(), "random": side_state.random_state()}
         side_state.write(path, token, trainer.global_rank, state)
         trainer.strategy.barrier("o2o side state")
 
-    def _interrupted(self, phase: Any) -> Interrupted:
+    def _interrupted(self, phase: Watched) -> Interrupted:
         number = self.signals.received or signal.SIGTERM
         self.signals.received = None
         assert self.dirpath is not None
@@ -193,9 +180,9 @@ class PhaseCheckpoint(ModelCheckpoint, PhaseCallback):
         )
 
 
-def _check_same(path: str, phase: Any, saved: dict[str, Any]) -> None:
+def _check_same(path: str, phase: Watched, saved: dict[str, Any]) -> None:
     facts = (
-        ("algorithm", saved["algorithm"], phase.method),
+        ("algorithm", saved["algorithm"], phase.algorithm),
         ("environment", saved["env_id"], phase.data.env_id),
         ("dataset", saved["manifest"].get("sha256"), phase.data.manifest().get("sha256")),
     )

@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import lightning as L
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.errors import UserError, at_least
 from o2o_lightning.objectives.diagnostics import relative_change
-
-if TYPE_CHECKING:
-    from o2o_lightning.phases.settings import Convergence
 
 FLOOR, TINY = 0.25, 1e-8  # least units of ratios and of magnitudes
 
 
+@dataclass(frozen=True)
+class Convergence:
+    """When re-evaluation and alignment count as settled.
+
+    Attributes:
+        every: gradient updates between two measurements.
+        window: measurements that are averaged; their mean is compared with that of as many before.
+        tolerance: largest relative change of every measured curve from one window to the next that counts as none.
+        patience: measurements without a change, one after the other, that make a plateau.
+        least: gradient updates before which no plateau counts.
+        most: gradient updates after which a phase that stops when it has settled ends anyway; a fifth of the paper's.
+        held_out: share of the episodes that is measured on and, with ``stop: converged``, not learned from.
+    """
+
+    every: int = 1000
+    window: int = 5
+    tolerance: float = 0.005
+    patience: int = 3
+    least: int = 10_000
+    most: int = 100_000
+    held_out: float = 0.05
+
+    def __post_init__(self) -> None:
+        limits = {"every": 1, "window": 1, "patience": 1, "least": 0, "most": 1, "tolerance": 0.0}
+        for name, least in limits.items():
+            at_least(f"--model.convergence.{name}", getattr(self, name), least)
+        if not 0.0 < self.held_out < 1.0:
+            raise UserError(f"--model.convergence.held_out {self.held_out:g}: a share between 0 and 1 is needed.")
+
+
 class ConvergenceWatch(PhaseCallback):
-    """Measures a :class:`~o2o_lightning.phases.converging.ConvergingPhase` at a cadence, and judges its curves.
+    """Measures a :class:`~o2o_lightning.phases.converging.Converging` at a cadence, and judges its curves.
 
     A plateau is a change below the tolerance of every curve from one window of measurements to the next, ``patience``
     times one after the other and not before ``least`` updates. What is measured never changes what is learned.
@@ -27,6 +56,8 @@ class ConvergenceWatch(PhaseCallback):
         stops: end the phase at its plateau, or after the most updates that the rule allows.
     """
 
+    kept = ("curves", "change", "calm", "settled_at")
+
     def __init__(self, settings: Convergence, stops: bool) -> None:
         self.settings, self.stops = settings, stops
         self.curves: dict[str, list[float]] = {}
@@ -34,19 +65,12 @@ class ConvergenceWatch(PhaseCallback):
         self.calm = 0
         self.settled_at: int | None = None
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"curves": self.curves, "change": self.change, "calm": self.calm, "settled_at": self.settled_at}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.curves, self.change = state_dict["curves"], state_dict["change"]
-        self.calm, self.settled_at = state_dict["calm"], state_dict["settled_at"]
-
     def on_train_batch_end(self, trainer: L.Trainer, phase: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if phase.updates % self.settings.every:
             return
         measured = phase.measure()
         phase.log_now({f"measured_{name}": value for name, value in measured.items()})
-        self._judge(phase.updates, measured, phase.magnitudes, phase.restless)
+        self._judge(phase.updates, measured, phase.method.magnitudes, phase.restless)
         over = self.settled_at is not None or phase.updates >= self.settings.most
         if trainer.strategy.reduce_boolean_decision(self.stops and over, all=True):  # processes must end together
             trainer.should_stop = True

@@ -19,16 +19,12 @@ class EvaluationLoop(PhaseCallback):
     long it took, so that a run can be repeated and resumed.
     """
 
+    kept = ("evaluated_at", "pending")
+
     def __init__(self) -> None:
         self.evaluated_at = -1
         self.pending: dict[str, Any] | None = None
         self._worker: EvaluationWorker | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"evaluated_at": self.evaluated_at, "pending": self.pending}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.evaluated_at, self.pending = state_dict["evaluated_at"], state_dict["pending"]
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
         if self.pending is not None:

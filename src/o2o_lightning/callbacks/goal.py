@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal
 
 import lightning as L
@@ -10,6 +9,7 @@ import numpy as np
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.envs.episodes import Evaluation, Memoryless
+from o2o_lightning.seeds import run_seed
 
 
 class StopAtGoal(PhaseCallback):
@@ -22,16 +22,12 @@ class StopAtGoal(PhaseCallback):
         unit: of the goal: ``score`` (0 random, 100 expert) or ``return``.
     """
 
+    kept = ("reached", "curve")
+
     def __init__(self, goal: float, unit: Literal["score", "return"] = "score") -> None:
         self.goal, self.unit = goal, unit
         self.reached = False
         self.curve: list[list[float | None]] = []
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"reached": self.reached, "curve": self.curve}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.reached, self.curve = state_dict["reached"], state_dict["curve"]
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
         phase.display["goal"] = self.goal
@@ -42,8 +38,7 @@ class StopAtGoal(PhaseCallback):
         if phase.updates == 0:
             return
         actor, normalizer = phase.policy(), phase.normalizer
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        generator = np.random.default_rng([seed, phase.env_steps])
+        generator = np.random.default_rng([run_seed(), phase.env_steps])
         player = Memoryless(lambda observation: actor.explore(normalizer.numpy(observation), generator))
         sampled = phase.evaluate_player(player)
         self.curve.append([phase.env_steps, sampled.return_mean, sampled.score])

@@ -2,25 +2,70 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, ClassVar, Protocol
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from o2o_lightning.envs.episodes import Evaluation
+from o2o_lightning.envs.episodes import Evaluation, Player
+from o2o_lightning.nn.actor import Policy
+from o2o_lightning.nn.normalizer import Normalizer
 
-if TYPE_CHECKING:
-    from o2o_lightning.phases.base import Phase
+
+class Watched(Protocol):
+    """What callbacks use of any phase; what one callback wants of one kind of phase, it says itself."""
+
+    phase: ClassVar[str]
+    clock_name: ClassVar[str]
+    updates: int
+    env_steps: int
+    eval_env_steps: int
+    curve: list[list[Any]]
+    scores: dict[str, float | None]
+    returns: dict[str, float]
+    display: dict[str, Any]
+    normalizer: Normalizer
+
+    @property
+    def clock(self) -> int: ...
+
+    @property
+    def total(self) -> int: ...
+
+    @property
+    def algorithm(self) -> str: ...
+
+    @property
+    def data(self) -> Any: ...
+
+    def policy(self) -> Policy: ...
+
+    def log_now(self, metrics: dict[str, float]) -> None: ...
+
+    def evaluate_player(self, player: Player) -> Evaluation: ...
+
+    def status(self) -> list[str]: ...
+
+    def facts(self) -> dict[str, Any]: ...
 
 
 class PhaseCallback(Callback):
-    """A callback that also hears of environment steps and evaluations."""
+    """A callback that also hears of environment steps and evaluations; a checkpoint holds what it names in ``kept``."""
 
-    def on_env_step(self, trainer: L.Trainer, phase: Phase) -> None:
+    kept: ClassVar[tuple[str, ...]] = ()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name in self.kept:
+            setattr(self, name, state_dict[name])
+
+    def on_env_step(self, trainer: L.Trainer, phase: Watched) -> None:
         """After each step of the training environment, before the updates that follow it."""
 
-    def on_evaluation_begun(self, trainer: L.Trainer, phase: Phase) -> None:
+    def on_evaluation_begun(self, trainer: L.Trainer, phase: Watched) -> None:
         """When the evaluation of this moment's policy goes on in the background; its :meth:`on_evaluation` follows."""
 
-    def on_evaluation(self, trainer: L.Trainer, phase: Phase, result: Evaluation) -> None:
+    def on_evaluation(self, trainer: L.Trainer, phase: Watched, result: Evaluation) -> None:
         """After each evaluation of the learning policy."""

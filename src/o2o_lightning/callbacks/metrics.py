@@ -4,127 +4,103 @@ from __future__ import annotations
 
 import csv
 import io
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
-from o2o_lightning.checkpoint.io import cannot_write, write_atomically
+from o2o_lightning.checkpoint.io import sync, write_atomically, writing
 from o2o_lightning.errors import UserError
-
-NAME = "metrics.csv"
 
 
 class MetricsFile(CSVLogger):
     """Lightning's CSVLogger, made to survive: it deletes nothing, and is never without its rows for a moment.
 
-    Lightning's own deletes an existing file, and a new column makes it empty the file before rewriting it.
+    Lightning's own deletes an existing file, and a new column makes it empty the file before rewriting it. Here each
+    row is appended at once, and a new column rewrites the file beside itself.
 
     Args:
         save_dir, name: the file is ``save_dir/name/metrics.csv``.
     """
 
     def __init__(self, save_dir: str, name: str = "") -> None:
-        super().__init__(save_dir=save_dir, name=name, version="", flush_logs_every_n_steps=1)
+        super().__init__(save_dir=save_dir, name=name, version="")
+        self.path = Path(self.log_dir) / "metrics.csv"
+        self.columns: list[str] = []
+        self.rows = 0
+        self._ours = self._begun = False
 
     @property
     def experiment(self) -> Any:
-        if self._experiment is None:
-            self._experiment = _Rows(Path(self.log_dir))
-        return self._experiment
-
-    @property
-    def rows(self) -> int:
-        """How many rows the file has."""
-        return int(self.experiment.count)
+        return self
 
     def keep(self, rows: int) -> None:
         """The run goes on from where the file had so many rows: later ones, and half a line, are dropped."""
-        self.experiment.count, self.experiment.ours = rows, True
+        self.rows, self._ours = rows, True
 
     def begin(self) -> None:
-        """Drops what is not kept.
+        """Drops what is not kept; not when it is made, which Lightning does before it reads the checkpoint.
 
         Raises:
             UserError: there is a file, and not of this run.
         """
-        self.experiment.begin()
-
-
-class _Rows(ExperimentWriter):
-    """Appends rows; a new column rewrites the file beside itself."""
-
-    def __init__(self, folder: Path) -> None:
-        self.log_dir = str(folder)
-        self.hparams: dict[str, Any] = {}
-        self.path = folder / NAME
-        self.metrics: list[dict[str, float]] = []
-        self.metrics_keys: list[str] = []
-        self.count = 0
-        self.ours = False
-        self._begun = False
-
-    def save(self) -> None:
-        pending, self.metrics = self.metrics, []
-        if not pending:
-            return
-        self.begin()
-        new = set().union(*pending) - set(self.metrics_keys)
-        self.count += len(pending)
-        if new:
-            _, found = _read(self.path, self.count)
-            self.metrics_keys = sorted({*self.metrics_keys, *new})
-            self._rewrite([*found, *pending])
-            return
-        try:
-            with self.path.open("a", newline="") as file:
-                file.write(self._text(pending))
-                file.flush()
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
-
-    def sync(self) -> None:
-        """The rows so far reach the disk."""
-        if self.path.exists():
-            descriptor = os.open(self.path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-    def begin(self) -> None:
-        # not when it is made: Lightning does so before it reads the checkpoint to go on from
         if self._begun:
             return
-        if self.path.exists() and not self.ours:
+        if self.path.exists() and not self._ours:
             raise UserError(f"{self.path}: it exists, and nothing is written over. Move it away, or log elsewhere.")
         self._begun = True
-        self.metrics_keys, found = _read(self.path, self.count)
-        self.count = len(found)
+        found = self._read()
+        self.columns = sorted({name for row in found for name, value in row.items() if value})
+        self.rows = len(found)
         if found:
             self._rewrite(found)
         else:
             self.path.unlink(missing_ok=True)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self.begin()
+        row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        row["step"] = step or 0
+        if row.keys() <= {*self.columns}:
+            with writing(self.path), self.path.open("a", newline="") as file:
+                file.write(self._text([row]))
+        else:
+            found = self._read()
+            self.columns = sorted({*self.columns, *row})
+            self._rewrite([*found, row])
+        self.rows += 1
+
+    def save(self) -> None:
+        """Nothing: each row is in the file already."""
+
+    def sync(self) -> None:
+        """The rows so far reach the disk."""
+        if self.path.exists():
+            sync(self.path)
+
+    def _read(self) -> list[dict[str, Any]]:
+        if self.rows == 0 or not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return [row for _, row in zip(range(self.rows), csv.DictReader(file), strict=False)]
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         write_atomically(self.path, self._text(rows, header=True).encode())
 
     def _text(self, rows: list[dict[str, Any]], header: bool = False) -> str:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.metrics_keys)
+        writer = csv.DictWriter(text, self.columns, extrasaction="ignore")
         if header:
             writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
 
 
-def _read(path: Path, rows: int) -> tuple[list[str], list[dict[str, Any]]]:
-    """Columns and the first ``rows`` rows; the columns of which nothing is left are left out."""
-    if rows == 0 or not path.exists():
-        return [], []
-    with path.open(newline="") as file:
-        found = [row for _, row in zip(range(rows), csv.DictReader(file), strict=False)]
-    used = sorted({name for row in found for name, value in row.items() if value})
-    return used, [{name: row[name] for name in used} for row in found]
+def metrics_files(trainer: L.Trainer) -> list[MetricsFile]:
+    """Those of a Trainer's loggers that are files of ours."""
+    return [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]

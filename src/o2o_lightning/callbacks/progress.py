@@ -21,8 +21,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.callbacks.hooks import PhaseCallback, Watched
 from o2o_lightning.envs.episodes import Evaluation
+from o2o_lightning.envs.scores import score_or_return
 
 REFRESH_SECONDS = 0.25
 
@@ -63,12 +64,12 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         self._speed_mark = (time.monotonic(), phase.updates)
         self._note = phase.compile_note(phase.planned_updates)
         # of a resumed phase, what it has scored before
-        self._best = max((return_ if score is None else score for _, return_, score in phase.curve), default=None)
+        self._best = max((score_or_return(score, return_) for _, return_, score in phase.curve), default=None)
         if not (self._enabled and self._console.is_terminal):
             return
         self._bar = TwoLines(*_columns(), console=self._console)
-        unit = "env steps" if phase.clock_name == "env_steps" else "updates"
-        self._task = self._bar.add_task(phase.phase, total=self._total(trainer, phase), unit=unit, status="")
+        unit = phase.clock_name.replace("_", " ")
+        self._task = self._bar.add_task(phase.phase, total=phase.total, unit=unit, status="")
         self._bar.start()
 
     def on_train_batch_start(self, trainer: L.Trainer, phase: Any, batch: Any, batch_idx: int) -> None:
@@ -82,11 +83,11 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             self._drawn_at = now
             self._bar.update(self._task, completed=phase.clock, status=self._status(phase, now))
 
-    def on_evaluation(self, trainer: L.Trainer, phase: Any, result: Evaluation) -> None:
+    def on_evaluation(self, trainer: L.Trainer, phase: Watched, result: Evaluation) -> None:
         self._best = result.value if self._best is None else max(self._best, result.value)
         phase.display["now"] = result.value
         if self._enabled and self._bar is None:
-            clock = f"{phase.curve[-1][0]:,}/{self._total(trainer, phase):,} {phase.clock_name.replace('_', ' ')}"
+            clock = f"{phase.curve[-1][0]:,}/{phase.total:,} {phase.clock_name.replace('_', ' ')}"
             self._say(f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}")
 
     def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:
@@ -108,13 +109,9 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             self._bar.stop()
             self._bar = None
 
-    def _total(self, trainer: L.Trainer, phase: Any) -> int:
-        return int(phase.data.budget if phase.clock_name == "env_steps" else trainer.max_steps)
-
-    def _status(self, phase: Any, now: float) -> str:
+    def _status(self, phase: Watched, now: float) -> str:
         since, updates = self._speed_mark
-        score, shown = phase.scores.get("offline"), phase.display
-        offline = phase.returns.get("offline") if score is None else score
+        offline, shown = score_or_return(phase.scores.get("offline"), phase.returns.get("offline")), phase.display
         values = {"π_off": offline, "now": shown.get("now"), "best": self._best}
         values |= {name: shown.get(name) for name in ("sampled", "goal")}
         parts = [f"{name} {value:.1f}" for name, value in values.items() if value is not None]

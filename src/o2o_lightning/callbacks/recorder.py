@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
-from o2o_lightning.checkpoint.io import cannot_write
+from o2o_lightning.checkpoint.io import writing
 from o2o_lightning.envs.simulator import simulator_state
 from o2o_lightning.recording.behaviour import LOG_PROB, Behaviour, PolicyBehaviour, UniformBehaviour
 
@@ -34,12 +34,10 @@ class Recorder(PhaseCallback):
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
         width = sum(record_widths(phase.data.interaction.env).values())
-        try:
+        with writing(self.path):
             self._file = self.path.open("r+b" if self.path.exists() else "w+b")
             self._file.truncate(4 * width * phase.env_steps)
             self._file.seek(0, os.SEEK_END)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
 
     def on_train_batch_start(self, trainer: L.Trainer, phase: Any, batch: Any, batch_idx: int) -> None:
         if self._before is None:  # not at the start of training: a resumed run's environment is restored after it
@@ -48,7 +46,7 @@ class Recorder(PhaseCallback):
     def on_env_step(self, trainer: L.Trainer, phase: Any) -> None:
         assert self._before is not None and self._file is not None
         state, observation, generator = self._before
-        actor = phase.agent.actor
+        actor = phase.policy()
         uniform = phase.warming_up
         behaviour: Behaviour = (
             UniformBehaviour(actor.spec.action_dim) if uniform else PolicyBehaviour(actor, phase.normalizer)
@@ -56,19 +54,15 @@ class Recorder(PhaseCallback):
         # the phase's generator as it was before the step draws the same noise again
         log_prob = behaviour.log_prob(observation[None], behaviour.draw(generator)[None])
         assert log_prob is not None
-        try:
+        with writing(self.path):
             self._file.write(np.concatenate((state, log_prob)).tobytes())
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
         self._look(phase)
 
     def on_save_checkpoint(self, trainer: L.Trainer, phase: Any, checkpoint: dict[str, Any]) -> None:
         if self._file is not None:
-            try:
+            with writing(self.path):
                 self._file.flush()
                 os.fsync(self._file.fileno())
-            except OSError as error:
-                raise cannot_write(self.path, error) from error
 
     def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:
         self._close()

@@ -30,19 +30,19 @@ class ReferencePolicy(PhaseCallback):
         self.mode, self.start, self.period = mode, start, period
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
-        if phase.env_steps > 0 or math.isfinite(phase.reference_score):  # a resumed run has its reference
+        if phase.env_steps > 0 or math.isfinite(phase.method.reference_score):  # a resumed run has its reference
             return
         aligned, offline = phase.start_values["aligned"], phase.start_values["offline"]
         if self.start == "offline" or (self.start == "best" and offline >= aligned):
-            phase.set_reference(phase.agent.offline_actor, offline)
+            phase.set_reference(phase.method.offline_actor, offline)
         else:
             phase.set_reference(phase.policy(), aligned)
 
     def on_evaluation(self, trainer: L.Trainer, phase: Any, result: Evaluation) -> None:
-        if self.mode == "best" and phase.env_steps > 0 and result.value > float(phase.reference_score):
+        if self.mode == "best" and phase.env_steps > 0 and result.value > float(phase.method.reference_score):
             phase.set_reference(phase.policy(), result.value)
 
     def on_env_step(self, trainer: L.Trainer, phase: Any) -> None:
         # A period ends after its last step's updates, which is when the next step has just been made.
         if self.mode == "interval" and phase.env_steps > 1 and (phase.env_steps - 1) % self.period == 0:
-            phase.set_reference(phase.policy(), float(phase.reference_score))
+            phase.set_reference(phase.policy(), float(phase.method.reference_score))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from o2o_lightning.callbacks.metrics import MetricsFile
-from o2o_lightning.checkpoint.handover import library_versions
+from o2o_lightning.callbacks.hooks import Watched
+from o2o_lightning.callbacks.metrics import metrics_files
 from o2o_lightning.checkpoint.io import save_atomically, write_atomically, write_json
 from o2o_lightning.checkpoint.run import Busy, add_to_plan, lock
 from o2o_lightning.engine.health import NonFinite
+from o2o_lightning.envs.scores import score_or_return
 from o2o_lightning.errors import Failure
+from o2o_lightning.seeds import run_seed
+from o2o_lightning.versions import library_versions
 
 
 class RunDirectory(Callback):
@@ -51,9 +53,8 @@ class RunDirectory(Callback):
                     f"--run_dir {self.run_dir}: another process has started phase '{phase.phase}' in it. "
                     "Pass another --run_dir."
                 )
-            for logger in trainer.loggers:
-                if isinstance(logger, MetricsFile):
-                    logger.begin()
+            for file in metrics_files(trainer):
+                file.begin()
             if self.command is not None:
                 add_to_plan(self.run_dir, self.command)
             if trainer.ckpt_path is not None:  # a finished phase that goes on is unfinished until its new end
@@ -72,16 +73,16 @@ class RunDirectory(Callback):
                 save_atomically(self.run_dir / exception.file, exception.dump)
 
 
-def summarize(phase: Any, seconds: float) -> dict[str, Any]:
+def summarize(phase: Watched, seconds: float) -> dict[str, Any]:
     """A phase's ``summary.json``; scores are raw mean returns where the environment has no reference score."""
     manifest = phase.data.manifest()
     return {
         "phase": phase.phase,
-        "algorithm": phase.method,
+        "algorithm": phase.algorithm,
         "env_id": phase.data.env_id,
         "dataset": manifest.get("source"),
         "dataset_sha256": manifest.get("sha256"),
-        "seed": int(os.environ.get("PL_GLOBAL_SEED", "0")),
+        "seed": run_seed(),
         "steps": phase.updates,
         "env_steps": phase.env_steps,
         "eval_env_steps": phase.eval_env_steps,
@@ -92,12 +93,12 @@ def summarize(phase: Any, seconds: float) -> dict[str, Any]:
     }
 
 
-def score_block(phase: Any) -> dict[str, Any]:
+def score_block(phase: Watched) -> dict[str, Any]:
     """The keys of ``score`` that apply to the phase."""
     curve = phase.curve
-    values = [ret if score is None else score for _, ret, score in curve]
-    known = {
-        name: phase.returns.get(name) if phase.scores.get(name) is None else phase.scores[name]
+    values = [score_or_return(score, return_) for _, return_, score in curve]
+    known: dict[str, float] = {
+        name: score_or_return(phase.scores.get(name), phase.returns[name])
         for name in ("offline", "aligned")
         if name in phase.returns
     }

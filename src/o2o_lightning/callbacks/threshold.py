@@ -25,4 +25,4 @@ class ThresholdSchedule(PhaseCallback):
         self.on_env_step(trainer, phase)
 
     def on_env_step(self, trainer: L.Trainer, phase: Any) -> None:
-        phase.threshold.fill_(threshold_at(phase.env_steps, self.start, self.end, self.ramp_steps))
+        phase.set_threshold(threshold_at(phase.env_steps, self.start, self.end, self.ramp_steps))

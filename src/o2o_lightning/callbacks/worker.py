@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing
-import pickle
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -65,8 +65,10 @@ class EvaluationWorker:
             self._process = context.Process(target=_serve, args=arguments, daemon=True, name="o2o evaluation")
             self._process.start()
             other.close()
+        content = io.BytesIO()
+        torch.save(asdict(policy), content)
         # in a thread: while the other process starts, nobody takes what is sent
-        threading.Thread(target=_send, args=(self._connection, policy), daemon=True).start()
+        threading.Thread(target=_send, args=(self._connection, content.getvalue()), daemon=True).start()
 
     def result(self) -> Evaluation:
         """Waits for the evaluation that was submitted.
@@ -97,9 +99,9 @@ class EvaluationWorker:
             self._connection = self._process = None
 
 
-def _send(connection: Connection[Any, Any], policy: Snapshot) -> None:
+def _send(connection: Connection[Any, Any], content: bytes) -> None:
     with contextlib.suppress(OSError):  # a process that has ended is told of where its result is asked for
-        connection.send_bytes(pickle.dumps(policy))  # copies: torch's own way of sending shares memory
+        connection.send_bytes(content)
 
 
 def _serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], threads: int) -> None:
@@ -108,11 +110,12 @@ def _serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], thre
     evaluator = None
     while True:
         try:
-            policy: Snapshot = pickle.loads(connection.recv_bytes())
+            content = connection.recv_bytes()
         except (EOFError, OSError):  # training has ended, however it did
             return
         try:
             evaluator = evaluator or make()
+            policy = Snapshot(**torch.load(io.BytesIO(content), weights_only=True))
             connection.send(evaluator.run(policy.player()))
         except UserError as error:
             connection.send(str(error))

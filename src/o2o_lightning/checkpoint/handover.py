@@ -6,16 +6,16 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import DAMAGED, UserError, reason
 from o2o_lightning.nn.actor import Actor, Policy
 from o2o_lightning.nn.actors import build_policy
+from o2o_lightning.nn.adam import MOMENTS, laid_out_as
 from o2o_lightning.nn.critics import Critics, CriticSpec, build_critics
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.nn.values import ValueNet, ValueSpec, build_value
@@ -125,6 +125,16 @@ class Handover:
         """Whether a network is stored under ``prefix``."""
         return any(key.startswith(prefix + ".") for key in self.state)
 
+    def carry_moments(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gives each parameter that this phase trained as well the Adam moments that it had there."""
+        for group in optimizer.param_groups:
+            for name, parameter in zip(group["param_names"], group["params"], strict=True):
+                moments = self.adam.get(_network_name(name) or "")
+                if moments is not None and moments["exp_avg"].shape == parameter.shape:
+                    # all of it where the parameter is: Lightning would leave the step's count behind, on the CPU
+                    own = {key: value.to(parameter.device, copy=True) for key, value in moments.items()}
+                    optimizer.state[parameter] = own | {key: laid_out_as(parameter, own[key]) for key in MOMENTS}
+
     def load(self, net: Net, prefix: str) -> Net:
         """``net`` with the tensors stored under ``prefix``."""
         state = {key[len(prefix) + 1 :]: value for key, value in self.state.items() if key.startswith(prefix + ".")}
@@ -158,9 +168,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint {path}: it holds something other than tensors and plain values, so it was not loaded. "
             "Pass a checkpoint that o2o wrote, or import a policy with `o2o policy import`."
         ) from error
-    except Exception as error:  # damaged bytes fail anywhere in the unpickler: IndexError, struct.error, …
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {path}: it cannot be read ({reason}). It may be cut off; pass another.") from error
+    except DAMAGED as error:
+        raise UserError(
+            f"checkpoint {path}: it cannot be read ({reason(error)}). It may be cut off; pass another."
+        ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
         raise UserError(
             f"checkpoint {path}: it was not written by o2o. Pass RUN_DIR/PHASE/checkpoints/last.ckpt, "
@@ -181,9 +192,8 @@ def read_handover(path: str | Path, accepts: tuple[str, ...] = PHASES, wanted_by
         if payload.get("format", 0) > FORMAT:
             raise UserError(f"checkpoint {path}: a newer o2o-lightning wrote it. Upgrade with `pip install -U`.")
         handover = Handover(**payload, path=str(path))
-        prefix, state = "agent.", checkpoint["state_dict"]
-        handover.state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith((prefix, "reference."))}
-        handover.adam = _adam_by_name(checkpoint.get("optimizer_states") or [], prefix)
+        handover.state = {name: value for k, value in checkpoint["state_dict"].items() if (name := _network_name(k))}
+        handover.adam = _adam_by_name(checkpoint.get("optimizer_states") or [])
     if handover.phase not in accepts:
         raise UserError(
             f"checkpoint {path}: it was written by phase '{handover.phase}', and `{wanted_by}` starts from "
@@ -197,30 +207,27 @@ def _well_formed(path: str | Path) -> Iterator[None]:
     """Turns what another program's, or a hand-made, checkpoint trips over into one line."""
     try:
         yield
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {path}: its hand-over part is incomplete ({reason}). Pass another.") from error
+    except DAMAGED as error:
+        raise UserError(
+            f"checkpoint {path}: its hand-over part is incomplete ({reason(error)}). Pass another."
+        ) from error
 
 
-def _adam_by_name(optimizer_states: list[dict[str, Any]], prefix: str) -> dict[str, dict[str, Tensor]]:
+def _network_name(key: str) -> str | None:
+    """The name of a tensor of a method's networks, None of another; version 0.1 named some otherwise."""
+    if key.startswith("reference."):
+        return f"reference_policy.{key.removeprefix('reference.')}"
+    owner, _, name = key.partition(".")
+    return name if owner in ("method", "agent") else None
+
+
+def _adam_by_name(optimizer_states: list[dict[str, Any]]) -> dict[str, dict[str, Tensor]]:
     if not optimizer_states:
         return {}
     moments = optimizer_states[0]["state"]
     named: dict[str, dict[str, Tensor]] = {}
     for group in optimizer_states[0]["param_groups"]:
         for name, index in zip(group.get("param_names", ()), group["params"], strict=False):
-            if index in moments and name.startswith(prefix):
-                named[name[len(prefix) :]] = moments[index]
+            if index in moments and (own := _network_name(name)):
+                named[own] = moments[index]
     return named
-
-
-def library_versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    names = ("o2o-lightning", "torch", "lightning", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy")
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -32,12 +34,25 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def cannot_write(path: str | Path, error: OSError) -> Failure:
-    """The line for a file that could not be written."""
-    return Failure(
-        f"{path}: it cannot be written ({error.strerror or error}); what was there before is intact. "
-        "Free space or permissions, then go on with `o2o resume RUN_DIR`."
-    )
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Says in one line that ``path`` could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise Failure(
+            f"{path}: it cannot be written ({error.strerror or error}); what was there before is intact. "
+            "Free space or permissions, then go on with `o2o resume RUN_DIR`."
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """What was written to a file, or renamed in a directory, reaches the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -57,56 +72,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         save_atomically(path, checkpoint)
 
 
-class _Watched:
+class _Watched(io.BufferedWriter):
     """A file that remembers why a write failed: ``torch.save`` reports only that it did."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.error: OSError | None = None
+    error: OSError | None = None
 
     def write(self, content: Any) -> int:
         try:
-            return self.file.write(content)
+            return super().write(content)
         except OSError as error:
             self.error = error
             raise
 
-    def flush(self) -> None:
-        self.file.flush()
-
 
 def _replace(path: Path, write: Callable[[Any], Any]) -> None:
-    temporary = None
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
-        with os.fdopen(descriptor, "wb") as file:
-            watched = _Watched(file)
-            try:
-                write(watched)
-            except RuntimeError as error:
-                raise watched.error or error from error
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        _discard(temporary)
-        raise cannot_write(path, error) from error
-    except BaseException:
-        _discard(temporary)
-        raise
-
-
-def _discard(temporary: str | None) -> None:
-    if temporary is not None:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _sync_directory(path: Path) -> None:
-    # the rename itself must survive a power cut, else side state outlives the checkpoint that names it
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        try:
+            with _Watched(io.FileIO(descriptor, "wb")) as file:
+                try:
+                    write(file)
+                except RuntimeError as error:
+                    raise file.error or error from error
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        sync(path.parent)  # a rename must survive a power cut, else side state outlives the checkpoint that names it

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from itertools import takewhile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from o2o_lightning.checkpoint.handover import PHASES
 from o2o_lightning.checkpoint.io import write_json
 from o2o_lightning.errors import UserError
 
 LOCK, PLAN = ".lock", "plan.json"
-_held: dict[Path, IO[str]] = {}
+_held: dict[Path, FileLock] = {}
 
 
 class Busy(UserError):
@@ -31,27 +32,24 @@ def lock(run_dir: str | Path) -> None:
     if run_dir in _held:
         return
     run_dir.mkdir(parents=True, exist_ok=True)
-    file = (run_dir / LOCK).open("a+")
+    file = run_dir / LOCK
+    held = FileLock(file, thread_local=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
+        held.acquire(blocking=False)
+    except Timeout as error:
+        holder = file.read_text().strip() or "another process"
         raise Busy(
             f"--run_dir {run_dir}: {holder} is writing to it. Wait for its end, or pass another --run_dir."
         ) from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()}")
-    file.flush()
-    _held[run_dir] = file
+    file.write_text(f"process {os.getpid()}")
+    _held[run_dir] = held
 
 
 def unlock(run_dir: str | Path) -> None:
     """Gives the directory back before the process ends."""
-    file = _held.pop(Path(run_dir).resolve(), None)
-    if file is not None:
-        file.close()
+    held = _held.pop(Path(run_dir).resolve(), None)
+    if held is not None:
+        held.release()
 
 
 def add_to_plan(run_dir: Path, command: dict[str, Any]) -> None:

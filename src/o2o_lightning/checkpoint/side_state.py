@@ -6,7 +6,6 @@ after the next one. So the checkpoint is the commit: whatever moment a kill choo
 
 from __future__ import annotations
 
-import pickle
 import random
 import re
 import shutil
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from o2o_lightning.checkpoint.io import save_atomically
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import DAMAGED, UserError
 
 
 def write(checkpoint: str | Path, token: str, rank: int, state: dict[str, Any]) -> None:
@@ -33,7 +32,7 @@ def read(checkpoint: str | Path, token: str, rank: int) -> dict[str, Any]:
         raise UserError(f"checkpoint {checkpoint}: its side state {path} is missing. {advice}")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except DAMAGED as error:
         raise UserError(f"checkpoint {checkpoint}: its side state {path} cannot be read. {advice}") from error
     if not isinstance(state, dict) or state.get("token") != token:
         raise UserError(f"checkpoint {checkpoint}: {path} belongs to another checkpoint. {advice}")

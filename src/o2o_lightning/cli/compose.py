@@ -107,13 +107,13 @@ def infer_dataset(command: Command) -> tuple[list[str], str | None]:
     return tokens, None if command.overridden("tier") else note
 
 
-def lightning_config(composed: dict[str, Any]) -> dict[str, Any]:
-    """What LightningCLI reads: seed, trainer, model and data, each class by path.
+def lightning_config(phase: str, composed: dict[str, Any]) -> dict[str, Any]:
+    """What LightningCLI reads of a phase: seed, trainer, model and data, each class by path.
 
     One composition serves all phases: a data option that this phase's class lacks is dropped when an online phase's
     class has it, and is left to be refused otherwise.
     """
-    from o2o_lightning.cli.lightning import accepts
+    from o2o_lightning.cli.models import accepts, held
 
     path = composed["data_class"]
     data = {
@@ -121,5 +121,5 @@ def lightning_config(composed: dict[str, Any]) -> dict[str, Any]:
         for key, value in composed["data"].items()
         if value != MISSING and (accepts(path, key) or not any(accepts(online, key) for online in ONLINE_DATA))
     }
-    kept = {part: composed[part] for part in ("seed_everything", "trainer", "model")}
-    return {**kept, "data": {"class_path": path, "init_args": data}}
+    kept = {part: composed[part] for part in ("seed_everything", "trainer")}
+    return {**kept, "model": held(phase, composed["model"]), "data": {"class_path": path, "init_args": data}}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import logging
 import os
 import re
@@ -12,15 +10,13 @@ import subprocess
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, cast
 
 import lightning as L
 import yaml
-from jsonargparse import ArgumentError, Namespace
-from jsonargparse._parameter_resolvers import get_signature_parameters
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.connectors.callback_connector import _CallbackConnector
@@ -29,16 +25,17 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from o2o_lightning.callbacks.progress import PhaseProgress
 from o2o_lightning.callbacks.run_directory import RunDirectory
 from o2o_lightning.cli.messages import instantiation_message, parser_message
+from o2o_lightning.cli.models import held, known
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.errors import Failure, Interrupted, Lost, UserError
+from o2o_lightning.methods.method import Method
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.ranks import lost
 
 # Lightning calls what jsonargparse has deprecated
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-# An option of a class's argument; what jsonargparse adds to each class is none
-ARGUMENT = re.compile(r"(model|data)\.(?!(?:class_path|init_args|dict_kwargs|help)\b)(\w+)")
-REQUIRED = inspect.Parameter.empty
+set_parsing_settings(subclasses_enabled=[Method])  # a dataclass that is more than its fields
+PARTS = ("model", "data")
 BAD_INPUT = (ArgumentError, MisconfigurationException, ModuleNotFoundError, TypeError, ValueError)
 LOST = "another process of this run has ended; its own line says why. `o2o resume RUN_DIR` goes on from the checkpoint."
 
@@ -91,8 +88,8 @@ class PhaseCLI(LightningCLI):
 
     def __init__(self, config: dict[str, Any], options: Iterable[str] = (), files: Iterable[str] = ()) -> None:
         quiet()
-        self.files = list(files)
-        composed = yaml.safe_dump(config, sort_keys=False)
+        self.files, self.composed = list(files), config
+        laid_over = [self._read(file) for file in self.files]
         super().__init__(
             model_class=Phase,
             datamodule_class=OfflineData,
@@ -103,7 +100,7 @@ class PhaseCLI(LightningCLI):
             run=False,
             parser_kwargs={"allow_abbrev": False, "exit_on_error": False, "prog": "o2o fit"},
             # later arguments win: what is typed beats the user's files, and these beat what Hydra composed
-            args=[*(f"--config={file}" for file in (composed, *self.files)), *options],
+            args=[*(f"--config={file}" for file in (_dump(config), *laid_over)), *options],
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -111,8 +108,18 @@ class PhaseCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except BAD_INPUT as error:
-            options = parser._option_string_actions
-            raise UserError(parser_message(error, options, argument_names, self.files)) from error
+            options, names = parser._option_string_actions, {part: known(part, self.composed) for part in PARTS}
+            raise UserError(parser_message(error, options, names, self.files)) from error
+
+    def _read(self, file: str) -> str:
+        """A file with its options of the model sorted into the phase's and the method's; itself where it has none."""
+        try:
+            content = yaml.safe_load(Path(file).read_text())
+            model, composed = content["model"], self.composed["model"]
+            content["model"] = held(resolve_name(composed["class_path"]).phase, model, composed)
+        except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError, ImportError):
+            return file  # LightningCLI says what is wrong with it
+        return _dump(content)
 
     def instantiate_classes(self) -> None:
         """Nothing yet."""
@@ -170,41 +177,8 @@ def from_another_process(error: Exception) -> Exception:
     return (Failure if kind in ("Failure", "NonFinite") else UserError)(message)
 
 
-def place(name: str, config: dict[str, Any]) -> str | None:
-    """Where the option ``name`` goes in a phase: its name there, None where the phase knows no such option.
-
-    The only place that decides it: for options that are typed, for ``+data.x=v``, and for those that a resumed run may
-    change. What is not of the model or the data, or is jsonargparse's own (``model.class_path``), stays where it is.
-    """
-    match = ARGUMENT.match(name)
-    return name if match is None or accepts(config[match[1]]["class_path"], match[2]) else None
-
-
-def accepts(class_path: str, name: str) -> bool:
-    """Whether the class takes the argument ``name``, itself or through ``**kwargs``."""
-    return name in argument_names(class_path)
-
-
-def default(class_path: str, name: str) -> Any:
-    """The default of the argument ``name``, as a configuration file would hold it; :data:`REQUIRED` without one."""
-    value = next(parameter.default for parameter in _parameters(class_path) if parameter.name == name)
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-
-
-def argument_names(class_path: str) -> list[str]:
-    """The class's arguments, with the fields of those that are settings: ``threshold``, ``threshold.end``."""
-    names = []
-    for parameter in _parameters(class_path):
-        names.append(parameter.name)
-        if dataclasses.is_dataclass(parameter.default):
-            names += [f"{parameter.name}.{field.name}" for field in dataclasses.fields(parameter.default)]
-    return names
-
-
-@cache
-def _parameters(class_path: str) -> list[Any]:
-    # jsonargparse's own reading: it follows **kwargs into the base class
-    return list(get_signature_parameters(resolve_name(class_path), "__init__"))
+def _dump(config: dict[str, Any]) -> str:
+    return str(yaml.safe_dump(config, sort_keys=False))
 
 
 def quiet() -> None:

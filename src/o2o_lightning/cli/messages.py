@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from o2o_lightning.errors import UserError
 
@@ -47,21 +47,19 @@ def hydra_message(error: Exception, known: list[str]) -> str:
     return f"configuration: {text.rstrip('.')}. Check the Hydra override; `o2o fit -h` shows the form."
 
 
-def parser_message(
-    error: Exception, options: Iterable[str], arguments: Callable[[str], list[str]], files: list[str]
-) -> str:
+def parser_message(error: Exception, options: Iterable[str], arguments: dict[str, list[str]], files: list[str]) -> str:
     """One line for an error of jsonargparse.
 
-    ``options`` are the parser's own, ``arguments`` gives those of a class by its path, ``files`` were read.
+    ``options`` are the parser's own, ``arguments`` those of the model and of the data, ``files`` were read.
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     keys = re.findall(r'Parser key "([^"]+)"', text)
     owner = re.findall(r"Problem with given class_path '([^']+)'", text)
-    where = f"--{'.'.join(keys)}"
+    where = f"--{'.'.join(keys)}".replace("--model.method", "--model")  # a method's options are the model's
     if name := re.search(r"unrecognized arguments: --(\S+?)(?:[=\s]|$)|Option '([^']+)' is not accepted", text):
         option = name[1] or name[2]
         if owner:
-            guess = _guess_or_list(option, arguments(owner[-1]))
+            guess = _guess_or_list(option, arguments.get(keys[0], []))
             return f"{where}.{option}: {owner[-1].rpartition('.')[2]} has no such option{guess}"
         guess = did_you_mean(f"--{option}", [*options, *_other_part(option)])
         place = f"--config {' '.join(files)}: '{option}'" if name[2] else f"--{option}"

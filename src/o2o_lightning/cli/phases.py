@@ -7,13 +7,13 @@ comes first where the family of the policy is not the one that the online algori
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pkgutil import resolve_name
 
 import yaml
 
 from o2o_lightning.checkpoint.handover import POLICIES, Handover, read_handover
 from o2o_lightning.cli.command import PHASES, Command
 from o2o_lightning.cli.compose import compose, groups
+from o2o_lightning.cli.models import method_of
 from o2o_lightning.errors import UserError
 
 AUTO = "auto"
@@ -97,7 +97,7 @@ def chosen_phases(command: Command) -> tuple[list[str], str]:
         return phases, _choice(phases, "there is no offline policy to prepare")
     offline = _offline(command, source)
     cloned = offline.cloned or "clone" in with_cloning(command, phases)[0]
-    online = resolve_name(compose("online", command)["model"]["class_path"])
+    online = method_of(compose("online", command)["model"])
     wanted, why = needed(replace(offline, cloned=cloned), online.needs_critic)
     phases = [phase for phase in phases if phase in ("offline", "online", *wanted)]
     return phases, _choice(with_cloning(command, phases)[0], f"{why} (paper, appendix B)")
@@ -106,8 +106,8 @@ def chosen_phases(command: Command) -> tuple[list[str], str]:
 def _offline(command: Command, source: Handover | None) -> Offline:
     """What the checkpoint holds, or else what the offline phase will leave."""
     if source is None:
-        made = resolve_name(compose("offline", command)["model"]["class_path"])
-        origin, critic, cloned = made.algorithm, made.makes_critic, False
+        made = method_of(compose("offline", command)["model"])
+        origin, critic, cloned = made.name, made.makes_critic, False
     else:
         origin, critic, cloned = str(source.origin), source.critic is not None, source.phase == "clone"
         if origin in groups()["offline"]:  # the rewards are those of the method that made it
@@ -139,7 +139,7 @@ def with_cloning(command: Command, phases: list[str]) -> tuple[list[str], str | 
         model = compose(phase, command)["model"]
         if "class_path" not in model:
             continue
-        learner = resolve_name(model["class_path"])
+        learner = method_of(model)
         wanted = learner.policy_family({**(model.get("init_args") or {}), **typed})
         if phase == "offline":
             kind = wanted
@@ -148,7 +148,7 @@ def with_cloning(command: Command, phases: list[str]) -> tuple[list[str], str | 
             loss = "mean square" if wanted == "deterministic" else "Eq. 52"
             most = compose("clone", command)["trainer"]["max_steps"]
             return [*phases[:i], "clone", *phases[i:]], (
-                f"clone: the offline policy is {has}, {learner.algorithm.upper()} needs {FAMILIES[wanted]}: "
+                f"clone: the offline policy is {has}, {learner.name.upper()} needs {FAMILIES[wanted]}: "
                 f"cloning it first ({loss}), at most {most:,} updates (steps.clone=N)"
             )
     return phases, None

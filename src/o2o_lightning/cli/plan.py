@@ -9,12 +9,13 @@ from typing import Any
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.command import Command, Option, hydra_key
 from o2o_lightning.cli.compose import MISSING, compose, lightning_config
-from o2o_lightning.cli.lightning import ARGUMENT, REQUIRED, Built, PhaseCLI, accepts, argument_names, default, place
+from o2o_lightning.cli.lightning import Built, PhaseCLI
 from o2o_lightning.cli.messages import did_you_mean
+from o2o_lightning.cli.models import ARGUMENT, REQUIRED, accepts, default, known, owners, place, value_of
 from o2o_lightning.cli.phases import phases_of
 from o2o_lightning.data.spec import load_raw
 from o2o_lightning.errors import UserError
-from o2o_lightning.phases.online.base import OnlinePhase
+from o2o_lightning.methods.o2.constraint import Constrained
 
 
 @dataclass
@@ -32,7 +33,7 @@ def plan(command: Command) -> tuple[list[Step], list[str]]:
     for phase in phases:
         composed = compose(phase, command)
         if "class_path" in composed["model"]:
-            config = lightning_config(composed)
+            config = lightning_config(phase, composed)
             _start_from(next(reversed(configs), None), config["model"])
             configs[phase] = config
         else:
@@ -59,7 +60,8 @@ def check(built: list[Built]) -> None:
                 f"--phase {name}: it starts from a checkpoint of phase {' or '.join(model.accepts)}. "
                 f"Pass --model.init_from RUN_DIR/{model.accepts[0]}/checkpoints/last.ckpt."
             )
-        if isinstance(model, OnlinePhase) and model.constraint and model.init_from is None:
+        method = model.method
+        if isinstance(method, Constrained) and method.constraint and model.init_from is None:
             raise UserError(
                 "--phase online: constrained fine-tuning starts from a policy. Pass --model.init_from "
                 "RUN_DIR/align/checkpoints/last.ckpt, or learn from scratch: online=td3 experiment=scratch."
@@ -88,11 +90,12 @@ def check(built: list[Built]) -> None:
 
 def phase_help(command: Command) -> None:
     """Prints every option of a phase: its own, its data's, and the Trainer's."""
-    config = lightning_config(compose(command.phase, command))
+    config = lightning_config(command.phase, compose(command.phase, command))
     for part in ("model", "data"):
-        with contextlib.suppress(SystemExit):
-            PhaseCLI(config, [f"--{part}.help={config[part]['class_path']}"])
-        print()
+        for where, owner in owners(part, config).items():
+            with contextlib.suppress(SystemExit):
+                PhaseCLI(config, [f"--{where}.help={owner['class_path']}"])
+            print()
     with contextlib.suppress(SystemExit):
         PhaseCLI(config, ["--help"])
 
@@ -145,8 +148,8 @@ def _takers(command: Command, option: Option, configs: dict[str, dict[str, Any]]
         return phases
     knowing = [phase for phase in phases if place(option.name, configs[phase]) is not None]
     if not knowing:
-        known = [key for config in configs.values() for key in argument_names(config[part]["class_path"])]
-        raise UserError(f"--{part}.{name}: no phase has such an option{did_you_mean(name, known)} See `o2o fit -h`.")
+        names = [key for config in configs.values() for key in known(part, config)]
+        raise UserError(f"--{part}.{name}: no phase has such an option{did_you_mean(name, names)} See `o2o fit -h`.")
     if option.name != "model.init_from":
         return knowing
     if phases[0] not in knowing:
@@ -164,10 +167,7 @@ def _shared(name: str, configs: dict[str, dict[str, Any]]) -> str | None:
     if match is None or name == "model.init_from" or any(place(name, config) is None for config in configs.values()):
         return None
     part, argument = match.groups()
-    values = {}
-    for phase, config in configs.items():
-        arguments, class_path = config[part].get("init_args", {}), config[part]["class_path"]
-        values[phase] = arguments.get(argument, default(class_path, argument))
+    values = {phase: value_of(name, config) for phase, config in configs.items()}
     first = next(iter(values))
     if all(value == values[first] for value in values.values()):
         return None
@@ -178,14 +178,14 @@ def _shared(name: str, configs: dict[str, dict[str, Any]]) -> str | None:
 def _check_critics(built: list[Built]) -> None:
     start, made = built[0].model.init_from, False
     for i, phase in enumerate(built):
-        made = made or phase.model.makes_critic
-        if made or not phase.model.needs_critic or phase.model.init_from is None:
+        made = made or phase.model.method.makes_critic
+        if made or not phase.model.method.needs_critic or phase.model.init_from is None:
             continue
         if start is not None and read_handover(start).critic is not None:
             return
         names = [step.model.phase for step in built]
         mended = ",".join([*names[:i], "reevaluate", *names[i:]])
-        where = f"--phase {names[0]} ({built[0].model.method})" if start is None else f"checkpoint {start}"
+        where = f"--phase {names[0]} ({built[0].model.algorithm})" if start is None else f"checkpoint {start}"
         raise UserError(
             f"{where}: it hands on a policy without an action-value critic, and phase '{names[i]}' starts from one. "
             f"Run the re-evaluation before it: `--phase all 'phases=[{mended}]'`."

@@ -14,7 +14,8 @@ from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
 from o2o_lightning.checkpoint.io import remove_temporaries
 from o2o_lightning.checkpoint.run import lock, read_plan
 from o2o_lightning.cli.command import Option, split
-from o2o_lightning.cli.lightning import PhaseCLI, place
+from o2o_lightning.cli.lightning import PhaseCLI
+from o2o_lightning.cli.models import place
 from o2o_lightning.cli.plan import check, plan
 from o2o_lightning.cli.run import LAST, say, write_run_summary
 from o2o_lightning.errors import UserError

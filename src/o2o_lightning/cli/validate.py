@@ -48,7 +48,7 @@ def main(name: str, argv: list[str]) -> int:
     if path is None:
         raise UserError(f"o2o {name}: no checkpoint. Pass --ckpt_path RUN_DIR/PHASE/checkpoints/last.ckpt.")
     source = read_handover(path)
-    config = lightning_config(compose("offline", command))
+    config = lightning_config("offline", compose("offline", command))
     env_id = command.values.get("data.env_id") or foreign_id(source.env_id, f"checkpoint {path}")
     if name != "predict" and env_id is None:
         raise UserError(f"checkpoint {path}: it names no environment to play in. Pass --data.env_id ID.")

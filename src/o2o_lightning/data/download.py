@@ -7,9 +7,10 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
 
 from o2o_lightning.errors import UserError
 
@@ -49,7 +50,8 @@ def download(url: str, target: Path, source: str, accept: Callable[[Path], bool]
             "Point the variable O2O_CACHE to a writable folder."
         ) from error
     part = target.with_name(target.name + ".part")
-    with _locked(target.with_name(target.name + ".lock")):
+    # each rank of a multi-process run loads the dataset; two writers would interleave in one .part file
+    with FileLock(target.with_name(target.name + ".lock")):
         if target.exists():
             return
         try:
@@ -68,19 +70,6 @@ def download(url: str, target: Path, source: str, accept: Callable[[Path], bool]
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, target)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # each rank of a multi-process run loads the dataset; two writers would interleave in one .part file
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch(url: str, part: Path) -> None:

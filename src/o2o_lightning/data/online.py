@@ -21,11 +21,14 @@ from o2o_lightning.replay.buffer import Mix, OnlineBuffer, Replay
 from o2o_lightning.replay.interaction import Interaction
 from o2o_lightning.replay.store import nested
 
+Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
 
 class OnlineData(OfflineData):
     """Steps the environment, keeps what it returned, and mixes it with the dataset.
 
-    The environment makes one step, then the phase makes ``utd`` gradient updates, and so on until ``env_steps``.
+    The environment makes one step, then the phase makes ``utd`` gradient updates, and so on until ``env_steps``: the
+    loop is :meth:`o2o_lightning.phases.online.Online.train_chunk`.
     Several processes make a step each, then the updates together; the budget and every cadence count the steps of all.
 
     Args:
@@ -70,20 +73,16 @@ class OnlineData(OfflineData):
         self.interaction = start_interaction(self, buffer, seed)
 
     def train_dataloader(self) -> OnlineStream:  # type: ignore[override]
-        return OnlineStream(self, self.budget, self.collect, self.ranks.count)
+        return OnlineStream(self, self.budget, self.ranks.count)
 
-    def collect(self, module: Any, env_steps: int) -> Iterator[TensorDictBase]:
-        """``env_steps`` environment steps, each (of each process) followed by ``utd`` batches after the warm-up."""
-        interaction, explore = self.interaction, explorer(self, module)
-        assert interaction is not None
-        for left in range(env_steps, 0, -self.ranks.count):
-            count = min(left, self.ranks.count)
-            if self.ranks.steps(module.env_steps, count):
-                interaction.step(explore)
-            module.on_env_step(count)
-            if module.env_steps > self.warmup_steps and self._enough(module.env_steps):
-                for _ in range(self.utd):
-                    yield self.transition_batch(module.device)
+    def step(self, explore: Act) -> None:
+        """One environment step of this process; ``explore`` maps a raw observation ``[S]`` to an action ``[A]``."""
+        assert self.interaction is not None
+        self.interaction.step(explore)
+
+    def updates_due(self, env_steps: int) -> int:
+        """How many updates come after the environment's step ``env_steps``, in every process alike."""
+        return self.utd if env_steps > self.warmup_steps and self._enough(env_steps) else 0
 
     def _enough(self, env_steps: int) -> bool:
         """Whether every process has two transitions to draw from: all must answer alike, or some would wait."""
@@ -120,17 +119,15 @@ class OnlineData(OfflineData):
 
 
 class OnlineStream:
-    """Live chunks: iterating one steps the environment between its batches.
+    """Chunks of the environment's clock: how many steps come next.
 
     A chunk covers at most ``chunk`` environment steps and never crosses an evaluation, so that evaluations,
     checkpoints and the budget fall on exact environment steps whatever the chunk size. ``stride``: environment steps
     that are made side by side, of which a chunk has a multiple.
     """
 
-    def __init__(
-        self, data: OfflineData, budget: int, collect: Callable[[Any, int], Iterator[TensorDictBase]], stride: int = 1
-    ) -> None:
-        self.data, self.budget, self.collect = data, budget, collect
+    def __init__(self, data: OfflineData, budget: int, stride: int = 1) -> None:
+        self.data, self.budget = data, budget
         self.chunk = -(-data.chunk // stride) * stride
 
     def __len__(self) -> int:
@@ -142,10 +139,10 @@ class OnlineStream:
         start = cast(Any, self.data.trainer).lightning_module.env_steps
         return count_chunks(self.budget, self.chunk, self.data.eval_every, start=start)
 
-    def __iter__(self) -> Iterator[Iterator[TensorDictBase]]:
+    def __iter__(self) -> Iterator[int]:
         data, module = self.data, cast(Any, self.data.trainer).lightning_module
         while (clock := module.env_steps) < self.budget:
-            yield self.collect(module, min(self.chunk, next_boundary(clock, self.budget, data.eval_every) - clock))
+            yield min(self.chunk, next_boundary(clock, self.budget, data.eval_every) - clock)
 
 
 def interaction_seed(data: OfflineData) -> int:
@@ -162,10 +159,3 @@ def start_interaction(data: OfflineData, buffer: OnlineBuffer, seed: int) -> Int
         )
     env_id, width, layout = data.env_id, data.sizes()[0], data.layout
     return Interaction(lambda: make_env(env_id, width, layout), buffer, seed)
-
-
-def explorer(data: OfflineData, module: Any) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """The phase's exploration on raw observations."""
-    normalizer, generator = data.normalizer, cast(Any, data).generator
-    assert normalizer is not None
-    return lambda observation: module.explore(normalizer.numpy(observation), generator)

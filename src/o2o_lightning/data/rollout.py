@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.data.online import OnlineStream, explorer, interaction_seed, start_interaction
+from o2o_lightning.data.online import OnlineStream, interaction_seed, start_interaction
 from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.errors import UserError
 from o2o_lightning.replay.buffer import OnlineBuffer
@@ -70,17 +70,12 @@ class RolloutData(OfflineData):
             self.interactions.append(start_interaction(self, buffer, seed + 7919 * i))
 
     def train_dataloader(self) -> OnlineStream:  # type: ignore[override]
-        return OnlineStream(self, self.budget, self.collect, self.stride)
+        return OnlineStream(self, self.budget, self.stride)
 
-    def collect(self, module: Any, env_steps: int) -> Iterator[TensorDictBase]:
-        """``env_steps`` environment steps; the minibatches of a rollout as soon as it is full."""
-        explore = explorer(self, module)
-        for _ in range(env_steps // self.stride):
-            for interaction in self.interactions:
-                interaction.step(explore)
-                module.on_env_step(self.ranks.count)
-            if len(self.interactions[0].buffer) == self.rollout // self.stride:
-                yield from self._minibatches(module, self._take(module.device))
+    @property
+    def full(self) -> bool:
+        """Whether a rollout has been collected."""
+        return len(self.interactions[0].buffer) == self.rollout // self.stride
 
     def local_state(self) -> dict[str, Any]:
         return {
@@ -111,7 +106,7 @@ class RolloutData(OfflineData):
             if steps % stride:
                 raise UserError(f"{subject} not divide --data.{name} {steps}. Change one.")
 
-    def _take(self, device: torch.device) -> TensorDictBase:
+    def take(self, device: torch.device) -> TensorDictBase:
         """The rollout ``[N, T]`` in time order, ready for the networks; the buffers are empty again."""
         parts = []
         for interaction in self.interactions:
@@ -120,10 +115,9 @@ class RolloutData(OfflineData):
         rollout: TensorDict = torch.stack(parts)
         return self.prepare(rollout, device)
 
-    def _minibatches(self, module: Any, raw: TensorDictBase) -> Iterator[TensorDictBase]:
-        rollout = module.begin_rollout(raw)
+    def minibatches(self, rows: TensorDict) -> Iterator[TensorDictBase]:
+        """The rollout's ``rows`` in shuffled minibatches, ``epochs`` times."""
         for _ in range(self.epochs):
-            order = torch.randperm(len(rollout), generator=self.rows)
-            for rows in torch.split(order, self.batch_size):
-                yield rollout[rows.to(module.device)]
-        module.end_rollout(rollout)
+            order = torch.randperm(len(rows), generator=self.rows)
+            for chosen in torch.split(order, self.batch_size):
+                yield rows[chosen.to(rows["action"].device)]

@@ -43,8 +43,8 @@ class TrajectoryData(OfflineData):
 
     def source(self) -> Source:
         assert self.store is not None and self.trainer is not None
-        phase = cast(Any, self.trainer.lightning_module)
-        return Windows(self.store, phase.context, phase.return_scale)
+        method = cast(Any, self.trainer.lightning_module).method
+        return Windows(self.store, method.context, method.return_scale)
 
     def fit_normalizer(self) -> Normalizer:
         """Constants from all observations, as the Decision Transformers have them."""

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from o2o_lightning.methods.method import Draws, Normal, Uniform
+
 BLOCK = 16
 
 
-class Noise:
+class NoiseBlocks:
     """Normal and uniform noise for one update at a time, from blocks of sixteen.
 
-    Blocks follow the requests and not the chunks: so the chunk changes no number, and a delayed policy update draws
-    none in vain.
+    Blocks follow the requests and not the chunks: so the chunk changes no number.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -25,13 +26,9 @@ class Noise:
         self._blocks: dict[str, Tensor] = {}
         self._used: dict[str, int] = {}
 
-    def normal(self, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal noise."""
-        return self._next("normal", shape, torch.randn)
-
-    def uniform(self, shape: tuple[int, ...]) -> Tensor:
-        """Uniform noise in [−1, 1)."""
-        return self._next("uniform", shape, _symmetric)
+    def draw(self, wanted: Draws) -> dict[str, Tensor]:
+        """What a method's :meth:`~o2o_lightning.methods.method.Method.noise` asks for, in its order."""
+        return {name: self._next(*FORMS[type(form)], form.shape) for name, form in wanted.items()}
 
     def state(self) -> dict[str, Any]:
         """Tensors and primitives; what is left of the blocks included."""
@@ -44,7 +41,7 @@ class Noise:
         self._blocks = {name: block.to(self.generator.device) for name, block in state["blocks"].items()}
         self._used = dict(state["used"])
 
-    def _next(self, kind: str, shape: tuple[int, ...], draw: Callable[..., Tensor]) -> Tensor:
+    def _next(self, kind: str, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
         name = _name(kind, shape)
         used = self._used.get(name, BLOCK)
         if used == BLOCK:
@@ -61,3 +58,9 @@ def _name(kind: str, shape: tuple[int, ...]) -> str:
 
 def _symmetric(*shape: int, **options: Any) -> Tensor:
     return torch.rand(*shape, **options) * 2.0 - 1.0
+
+
+FORMS: dict[type, tuple[str, Callable[..., Tensor]]] = {
+    Normal: ("normal", torch.randn),
+    Uniform: ("uniform", _symmetric),
+}

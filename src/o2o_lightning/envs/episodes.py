@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o2o_lightning.envs.make import UnitAction, make_env
-from o2o_lightning.envs.scores import normalized_score
+from o2o_lightning.envs.scores import normalized_score, score_or_return
 from o2o_lightning.errors import Failure, UserError
 from o2o_lightning.ranks import Ranks
 
@@ -68,7 +68,7 @@ class Evaluation:
     @property
     def value(self) -> float:
         """What policies are compared by: the score where a reference exists, else the mean return."""
-        return self.return_mean if self.score is None else self.score
+        return score_or_return(self.score, self.return_mean)
 
 
 class Evaluator:

@@ -8,9 +8,10 @@ mean return of uniformly random actions and of an expert. All datasets of an env
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, TypeVar
 
 Reference = tuple[float, float]
+Number = TypeVar("Number", bound="float | None")
 
 _GYM: Final[dict[str, Reference]] = {
     "halfcheetah": (-280.178953, 12135.0),
@@ -85,3 +86,8 @@ def normalized_score(return_: float, reference: Reference) -> float:
     r"""Score in percent, :math:`100\,(R - R_{random}) / (R_{expert} - R_{random})`, of a mean undiscounted return."""
     low, high = reference
     return 100.0 * ((return_ - low) / (high - low))
+
+
+def score_or_return(score: float | None, return_: Number) -> float | Number:
+    """What policies are compared by, shown and summed up: the score, or the return where no reference exists."""
+    return return_ if score is None else score

@@ -2,73 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, cast
+import os
+import shutil
+from typing import Any, ClassVar, cast
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from o2o_lightning.agents.base import Agent
-from o2o_lightning.agents.sequence import SequenceAgent
 from o2o_lightning.callbacks.evaluation_loop import EvaluationLoop
 from o2o_lightning.callbacks.hooks import PhaseCallback
-from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions, read_handover
+from o2o_lightning.checkpoint.handover import KEY, Handover, read_handover
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.engine.adam import Adam
+from o2o_lightning.engine.compiled import CompiledEngine
+from o2o_lightning.engine.engine import Engine
 from o2o_lightning.engine.health import ChunkRecord
+from o2o_lightning.engine.noise import NoiseBlocks
 from o2o_lightning.envs.episodes import Evaluation, Player
-from o2o_lightning.errors import at_least
+from o2o_lightning.errors import UserError, at_least
+from o2o_lightning.methods.method import Method, Moment, Task
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.phases.descent import Descent
-from o2o_lightning.phases.handed import carry_moments
 from o2o_lightning.phases.hardware import check_compilable, check_hardware
-from o2o_lightning.phases.steps import SteppingModule
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.ranks import Ranks
+from o2o_lightning.seeds import noise_seed
+from o2o_lightning.versions import library_versions
 
 
-class Loss(NamedTuple):
-    """One scalar to descend, and what may be logged of it (tensors of any shape, averaged only when logged)."""
+class Phase(L.LightningModule):
+    """Base of all phases: where a method's batches come from, when it ends, what it hands on.
 
-    value: Tensor
-    metrics: dict[str, Tensor]
-
-
-class Phase(SteppingModule):
-    """Base of all phases; a subclass says which networks learn (:meth:`learners`) and what a step is (:meth:`update`).
-
-    **Clock.** One gradient update is one :meth:`update`, whatever number of losses it yields, so that
+    **Clock.** One gradient update is one :meth:`learn`, whatever number of losses it descends, so that
     ``trainer.global_step``, ``max_steps`` and checkpoint cadences count updates exactly; environment steps are the
-    second clock, ``env_steps``. A chunk is an iterable of batches; one ``training_step`` consumes a chunk.
+    second clock, ``env_steps``. One ``training_step`` consumes a chunk, of batches or of environment steps.
 
     Args:
+        method: what is descended.
         init_from: checkpoint of the phase before.
-        compile: compile the step functions into one graph each, kept in a cache on the disk; pays back in long runs.
+        compile: compile the method's steps into one graph each, kept in a cache on the disk; pays back in long runs.
     """
 
     phase: ClassVar[str]
-    algorithm: ClassVar[str]
     accepts: ClassVar[tuple[str, ...]] = ()
     clock_name: ClassVar[str] = "updates"
     evaluates: ClassVar[bool] = True
     evaluates_at_start: ClassVar[bool] = False
-    adam_eps: ClassVar[float] = 1e-8
-    carries_moments: ClassVar[bool] = True
-    actor_kind: ClassVar[str | None] = None  # family of policy that the phase works on or makes; None for any
-    makes_critic: ClassVar[bool] = False  # an action-value critic, which it hands on
-    needs_critic: ClassVar[bool] = False  # of the checkpoint that it starts from
 
-    agent: Agent | SequenceAgent
     normalizer: Normalizer
 
-    def __init__(self, init_from: str | None = None, compile: bool = False) -> None:
-        super().__init__(compile)
+    def __init__(self, method: Method, init_from: str | None = None, compile: bool = False) -> None:
+        super().__init__()
+        if compile and not (torch.cuda.is_available() or shutil.which(os.environ.get("CXX", "g++"))):
+            raise UserError(
+                "--model.compile true: it needs a C++ compiler, and there is no g++. Install one, or name it in the "
+                "environment variable CXX."
+            )
         self.automatic_optimization = False
-        self.init_from = init_from
+        self.method, self.init_from, self.compiles = method, init_from, compile
         self.updates = 0
         self.env_steps = 0
         self.eval_env_steps = 0
@@ -79,45 +74,8 @@ class Phase(SteppingModule):
         self.display: dict[str, float] = {}
         self.source: Handover | None = None
         self.ranks = Ranks()
-
-    # ---- what a phase says ---------------------------------------------------------------------------------------
-
-    @classmethod
-    def policy_family(cls, arguments: Mapping[str, Any]) -> str | None:
-        """:attr:`actor_kind`, where it does not depend on the constructor's ``arguments``."""
-        return cls.actor_kind
-
-    def build(self, source: Handover | None) -> Agent | SequenceAgent:
-        """The agent: networks taken from ``source`` and networks made anew."""
-        raise NotImplementedError(f"{type(self).__name__}.build")
-
-    def learners(self) -> dict[str, tuple[nn.Module | nn.Parameter, float]]:
-        """Networks (or scalars) that learn, by group name, with their learning rates."""
-        raise NotImplementedError(f"{type(self).__name__}.learners")
-
-    def update(self, batch: TensorDictBase) -> Iterator[Loss]:
-        """One gradient update; the code after a ``yield`` sees the networks after that loss's optimizer step."""
-        raise NotImplementedError(f"{type(self).__name__}.update")
-
-    def rates(self) -> dict[str, float]:
-        """Learning rates of the groups of :meth:`learners` that follow a schedule, at this moment of its clock."""
-        return {}
-
-    def gradient_limits(self) -> dict[str, float]:
-        """Largest gradient norm of a group of :meth:`learners`, for those that are clipped."""
-        return {}
-
-    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The optimizer of all groups of :meth:`learners`."""
-        return Adam(groups, self.adam_eps)
-
-    def transition_cache(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """What depends only on frozen networks and the dataset: computed once a transition before the phase."""
-        return {}
-
-    def policy(self) -> Policy:
-        """The policy that evaluations and exports use."""
-        return self.agent.actor
+        self._engine: Engine | None = None
+        self._noise: NoiseBlocks | None = None
 
     # ---- Lightning -----------------------------------------------------------------------------------------------
 
@@ -132,9 +90,23 @@ class Phase(SteppingModule):
         return self.updates
 
     @property
-    def method(self) -> str:
+    def algorithm(self) -> str:
         """What ran, as results and checkpoints name it."""
-        return self.algorithm
+        return self.method.label
+
+    @property
+    def engine(self) -> Engine:
+        """What evaluates the method's steps."""
+        if self._engine is None:
+            self._engine = CompiledEngine(self.method) if self.compiles else Engine(self.method)
+        return self._engine
+
+    @property
+    def noise(self) -> NoiseBlocks:
+        """The phase's own random stream, so that nothing else's draws can shift it."""
+        if self._noise is None:
+            self._noise = NoiseBlocks(noise_seed(self.global_rank), self.device)
+        return self._noise
 
     @property
     def total(self) -> int:
@@ -157,7 +129,7 @@ class Phase(SteppingModule):
         return 0
 
     def setup(self, stage: str) -> None:
-        if hasattr(self, "agent"):
+        if hasattr(self, "normalizer"):
             return
         check_hardware(self.trainer)
         data, self.ranks = self.data, Ranks.of(self.trainer)
@@ -167,42 +139,76 @@ class Phase(SteppingModule):
             self.source = read_handover(self.init_from, self.accepts, f"--phase {self.phase}")
             self.normalizer = self.source.build_normalizer()
             self.scores, self.returns = dict(self.source.scores), dict(self.source.returns)
-            self.source.check_policy(self.actor_kind, data.sizes(), self.algorithm)
+            self.source.check_policy(self.method.actor_kind, data.sizes(), self.method.name)
         else:
             self.normalizer = data.fit_normalizer()
         data.normalizer = self.normalizer
-        self.agent = self.build(self.source)
+        self.method.ranks = self.ranks
+        self.method.build(self.task(), self.source)
+
+    def task(self) -> Task:
+        """What the method is told of the data and the environment."""
+        return Task(*self.data.sizes(), total=self.total)
 
     def on_fit_start(self) -> None:
-        self.data.precompute(self.transition_cache)
+        store = self.data.store
+        if store is not None and "return_to_go" in self.method.needs:
+            reward = store.leaves["reward"] * self.data.rewards.scale + self.data.rewards.shift
+            ends = store.leaves["next", "terminated"], store.leaves["next", "truncated"]
+            store.attach("return_to_go", self.method.returns_to_go(reward, *ends))
+        self.data.precompute(self.method.cache)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = []
-        for name, (part, rate) in self.learners().items():
+        for name, (part, rate) in self.method.learners().items():
             at_least(f"--model.{name}_lr", rate, 0)
             prefix = next(key for key, module in [*self.named_modules(), *self.named_parameters()] if module is part)
             named = [(prefix, part)] if isinstance(part, nn.Parameter) else list(part.named_parameters(prefix))
             groups.append({"params": named, "lr": rate, "name": name})
-        optimizer = self.optimizer(groups)
-        if self.carries_moments and self.source is not None and self.source.phase in ("reevaluate", "align"):
-            carry_moments(optimizer, self.source)
+        optimizer = self.method.optimizer(groups)
+        if self.method.carries_moments and self.source is not None and self.source.phase in ("reevaluate", "align"):
+            self.source.carry_moments(optimizer)
         return optimizer
 
     def configure_callbacks(self) -> list[Callback]:
         return [EvaluationLoop()]
 
-    def training_step(self, chunk: Iterable[TensorDictBase], batch_idx: int) -> None:
+    def training_step(self, chunk: Any, batch_idx: int) -> None:
         self._record = ChunkRecord(self.phase, self.ranks.rank)
         self._descent = Descent(self, self._record)
-        self._train_chunk(chunk)
+        self.train_chunk(chunk)
         self._record.check()
 
+    def train_chunk(self, chunk: Any) -> None:
+        """Learns from a chunk of what the DataModule streams: here, batches."""
+        for batch in chunk:
+            self.learn(batch)
+
+    def learn(self, batch: TensorDictBase, place: int = 0, new_steps: int = 1) -> None:
+        """One gradient update; for ``place`` and ``new_steps`` see :class:`~o2o_lightning.methods.method.Moment`."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = every > 0 and (self.updates + 1) % every == 0
+        moment = Moment(self.updates, self.env_steps, place, new_steps)
+        metrics: dict[str, Tensor] = {}
+        rates = self.method.rates(moment)
+        for group in cast(LightningOptimizer, self.optimizers()).param_groups if rates else ():
+            group["lr"] = rates.get(group["name"], group["lr"])
+        noise = self.noise.draw(self.method.noise(tuple(batch["action"].shape)))
+        for i, loss in enumerate(self.engine.losses(moment, batch, noise)):
+            self._record.add(self.updates, batch, loss.value, loss.metrics)
+            self._descent(loss.value, counted=i == 0)
+            if due:
+                metrics.update(loss.metrics)
+        self.updates += 1
+        if due:
+            self.log_means(metrics)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        critic, value = getattr(self.agent, "critic", None), getattr(self.agent, "value", None)
+        critic, value = getattr(self.method, "critic", None), getattr(self.method, "value", None)
         checkpoint[KEY] = Handover(
             phase=self.phase,
-            algorithm=self.method,
-            origin=self.method if self.source is None else self.source.origin,
+            algorithm=self.algorithm,
+            origin=self.algorithm if self.source is None else self.source.origin,
             actor=self.policy().spec.to_dict(),
             critic=critic.spec.to_dict() if critic is not None else None,
             value=value.spec.to_dict() if value is not None else None,
@@ -230,13 +236,21 @@ class Phase(SteppingModule):
 
     # ---- for subclasses and callbacks ----------------------------------------------------------------------------
 
-    def mean_magnitude(self, q: Tensor) -> Tensor:
-        """Mean of ``|q|`` over the batches of all processes, a constant."""
-        return self.ranks.mean(q.detach().abs().mean())
+    def local_state(self) -> dict[str, Any]:
+        """What this process needs to go on exactly, and a checkpoint does not hold: tensors and primitives."""
+        return {"noise": self.noise.state()}
+
+    def load_local_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`local_state`, when training starts."""
+        self.noise.load_state(state["noise"])
+
+    def policy(self) -> Policy:
+        """The policy that evaluations and exports use."""
+        return self.method.policy()
 
     def facts(self) -> dict[str, Any]:
         """What ``summary.json`` says of this phase beyond what it says of all."""
-        return {}
+        return self.method.facts()
 
     @property
     def planned_updates(self) -> int:
@@ -250,6 +264,23 @@ class Phase(SteppingModule):
     def status(self) -> list[str]:
         """What the progress line shows besides clock, scores and speed."""
         return []
+
+    def compile_note(self, updates: int) -> str | None:
+        """What a user should know of compiling a run of so many updates."""
+        pays_back = self.method.pays_back
+        if self.device.type != "cpu":
+            return None
+        if pays_back is None:
+            return "compiling, which is not known to pay back in this phase" if self.compiles else None
+        earned = f"earns its compilation after about {pays_back:,} updates; this phase makes {updates:,}"
+        if self.compiles:
+            return f"compiling, which takes some seconds to a minute and {earned}"
+        return f"--model.compile true {earned}" if updates >= 2 * pays_back else None
+
+    def log_means(self, metrics: dict[str, Tensor]) -> None:
+        """One row of the means of ``metrics`` over their elements and all processes."""
+        row = {name: float(value.detach().float().mean()) for name, value in metrics.items()}
+        self.log_now(self.ranks.mean_row(row))
 
     def log_now(self, metrics: dict[str, float], moment: tuple[int, int] | None = None) -> None:
         """One row to every logger, on the phase's own clock; both clocks, of now or of ``moment``, are columns."""
@@ -294,29 +325,3 @@ class Phase(SteppingModule):
         for callback in sorted(callbacks, key=lambda callback: isinstance(callback, ProgressBar)):
             if isinstance(callback, PhaseCallback):
                 getattr(callback, hook)(self.trainer, self, *args)
-
-    # ---- internals -----------------------------------------------------------------------------------------------
-
-    def _train_chunk(self, chunk: Iterable[TensorDictBase]) -> None:
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        for batch in chunk:
-            due = every > 0 and (self.updates + 1) % every == 0
-            metrics: dict[str, Tensor] = {}
-            self._set_rates()
-            for i, loss in enumerate(self.update(batch)):
-                self._record.add(self.updates, batch, loss.value, loss.metrics)
-                self._descend(loss.value, counted=i == 0)
-                if due:
-                    metrics.update(loss.metrics)
-            self.updates += 1
-            if due:
-                row = {name: float(value.detach().float().mean()) for name, value in metrics.items()}
-                self.log_now(self.ranks.mean_row(row))
-
-    def _descend(self, loss: Tensor, counted: bool) -> None:
-        self._descent(loss, counted)
-
-    def _set_rates(self) -> None:
-        rates = self.rates()
-        for group in cast(LightningOptimizer, self.optimizers()).param_groups if rates else ():
-            group["lr"] = rates.get(group["name"], group["lr"])

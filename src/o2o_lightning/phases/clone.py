@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
-from o2o_lightning.agents.clone import CloneAgent
-from o2o_lightning.checkpoint.handover import PHASES, Handover
+from o2o_lightning.checkpoint.handover import PHASES
 from o2o_lightning.data.cloning import CloneData
 from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.errors import UserError
+from o2o_lightning.methods.clone import Clone
 from o2o_lightning.nn.actor import StochasticActor
-from o2o_lightning.nn.actors import fresh_actor
 from o2o_lightning.nn.gaussian import GaussianActor
-from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 from o2o_lightning.nn.targets import frozen_copy, hard_update
-from o2o_lightning.objectives.cloning import cloning_loss, entropy_temperature_loss, imitation_loss
-from o2o_lightning.phases.base import Loss, Phase
-from o2o_lightning.phases.steps import step_function
+from o2o_lightning.phases.base import Phase
 from o2o_lightning.policies.black_box import black_box
 from o2o_lightning.policies.history import teacher_of
 from o2o_lightning.policies.read import recognise
 from o2o_lightning.policies.teacher import Teacher
 
-Family = Literal["deterministic", "squashed_gaussian", "gaussian"]
-CRITICS = ("critic", "target_critic")
 HELD_OUT_STATES = 8192
 ENTROPY_SLACK = 0.1  # nats a dimension; an entropy this close to its target has met it
 
@@ -46,58 +38,36 @@ class ClonePolicy(Phase):
     the target. The best one is kept, and the phase ends early when ``patience`` checks have brought no progress.
 
     Args:
+        method: the student.
         init_from: checkpoint whose policy is the teacher.
         teacher: instead, a black box: ``module:function`` or a file, its actions in the environment's own units.
         teacher_format: ``callable``, ``onnx``, ``torchscript`` or ``torch_export``; ``auto`` tells the first two.
-        family: family of the student.
-        hidden: its widths; the family's own by default.
-        lr: Adam's rate.
-        mode_weight: weight of the mean square distance of the modes, added to Eq. 52. Likelihood alone leaves the mode,
-            which the alignment anchors to, two to three times as far from the teacher's; 0 for Eq. 52 as printed.
-        temperature: λ_H of Eq. 52 at the beginning.
-        temperature_lr: Adam's rate for its logarithm.
-        labels: actions to imitate of a stochastic teacher: ``sample`` as it acts, its ``mode``, or ``auto``: samples,
-            but for a squashed student of a clipped Gaussian, where samples at ±1 lie at infinity before tanh. A
-            deterministic student imitates the mode.
         check_every: updates between checks; patience: checks without progress until the end.
         progress: least gain of a check that is progress: in log-likelihood a dimension, or the distance's logarithm.
         options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
     phase: ClassVar[str] = "clone"
-    algorithm: ClassVar[str] = "clone"
     accepts: ClassVar[tuple[str, ...]] = PHASES
-    agent: CloneAgent
     best_misfit: Tensor
     checks_without_progress: Tensor
 
     def __init__(
         self,
+        method: Clone,
         init_from: str | None = None,
-        family: Family = "squashed_gaussian",
         teacher: str | None = None,
         teacher_format: str = "auto",
-        hidden: Sequence[int] | None = None,
-        lr: float = 3e-4,
-        mode_weight: float = 100.0,
-        temperature: float = 0.1,
-        temperature_lr: float = 1e-3,
-        labels: Literal["auto", "sample", "mode"] = "auto",
         check_every: int = 1000,
         patience: int = 5,
         progress: float = 0.01,
         **options: Any,
     ) -> None:
-        super().__init__(init_from, **options)
+        super().__init__(method, init_from, **options)
         if (init_from is None) == (teacher is None):
             raise UserError("--phase clone: pass --model.init_from CKPT, or --model.teacher module:function or FILE.")
         self.teacher_spec, self.teacher_format = teacher, teacher_format
-        self.family, self.hidden, self.lr, self.labels = family, hidden, lr, labels
-        self.mode_weight = mode_weight
-        self.temperature_lr, self.check_every, self.patience, self.progress = (
-            temperature_lr, max(check_every, 1), patience, progress,
-        )  # fmt: skip
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        self.check_every, self.patience, self.progress = max(check_every, 1), patience, progress
         self.register_buffer("best_misfit", torch.tensor(math.inf))
         self.register_buffer("checks_without_progress", torch.tensor(0))
         self.fidelity: dict[str, Any] = {}
@@ -119,24 +89,24 @@ class ClonePolicy(Phase):
     def cadence(self) -> int:
         return self.check_every
 
-    def build(self, source: Handover | None) -> CloneAgent:
-        actor = fresh_actor(self.family, *self.data.sizes(), self.hidden)
-        self.best = frozen_copy(actor)
+    @property
+    def student(self) -> Clone:
+        """The method."""
+        return cast(Clone, self.method)
+
+    def setup(self, stage: str) -> None:
+        if hasattr(self, "teacher"):
+            return
+        super().setup(stage)
+        self.best = frozen_copy(self.student.actor)
         self.teacher: Teacher
-        if source is None:
+        if self.source is None:
             assert self.teacher_spec is not None
             format = recognise(self.teacher_spec)[0] if self.teacher_format == "auto" else self.teacher_format
             self.teacher = black_box(self.teacher_spec, format, self.data.sizes(), self.data.env)
-            return CloneAgent(actor, None, None, None)
-        self.teacher = teacher_of(source.build_policy(), self.normalizer)
-        critic, target = (source.build_critic(name) if source.has(name) else None for name in CRITICS)
-        return CloneAgent(actor, critic, target, source.build_value())
-
-    def learners(self) -> dict[str, tuple[nn.Module | nn.Parameter, float]]:
-        student: dict[str, tuple[nn.Module | nn.Parameter, float]] = {"actor": (self.agent.actor, self.lr)}
-        if isinstance(self.agent.actor, StochasticActor):
-            student["temperature"] = (self.log_temperature, self.temperature_lr)
-        return student
+        else:
+            self.teacher = teacher_of(self.source.build_policy(), self.normalizer)
+        self.student.teach(self.teacher.sampled, clipped=self.teacher.kind == GaussianActor.kind)
 
     def on_fit_start(self) -> None:
         data = self.states
@@ -148,43 +118,10 @@ class ClonePolicy(Phase):
             rows = rows[:: len(rows) // HELD_OUT_STATES][:HELD_OUT_STATES]
         observation, mode = self.normalizer(raw[rows]), data.store.leaves["teacher_action"][rows]
         noise = torch.randn(mode.shape, generator=torch.Generator().manual_seed(0))
-        held_out = (observation, mode, self._label(observation, mode, noise))
+        held_out = (observation, mode, self.student.label_at(observation, mode, noise))
         self.held_out = cast(tuple[Tensor, Tensor, Tensor], tuple(part.to(self.device) for part in held_out))
 
-    def update(self, batch: TensorDictBase) -> Iterator[Loss]:
-        mode = batch["teacher_action"]
-        if isinstance(self.agent.actor, StochasticActor):
-            action = self._label(batch["observation"], mode, self.normal_like(mode))
-            yield self._density_loss(batch, action, self.normal_like(action))
-        else:
-            yield self._distance_loss(batch)
-
-    @step_function
-    def _distance_loss(self, batch: TensorDictBase) -> Loss:
-        loss = imitation_loss(self.agent.actor.mode(batch["observation"]), batch["teacher_action"])
-        return Loss(loss, {"imitation_loss": loss})
-
-    @step_function
-    def _density_loss(self, batch: TensorDictBase, action: Tensor, noise: Tensor) -> Loss:
-        actor = cast(StochasticActor, self.agent.actor)
-        log_prob, entropy, mode = actor.density(batch["observation"], action, noise)
-        temperature = self.log_temperature.exp()
-        loss = cloning_loss(log_prob, entropy, temperature.detach())
-        temperature_loss = entropy_temperature_loss(self.log_temperature, entropy, self.target_entropy)
-        mode_loss = imitation_loss(mode, batch["teacher_action"])
-        # the temperature's loss reaches nothing else, and nothing else the temperature: one backward
-        return Loss(
-            loss + self.mode_weight * mode_loss + temperature_loss,
-            {
-                "clone_loss": loss,
-                "mode_loss": mode_loss,
-                "log_prob": log_prob,
-                "entropy": entropy,
-                "temperature": temperature,
-            },
-        )
-
-    def training_step(self, chunk: Iterable[TensorDictBase], batch_idx: int) -> None:
+    def training_step(self, chunk: Any, batch_idx: int) -> None:
         checks = self.updates // self.check_every
         super().training_step(chunk, batch_idx)
         over = self.updates >= self.trainer.max_steps
@@ -193,8 +130,8 @@ class ClonePolicy(Phase):
             if over or int(self.checks_without_progress) >= self.patience:
                 self.trainer.should_stop = True
                 if math.isfinite(float(self.best_misfit)):
-                    hard_update(self.agent.actor, self.best)
-                hard_update(self.agent.offline_actor, self.agent.actor)
+                    hard_update(self.student.actor, self.best)
+                hard_update(self.student.offline_actor, self.student.actor)
 
     def run_evaluation(self) -> Evaluation:
         """The student's score and, from the same start states, its teacher's."""
@@ -220,38 +157,26 @@ class ClonePolicy(Phase):
 
     # ---- internals -----------------------------------------------------------------------------------------------
 
-    @property
-    def target_entropy(self) -> float:
-        """H̄ = −A."""
-        return -float(self.agent.actor.spec.action_dim)
-
-    def _label(self, observation: Tensor, mode: Tensor, noise: Tensor) -> Tensor:
-        clipped = self.teacher.kind == GaussianActor.kind and self.family == SquashedGaussianActor.kind
-        if self.labels == "mode" or (self.labels == "auto" and clipped):
-            return mode
-        sampled = self.teacher.sampled(observation, noise)
-        return mode if sampled is None else sampled
-
     def _check(self) -> None:
         found = self.ranks.all(self._judge())[0]  # all processes must stop alike, to the last bit
         self.log_now({f"held_out_{name}": value for name, value in found.items()})
-        if found.get("entropy", math.inf) < self.target_entropy * (1.0 + ENTROPY_SLACK):
+        if found.get("entropy", math.inf) < self.student.target_entropy * (1.0 + ENTROPY_SLACK):
             return
         if "log_likelihood" in found:
-            misfit = -found["log_likelihood"] / self.agent.actor.spec.action_dim
+            misfit = -found["log_likelihood"] / self.student.actor.spec.action_dim
         else:
             misfit = math.log(max(found["action_rmse"], 1e-12))
         gain = float(self.best_misfit) - misfit
         if gain > 0:
             self.best_misfit.fill_(misfit)
-            hard_update(self.best, self.agent.actor)
+            hard_update(self.best, self.student.actor)
         self.checks_without_progress.fill_(0 if gain > self.progress else int(self.checks_without_progress) + 1)
 
     @torch.no_grad()
     def _judge(self) -> dict[str, float]:
         assert self.held_out is not None
         observation, mode, label = self.held_out
-        actor = self.agent.actor
+        actor = self.student.actor
         found = {"action_rmse": float((actor.mode(observation) - mode).square().mean().sqrt())}
         if isinstance(actor, StochasticActor):
             noise = torch.randn(mode.shape, generator=torch.Generator().manual_seed(1)).to(self.device)
@@ -264,7 +189,7 @@ class ClonePolicy(Phase):
             assert self.held_out is not None
             self.fidelity = {
                 "teacher_family": self.teacher.kind,
-                "family": self.family,
+                "family": self.student.family,
                 "states": len(self.held_out[0]),
                 **self._judge(),
             }

@@ -10,41 +10,46 @@ from lightning.pytorch.callbacks import Callback
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from o2o_lightning.callbacks.convergence import ConvergenceWatch
+from o2o_lightning.callbacks.convergence import Convergence, ConvergenceWatch
+from o2o_lightning.methods.method import Method
 from o2o_lightning.phases.base import Phase
-from o2o_lightning.phases.settings import Convergence
 
 Stop = Literal["steps", "converged"]
 MEASURED_ROWS = 2048
 
 
-class ConvergingPhase(Phase):
+class Converging(Phase):
     """Base of the phases that learn from the dataset until nothing changes any more.
 
     They are measured on the states of a fixed share of the episodes. With ``stop`` ``converged`` these are held out,
     and the phase ends at its plateau; with ``steps``, the paper's rule, they are learned from like all others.
 
     Args:
+        method: what is descended; it says which curves settle.
         init_from: checkpoint of the phase before.
         stop: ``steps``: after ``--trainer.max_steps``; ``converged``: at the plateau, or there if none comes before.
-        convergence: what counts as a plateau, see :mod:`o2o_lightning.phases.settings`.
+        convergence: what counts as a plateau, see :class:`o2o_lightning.callbacks.convergence.Convergence`.
         options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
-    magnitudes: ClassVar[tuple[str, ...]] = ()  # curves in the rewards' own unit, which may be tiny
     restless: ClassVar[tuple[str, ...]] = ()  # curves that jump for ever, and decide nothing
 
     def __init__(
-        self, init_from: str, stop: Stop = "steps", convergence: Convergence = Convergence(), **options: Any
+        self,
+        method: Method,
+        init_from: str,
+        stop: Stop = "steps",
+        convergence: Convergence = Convergence(),
+        **options: Any,
     ) -> None:
-        super().__init__(init_from, **options)
+        super().__init__(method, init_from, **options)
         self.stop, self.convergence = stop, convergence
         self.watch = ConvergenceWatch(convergence, stop == "converged")
         self._measured: TensorDictBase | None = None
 
     def curves(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """The scalars to settle, of the fixed transitions ``[M]``: ratios, but for :attr:`magnitudes`."""
-        raise NotImplementedError(f"{type(self).__name__}.curves")
+        """The scalars to settle, of the fixed transitions ``[M]``: ratios, but for the method's ``magnitudes``."""
+        return self.method.curves(batch)
 
     @property
     def cadence(self) -> int:

@@ -12,10 +12,9 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import ParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from o2o_lightning.engine.health import ChunkRecord
-from o2o_lightning.phases.handed import clip_gradients
 
 HEARD = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
@@ -31,7 +30,7 @@ class Descent:
         self.phase, self.record = phase, record
         self.lightning_optimizer = cast(LightningOptimizer, phase.optimizers())
         self.optimizer: torch.optim.Optimizer = self.lightning_optimizer.optimizer
-        self.limits: dict[str, float] = phase.gradient_limits()
+        self.limits: dict[str, float] = phase.method.gradient_limits()
         self.direct = not is_heard(phase.trainer)
 
     def __call__(self, loss: Tensor, counted: bool) -> None:
@@ -77,3 +76,14 @@ def is_heard(trainer: L.Trainer) -> bool:
     pairs: list[tuple[type, type]] = [(type(callback), Callback) for callback in callbacks]
     pairs.append((type(trainer.lightning_module), L.LightningModule))
     return any(getattr(kind, hook) is not getattr(base, hook) for kind, base in pairs for hook in HEARD)
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, limits: dict[str, float], precision: Any) -> None:
+    """Clips the gradient norm of each group that ``limits`` names."""
+    if not limits:
+        return
+    scaler = getattr(precision, "scaler", None)
+    scale = 1.0 if scaler is None else scaler.get_scale()  # fused Adam itself undoes the scale of 16-mixed
+    for group in optimizer.param_groups:
+        if group["name"] in limits:
+            nn.utils.clip_grad_norm_(group["params"], limits[group["name"]] * scale)

@@ -10,9 +10,12 @@ from torch import Tensor
 from o2o_lightning.checkpoint.handover import PHASES, read_handover
 from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.errors import UserError
+from o2o_lightning.methods.method import Method
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.policies.history import teacher_of
+
+NAMES = {"actor": "actor", "reference": "reference_policy", "offline": "offline_actor"}  # of networks in a checkpoint
 
 
 class EvaluatePolicy(Phase):
@@ -25,11 +28,10 @@ class EvaluatePolicy(Phase):
     """
 
     phase: ClassVar[str] = "evaluate"
-    algorithm: ClassVar[str] = "none"
     accepts: ClassVar[tuple[str, ...]] = PHASES
 
     def __init__(self, init_from: str, policy: Literal["actor", "reference", "offline"] = "actor") -> None:
-        super().__init__(init_from)
+        super().__init__(Method(), init_from)
         self.which = policy
         self.result: Evaluation | None = None
 
@@ -37,14 +39,14 @@ class EvaluatePolicy(Phase):
         assert self.init_from is not None
         self.source = read_handover(self.init_from, self.accepts, f"o2o {stage}")
         self.normalizer = self.data.normalizer = self.source.build_normalizer()
-        self.source.check_policy(None, self.data.sizes(), self.algorithm)
-        keeps = self.source.has("reference") and self.source.algorithm.startswith("o2")  # the others follow none
+        self.source.check_policy(None, self.data.sizes(), "")
+        keeps = self.source.has("reference_policy") and self.source.algorithm.startswith("o2")  # the others follow none
         if self.which == "reference" and not keeps:
             raise UserError(
                 f"checkpoint {self.source.path}: it holds no reference policy; only constrained fine-tuning keeps one. "
                 "Pass --model.policy actor, or a checkpoint of an online phase of O2SAC, O2TD3 or O2PPO."
             )
-        self.actor = self.source.build_policy("offline_actor" if self.which == "offline" else self.which)
+        self.actor = self.source.build_policy(NAMES[self.which])
         if stage == "predict" and self.data.store is not None:
             # all at once: a sequence policy needs each observation's own episode
             labels = teacher_of(self.actor, self.normalizer).label(self.data.store, self.trainer.strategy.root_device)

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from o2o_lightning.checkpoint.handover import KEY, Handover, library_versions
+from o2o_lightning.checkpoint.handover import KEY, Handover
 from o2o_lightning.checkpoint.io import write_atomically
 from o2o_lightning.policies.source import ImportedPolicy
+from o2o_lightning.versions import library_versions
 
 
 def write_handover(

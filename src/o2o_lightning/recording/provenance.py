@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from o2o_lightning.checkpoint.handover import Handover, library_versions
+from o2o_lightning.checkpoint.handover import Handover
 from o2o_lightning.envs.make import EnvSpec
+from o2o_lightning.versions import library_versions
 
 ENDS = "a time-out wins over a termination in the same step; the last (cut) episode is flagged as a timeout"
 

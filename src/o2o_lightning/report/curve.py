@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-Curve = Sequence[Sequence[float | None]]
+from o2o_lightning.envs.scores import score_or_return
+
+Curve = Sequence[tuple[float, float, float | None]]
 
 
 def curve_values(curve: Curve) -> tuple[list[float], list[float]]:
     """Environment steps and scores (raw returns where there is no score) of a summary's ``curve``."""
-    steps = [float(point[0] or 0) for point in curve]
-    values = [float(point[1] if point[2] is None else point[2]) for point in curve]  # type: ignore[arg-type]
-    return steps, values
+    return [step for step, _, _ in curve], [score_or_return(score, return_) for _, return_, score in curve]
 
 
 def plot_curves(curves: Mapping[str, Curve], target: Path, baseline: float | None, title: str, unit: str) -> None:

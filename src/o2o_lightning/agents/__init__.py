@@ -1,1 +1,0 @@
-"""The networks of one algorithm bundled: the state that phases hand on."""

@@ -1,0 +1,41 @@
+"""One update function: a method's steps in order, and who evaluates them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from o2o_lightning.methods.method import Batch, Follow, Loss, Method, Moment, Noise, Step
+
+
+class Engine:
+    """Evaluates the steps of a method's updates as they are written; a subclass does so in another way.
+
+    A loss is descended by whoever asked for it: the step after it, or a network that follows, sees what came of that.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self._followers: dict[tuple[nn.Module, nn.Module], tuple[list[Tensor], list[Tensor]]] = {}
+
+    def losses(self, moment: Moment, batch: Batch, noise: Noise) -> Iterator[Loss]:
+        """The losses of one update, each to be descended before the next is asked for."""
+        for item in self.method.update(moment):
+            if isinstance(item, Follow):
+                self.follow(item)
+            else:
+                yield self.evaluate(item, batch, noise)
+
+    def evaluate(self, step: Step, batch: Batch, noise: Noise) -> Loss:
+        """The loss of one step."""
+        return step(batch, noise)
+
+    @torch.no_grad()
+    def follow(self, item: Follow) -> None:
+        """``target ← (1 − rate)·target + rate·source``, in place and in one kernel call."""
+        pair = (item.target, item.source)
+        if pair not in self._followers:  # listing the parameters takes longer than moving them
+            self._followers[pair] = (list(item.target.parameters()), list(item.source.parameters()))
+        torch._foreach_lerp_(*self._followers[pair], item.rate)

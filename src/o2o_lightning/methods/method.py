@@ -1,0 +1,243 @@
+"""What a learning rule is. It knows nothing of Lightning, files, environments or devices."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from typing_extensions import dataclass_transform
+
+from o2o_lightning.nn.actor import Policy
+from o2o_lightning.nn.adam import Adam
+from o2o_lightning.nn.critics import Critics
+from o2o_lightning.nn.targets import frozen_copy
+from o2o_lightning.nn.values import ValueNet
+from o2o_lightning.ranks import Ranks
+
+Batch = Any  # what maps a column's name, or ("next", name), to a tensor [B, …]: a TensorDict, or a dict
+FloatArray = NDArray[np.float32]
+Learners = dict[str, tuple[nn.Module | nn.Parameter, float]]
+
+
+class Loss(NamedTuple):
+    """One scalar to descend, and what may be logged of it (tensors of any shape, averaged only when logged)."""
+
+    value: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Follow(NamedTuple):
+    """``target`` moves towards ``source`` by ``rate``."""
+
+    target: nn.Module
+    source: nn.Module
+    rate: float
+
+
+Noise = dict[str, Tensor]
+Step = Callable[[Batch, Noise], Loss]
+
+
+class Normal(NamedTuple):
+    """Standard normal noise of a shape."""
+
+    shape: tuple[int, ...]
+
+
+class Uniform(NamedTuple):
+    """Uniform noise in [−1, 1) of a shape."""
+
+    shape: tuple[int, ...]
+
+
+Draws = dict[str, Normal | Uniform]
+Updates = Iterator[Step | Follow]
+
+
+class Moment(NamedTuple):
+    """Where in a run an update stands.
+
+    Attributes:
+        update: its number, from 0.
+        env_steps: environment steps made before it.
+        place: its number, from 0, among the updates since the environment was last stepped.
+        new_steps: how many environment steps were made together then, one by each process.
+    """
+
+    update: int
+    env_steps: int = 0
+    place: int = 0
+    new_steps: int = 1
+
+
+class Task(NamedTuple):
+    """What a method is told of the data and the environment before its networks are made.
+
+    Attributes:
+        observation_dim, action_dim: S and A.
+        total: gradient updates of the phase, or its environment steps where it interacts.
+        horizon: most steps of an episode, None where nobody knows.
+        best_return: the highest of the dataset's episodes, None without one.
+        environments: how many are stepped side by side, those of all processes.
+        rollout: environment steps between two rounds of updates of an on-policy method.
+    """
+
+    observation_dim: int
+    action_dim: int
+    total: int = 0
+    horizon: int | None = None
+    best_return: float | None = None
+    environments: int = 1
+    rollout: int = 0
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """S and A."""
+        return self.observation_dim, self.action_dim
+
+
+class Source(Protocol):
+    """The networks of the checkpoint that a phase starts from."""
+
+    phase: str
+
+    def has(self, name: str) -> bool:
+        """Whether a network of that name is stored."""
+
+    def build_actor(self, name: str = "actor") -> Any:
+        """The policy stored under ``name``, the actor itself where there is none of that name."""
+
+    def build_critic(self, name: str = "critic") -> Critics:
+        """The critics stored under ``name``; refused where there are none."""
+
+    def build_value(self) -> ValueNet | None:
+        """The state-value network, None where there is none."""
+
+    def load(self, net: Any, name: str) -> Any:
+        """``net`` with the tensors stored under ``name``."""
+
+
+@dataclass_transform(eq_default=False, kw_only_default=True)
+class Method(nn.Module):
+    """One learning rule, offline or online: a phase gives it batches, an environment its actions.
+
+    A subclass is a dataclass of its options: an annotated attribute with a default is one, typed, checked and shown by
+    the command line, and ``Args`` of the docstring its help. :meth:`build` makes the networks, :meth:`learners` says
+    which of them learn, :meth:`update` the order of an update. Whatever changes between two updates reaches a step as
+    a tensor: a parameter, a buffer, the batch, the noise.
+    """
+
+    name: ClassVar[str]
+    actor_kind: ClassVar[str | None] = None  # of the policy that it works on or makes; None for any
+    needs: ClassVar[tuple[str, ...]] = ()  # columns of a batch beyond a transition's own: "return_to_go", "window"
+    makes_critic: ClassVar[bool] = False  # an action-value critic, which it hands on
+    needs_critic: ClassVar[bool] = False  # of the checkpoint that it starts from
+    on_policy: ClassVar[bool] = False  # learns from rounds of its own rollouts, and from nothing else
+    carries_moments: ClassVar[bool] = True  # Adam's, from re-evaluation and alignment (D47)
+    pays_back: ClassVar[int | None] = None  # updates that earn the compilation, docs/speed.md; None where none do
+    magnitudes: ClassVar[tuple[str, ...]] = ()  # of `curves`: in the rewards' own unit, which may be tiny
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # as types and not as text: a subclass's module may not have the names that its base's options are typed by
+        cls.__annotations__ = inspect.get_annotations(cls, eval_str=True)
+        dataclass(eq=False, repr=False, kw_only=True)(cls)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.ranks = Ranks()  # the processes that share each update; the phase says which
+
+    if typing.TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Networks, which :meth:`build` makes."""
+
+    # ---- what a rule says ----------------------------------------------------------------------------------------
+
+    def build(self, task: Task, source: Source | None = None) -> None:
+        """Makes the networks: taken from ``source``, or anew."""
+        raise NotImplementedError(f"{type(self).__name__}.build")
+
+    def learners(self) -> Learners:
+        """Networks (or scalars) that learn, by name, with their learning rates."""
+        raise NotImplementedError(f"{type(self).__name__}.learners")
+
+    def update(self, moment: Moment) -> Updates:
+        """The steps of one update in order, each seeing the networks after the one before."""
+        raise NotImplementedError(f"{type(self).__name__}.update")
+
+    def noise(self, shape: tuple[int, ...]) -> Draws:
+        """The random numbers of an update, by name, for actions of ``shape`` ``[B, A]``: a step draws none itself."""
+        return {}
+
+    def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
+        """The exploring action ``[A]`` at a normalised observation ``[S]``."""
+        raise NotImplementedError(f"{type(self).__name__}.act")
+
+    def policy(self) -> Policy:
+        """The policy that is evaluated, exported and handed on."""
+        return self.actor  # type: ignore[no-any-return]
+
+    def rates(self, moment: Moment) -> dict[str, float]:
+        """Learning rates of those :meth:`learners` that follow a schedule."""
+        return {}
+
+    def gradient_limits(self) -> dict[str, float]:
+        """Largest gradient norm of those :meth:`learners` that are clipped."""
+        return {}
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The one optimizer of all :meth:`learners`."""
+        return Adam(groups)
+
+    def cache(self, batch: Batch) -> dict[str, Tensor]:
+        """What depends only on frozen networks and the dataset: computed once a transition before the phase."""
+        return {}
+
+    def curves(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars that settle when it has converged, of fixed transitions: ratios, but for :attr:`magnitudes`."""
+        return {}
+
+    def returns_to_go(self, reward: Tensor, terminated: Tensor, truncated: Tensor) -> Tensor:
+        """The column ``return_to_go`` ``[N]`` of rows in time order, for a method that :attr:`needs` it."""
+        raise NotImplementedError(f"{type(self).__name__}.returns_to_go")
+
+    def facts(self) -> dict[str, Any]:
+        """What a phase's summary says beyond what it says of all."""
+        return {}
+
+    @classmethod
+    def policy_family(cls, options: Mapping[str, Any]) -> str | None:
+        """:attr:`actor_kind`, where it does not depend on the ``options``."""
+        return cls.actor_kind
+
+    @property
+    def label(self) -> str:
+        """What ran, as results and checkpoints name it."""
+        return self.name
+
+    # ---- for the engine ------------------------------------------------------------------------------------------
+
+    def forward(self, step: str, batch: Batch, noise: Noise) -> Loss:
+        """The step of that name, so that its networks may be lent (``torch.func.functional_call``)."""
+        return getattr(self, step)(batch, noise)  # type: ignore[no-any-return]
+
+
+class ActorCritic(Method):
+    """An actor, critics, their targets, and the offline policy π_off that everything is anchored to.
+
+    The target and π_off never receive a gradient.
+    """
+
+    def take(self, actor: Any, critic: Critics) -> None:
+        """Makes ``actor`` and ``critic`` its own, with copies of them as π_off and as target."""
+        self.actor: Any = actor
+        self.offline_actor: Any = frozen_copy(actor)
+        self.critic, self.target_critic = critic, frozen_copy(critic)

@@ -1,0 +1,1 @@
+"""The paper: re-evaluation, alignment and constrained fine-tuning, one file an algorithm."""

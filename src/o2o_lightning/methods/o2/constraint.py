@@ -1,0 +1,146 @@
+"""What constrained fine-tuning is told: the multiplier, the threshold, the reference policy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from o2o_lightning.errors import UserError, at_least
+from o2o_lightning.methods.method import Method, Moment
+from o2o_lightning.nn.targets import frozen_copy
+from o2o_lightning.objectives.constraint import multiplier_loss
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """The Lagrange multiplier λ = exp(ℓ).
+
+    Attributes:
+        start: λ at the beginning.
+        lr: Adam's rate for ℓ; 5e-5 moves λ by at most a factor e^±2.5 in 100k updates at every second one.
+        every: environment steps between two multiplier updates; by default it moves with the first policy update of an
+            environment step, which is every step for O2SAC and every second for O2TD3 (D33).
+        satisfied_weight, violated_weight: ω of Eq. 49 where the constraint holds, and where it does not.
+    """
+
+    start: float = 1.0
+    lr: float = 5e-5
+    every: int | None = None
+    satisfied_weight: float = 0.3
+    violated_weight: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not self.start > 0:
+            raise UserError(
+                f"--model.multiplier.start {self.start:g}: λ must be above 0. For λ ≡ 0 pass --model.constraint false."
+            )
+        at_least("--model.multiplier.lr", self.lr, 0)
+        if self.every is not None:
+            at_least("--model.multiplier.every", self.every, 1)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The threshold τ_t, linear in environment steps (H.3, H.4).
+
+    Attributes:
+        start: τ at the first environment step.
+        end: τ from ``env_steps`` on.
+        env_steps: length of the ramp.
+    """
+
+    start: float = 0.0025
+    end: float = 0.04
+    env_steps: int = 100_000
+
+
+@dataclass(frozen=True)
+class Reference:
+    """When the reference policy π_ref becomes a copy of the current one.
+
+    Attributes:
+        mode: ``best``: at each evaluation whose score is the highest so far; ``interval``: every ``period``
+            environment steps; ``frozen``: never (ablation).
+        start: ``best``: the better of π_off and π_on (D14); ``aligned``: π_on; ``offline``: π_off.
+        period: environment steps between two copies in mode ``interval``.
+        threshold_scale: factor on the threshold's end; the official code quarters it in mode ``interval`` (D15).
+    """
+
+    mode: Literal["best", "interval", "frozen"] = "best"
+    start: Literal["best", "aligned", "offline"] = "best"
+    period: int = 1000
+    threshold_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least("--model.reference.period", self.period, 1)
+        at_least("--model.reference.threshold_scale", self.threshold_scale, 0)
+
+
+class Referenced(Method):
+    """A method that can stay close to a reference policy π_ref, the best one so far.
+
+    Args:
+        reference: when π_ref follows, ``--model.reference.mode`` and others.
+    """
+
+    reference: Reference = Reference()
+
+    @property
+    def follows(self) -> bool:
+        """Whether π_ref means anything to it."""
+        raise NotImplementedError(f"{type(self).__name__}.follows")
+
+    @property
+    def label(self) -> str:
+        return self.name if self.follows else self.name.removeprefix("o2")
+
+    def take_reference(self) -> None:
+        """π_ref begins as the actor is; the phase says which policy is the better one."""
+        self.reference_policy = frozen_copy(self.actor)
+        self.register_buffer("reference_score", torch.tensor(-math.inf, dtype=torch.float64))
+
+
+class Constrained(Referenced):
+    """Fine-tuning with a penalty λ·(f − τ_t) on the divergence f from π_ref, Eqs. 36–39 and 45–49.
+
+    Args:
+        constraint: False sets λ ≡ 0 and drops the reference policy.
+        multiplier, threshold: see :class:`Multiplier` and :class:`Threshold`.
+        actor_grad_clip: largest norm of the actor's gradient; None for none, 0.25 in some fixed-interval runs (D15).
+    """
+
+    needs_critic: ClassVar[bool] = True
+    constraint: bool = True
+    multiplier: Multiplier = Multiplier()
+    threshold: Threshold = Threshold()
+    actor_grad_clip: float | None = None
+
+    @property
+    def follows(self) -> bool:
+        return self.constraint
+
+    def take_reference(self) -> None:
+        super().take_reference()
+        self.log_multiplier = nn.Parameter(torch.tensor(math.log(self.multiplier.start)))
+        # 0-d tensor, not a number: a schedule must not trigger a recompilation
+        self.register_buffer("threshold_now", torch.tensor(self.threshold.start))
+
+    def gradient_limits(self) -> dict[str, float]:
+        return {} if self.actor_grad_clip is None else {"actor": self.actor_grad_clip}
+
+    def multiplier_due(self, moment: Moment, policy_update: bool, policy_delay: int = 1) -> bool:
+        """Whether λ moves in this update: at most once an environment step, whatever the update-to-data ratio."""
+        if not self.constraint:
+            return False
+        if self.multiplier.every is None:  # the first policy update since the environment was stepped
+            return policy_update and moment.place < policy_delay
+        return moment.place == 0 and moment.env_steps % self.multiplier.every < moment.new_steps
+
+    def multiplier_loss(self, divergence: Tensor) -> Tensor:
+        """The multiplier's own loss on the divergence of this batch, Eq. 49."""
+        weights = (self.multiplier.satisfied_weight, self.multiplier.violated_weight)
+        return multiplier_loss(self.log_multiplier, divergence, self.threshold_now, *weights)

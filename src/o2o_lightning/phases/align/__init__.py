@@ -1,1 +1,0 @@
-"""Value alignment: the critic calibrated to the offline policy."""

@@ -1,1 +1,0 @@
-"""Offline phase: one file an algorithm."""

@@ -1,0 +1,151 @@
+"""The online phase: the environment is stepped, and the method learns from what came of it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from o2o_lightning.callbacks.reference import ReferencePolicy
+from o2o_lightning.callbacks.threshold import ThresholdSchedule
+from o2o_lightning.checkpoint.handover import POLICIES
+from o2o_lightning.data.online import OnlineData
+from o2o_lightning.envs.episodes import Evaluation
+from o2o_lightning.methods.method import Method
+from o2o_lightning.methods.o2.constraint import Constrained, Referenced
+from o2o_lightning.nn.targets import hard_update
+from o2o_lightning.phases.base import Phase
+
+FloatArray = NDArray[np.float32]
+
+
+class Online(Phase):
+    """Fine-tunes a policy in the environment, or learns from scratch where no checkpoint is given.
+
+    Args:
+        method: what is descended.
+        init_from: checkpoint of the alignment; of the re-evaluation or the offline phase for ablations.
+        options: as in :class:`o2o_lightning.phases.base.Phase`.
+    """
+
+    phase: ClassVar[str] = "online"
+    accepts: ClassVar[tuple[str, ...]] = ("align", "reevaluate", *POLICIES)
+    clock_name: ClassVar[str] = "env_steps"
+    evaluates_at_start: ClassVar[bool] = True
+
+    start_values: dict[str, float]
+
+    def __init__(self, method: Method, init_from: str | None = None, **options: Any) -> None:
+        super().__init__(method, init_from, **options)
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+
+    def train_chunk(self, chunk: int) -> None:
+        """``chunk`` environment steps: act, step, store; after each the updates that it has earned."""
+        data = self.interacting
+        for left in range(chunk, 0, -self.ranks.count):
+            together = min(left, self.ranks.count)  # each process makes one of them
+            if self.ranks.steps(self.env_steps, together):
+                data.step(self.explore)
+            self.on_env_step(together)
+            for place in range(data.updates_due(self.env_steps)):
+                self.learn(data.transition_batch(self.device), place, together)
+
+    def explore(self, observation: FloatArray) -> FloatArray:
+        """The action ``[A]`` to take at a raw observation ``[S]``."""
+        generator = self.interacting.generator
+        if self.warming_up:
+            return generator.uniform(-1.0, 1.0, self.policy().spec.action_dim).astype(np.float32)
+        return self.method.act(self.normalizer.numpy(observation), generator)
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether actions are uniform: from scratch, until the first update (A7)."""
+        return self.source is None and self.updates == 0
+
+    def on_env_step(self, count: int = 1) -> None:
+        """Advances the environment clock, by the steps that all processes have made; the updates come after it."""
+        for _ in range(count):
+            self.env_steps += 1
+            self.tell("on_env_step")
+
+    @property
+    def interacting(self) -> OnlineData:
+        """The DataModule, which has an environment."""
+        return cast(OnlineData, self.data)
+
+    # ---- the clock -----------------------------------------------------------------------------------------------
+
+    @property
+    def clock(self) -> int:
+        return self.env_steps
+
+    @property
+    def total(self) -> int:
+        return int(self.interacting.budget)
+
+    @property
+    def evaluation_period(self) -> int:
+        return self.data.eval_every
+
+    @property
+    def planned_updates(self) -> int:
+        data = self.interacting
+        return int(max(data.budget - data.warmup_steps, 0) * data.utd)
+
+    # ---- the reference policy ------------------------------------------------------------------------------------
+
+    @property
+    def referenced(self) -> Referenced | None:
+        """The method, if it stays close to a reference policy."""
+        method = self.method
+        return method if isinstance(method, Referenced) and method.follows else None
+
+    @property
+    def waits_for_scores(self) -> bool:
+        return self.referenced is not None and self.referenced.reference.mode == "best"
+
+    def configure_callbacks(self) -> list[Callback]:
+        callbacks, method = super().configure_callbacks(), self.referenced
+        if method is not None:
+            reference = method.reference
+            callbacks.append(ReferencePolicy(reference.mode, reference.start, reference.period))
+        if isinstance(method, Constrained):
+            threshold, scale = method.threshold, method.reference.threshold_scale
+            callbacks.append(ThresholdSchedule(threshold.start, threshold.end * scale, threshold.env_steps))
+        return callbacks
+
+    def run_evaluation(self) -> Evaluation:
+        result = super().run_evaluation()
+        if self.env_steps == 0:
+            # both ends of the hand-over from the same start states: π_on just now, and π_off
+            offline = self.evaluate(self.method.offline_actor) if self._has_moved() else result
+            self.start_values = {"aligned": result.value, "offline": offline.value}
+            self.scores |= {"aligned": result.score, "offline": offline.score}
+            self.returns |= {"aligned": result.return_mean, "offline": offline.return_mean}
+        return result
+
+    def set_reference(self, actor: nn.Module, score: float) -> None:
+        """π_ref becomes a copy of ``actor``, which was evaluated at ``score``."""
+        method = cast(Any, self.method)
+        hard_update(method.reference_policy, actor)
+        method.reference_score.fill_(score)
+
+    def set_threshold(self, threshold: float) -> None:
+        """τ_t of the constraint, from now on."""
+        cast(Tensor, self.method.threshold_now).fill_(threshold)
+
+    def status(self) -> list[str]:
+        method = self.referenced
+        if not isinstance(method, Constrained):
+            return []
+        parts = [f"λ {float(method.log_multiplier.detach().exp()):.3f} τ {float(method.threshold_now):.4g}"]
+        return [*parts, f"f {self.display['divergence']:.4g}"] if "divergence" in self.display else parts
+
+    def _has_moved(self) -> bool:
+        pairs = zip(self.policy().parameters(), self.method.offline_actor.parameters(), strict=True)
+        return not all(torch.equal(a, b) for a, b in pairs)

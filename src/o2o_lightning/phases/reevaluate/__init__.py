@@ -1,1 +1,0 @@
-"""Policy re-evaluation: a fresh, optimistic critic of the offline policy."""

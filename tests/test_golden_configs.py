@@ -1,0 +1,40 @@
+"""The composed configurations are those of the committed file, wherever in the code an argument lives.
+
+Where a change is meant: ``python benchmarks/golden.py configs``, and the difference of the file shows it.
+"""
+
+from __future__ import annotations
+
+import golden_configs
+import pytest
+
+GOLDEN = golden_configs.unpacked(golden_configs.FILE.read_text())
+
+
+def compare(names: list[str]) -> None:
+    expected = {name: GOLDEN[name] for name in names if name in GOLDEN}
+    assert golden_configs.differences(expected, golden_configs.recomputed(names)) == []
+
+
+def test_one_configuration_of_seventeen_is_as_it_was() -> None:
+    compare(golden_configs.ROWS[::17])
+
+
+@pytest.mark.slow
+def test_every_configuration_is_as_it_was() -> None:
+    compare(golden_configs.ROWS)
+
+
+def test_the_file_holds_what_was_packed() -> None:
+    assert golden_configs.packed(GOLDEN) == golden_configs.FILE.read_text()
+    assert set(GOLDEN) <= set(golden_configs.ROWS)
+
+
+def test_a_method_inside_a_phase_and_a_renamed_class_change_nothing() -> None:
+    now = {"model": {"class_path": "a.AlignTD3", "init_args": {"stop": "steps", "actor_lr": 1.0, "every": {"n": 2}}}}
+    method = {"class_path": "a.td3.Align", "init_args": {"actor_lr": 1.0, "every": {"n": 2}}}
+    later = {"model": {"class_path": "a.Align", "init_args": {"stop": "steps", "method": method}}}
+    assert golden_configs.flat(now) == golden_configs.flat(later)
+    method["init_args"] = {"actor_lr": 1, "every": {"n": 3}, "new": None}
+    found = golden_configs.differences({"row": golden_configs.flat(now)}, {"row": golden_configs.flat(later)})
+    assert found == ["row: model.actor_lr: 1.0 -> 1; model.every.n: 2 -> 3; model.new: absent -> None"]
