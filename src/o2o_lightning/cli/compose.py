@@ -43,7 +43,23 @@ def compose(phase: str, command: Command) -> dict[str, Any]:
     Raises:
         UserError: an unknown group, option or key, with the choices that exist.
     """
-    return copy.deepcopy(_compose(phase, (*infer_dataset(command)[0], *command.overrides)))
+    tokens = [plain for token in command.overrides for plain in _own_rule(token)]
+    return copy.deepcopy(_compose(phase, (*infer_dataset(command)[0], *tokens)))
+
+
+def _own_rule(token: str) -> list[str]:
+    """``online=my_package.my_rule:MyRule`` as the recipe of a user's own rule; any other token as it is."""
+    group, _, name = token.partition("=")
+    if group not in ("offline", "online") or ":" not in name:
+        return [token]
+    from o2o_lightning.cli.models import rule_of
+
+    rule = rule_of(name)
+    tokens = [f"{group}=own", f"{group}.class_path={name.replace(':', '.')}"]
+    if group == "online":
+        tokens += [f"family={rule.policy_family({})}"] if rule.policy_family({}) else []
+        tokens += [f"online_data={ONLINE_DATA[1]}"] if rule.on_policy else []
+    return tokens
 
 
 @cache

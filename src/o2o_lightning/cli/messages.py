@@ -47,9 +47,7 @@ def hydra_message(error: Exception, known: list[str]) -> str:
     return f"configuration: {text.rstrip('.')}. Check the Hydra override; `o2o fit -h` shows the form."
 
 
-def parser_message(
-    error: Exception, options: Iterable[str], arguments: dict[str, list[str]], files: list[str]
-) -> str:
+def parser_message(error: Exception, options: Iterable[str], arguments: dict[str, list[str]], files: list[str]) -> str:
     """One line for an error of jsonargparse.
 
     ``options`` are the parser's own, ``arguments`` those of the model and of the data, ``files`` were read.

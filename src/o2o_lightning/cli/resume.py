@@ -15,7 +15,7 @@ from o2o_lightning.checkpoint.io import remove_temporaries
 from o2o_lightning.checkpoint.run import lock, read_plan
 from o2o_lightning.cli.command import Option, split
 from o2o_lightning.cli.lightning import PhaseCLI
-from o2o_lightning.cli.models import place
+from o2o_lightning.cli.models import place, rule_of
 from o2o_lightning.cli.plan import check, plan
 from o2o_lightning.cli.run import LAST, say, write_run_summary
 from o2o_lightning.errors import UserError
@@ -114,6 +114,8 @@ def _continue(phase: str, run_dir: Path, changes: list[Option]) -> None:
     clock = found["o2o_progress"]["env_steps" if phase == "online" else "updates"]
     if trainer.get("logger") is not None:
         trainer["logger"] = going_on(trainer["logger"], clock, found.get("o2o_resume", {}).get("loggers", []))
+    if "method" in config["model"].get("init_args", {}):
+        rule_of(config["model"]["init_args"]["method"]["class_path"])  # perhaps a file of the user's, here
     places = ((change, place(change.name, config)) for change in changes)
     options = [token for change, name in places if name is not None for token in change.at(name)]
     built = PhaseCLI(config, options).build(run_dir, phase)
