@@ -20,7 +20,6 @@ from o2o_lightning.replay.table import TERMINATED, TRUNCATED, Layout, Table
 from o2o_lightning.versions import DATASET, library_versions
 
 ACTION_TOLERANCE = 1e-3
-TABLE = "table.memmap"
 
 
 def build_store(raw: RawDataset, env: EnvSpec | None, file: Path | None = None) -> TransitionStore:
@@ -51,8 +50,9 @@ def build_store(raw: RawDataset, env: EnvSpec | None, file: Path | None = None) 
         known[-1] = False
 
     layout = layout_of(raw)
-    matrix = torch.empty(len(raw), layout.width) if file is None else mapped_rows(raw, file, shared=True)
-    table = Table(layout, matrix)
+    size = len(raw) * layout.width
+    matrix = torch.empty(size) if file is None else torch.from_file(str(file), shared=True, size=size)
+    table = Table(layout, matrix := matrix.view(len(raw), layout.width))
     flags = {TERMINATED: torch.from_numpy(terminated), TRUNCATED: torch.from_numpy(truncated)}
     for rows in blocks(len(raw)):
         table.put(rows, {key: flag[rows] for key, flag in flags.items()})
@@ -97,12 +97,6 @@ def layout_of(raw: RawDataset) -> Layout:
 def store_bytes(raw: RawDataset) -> int:
     """What the transitions take, in memory or in a file."""
     return len(raw) * layout_of(raw).width * 4
-
-
-def mapped_rows(raw: RawDataset, file: Path, shared: bool = False) -> Tensor:
-    """The rows of a file; what is written to them reaches it, and other processes, only if they are ``shared``."""
-    width = layout_of(raw).width
-    return torch.from_file(str(file), shared=shared, size=len(raw) * width).view(len(raw), width)
 
 
 def _check_widths(raw: RawDataset, env: EnvSpec) -> None:

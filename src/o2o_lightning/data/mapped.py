@@ -10,15 +10,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import mmap
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Literal
 
 import torch
 from filelock import FileLock
 
-from o2o_lightning.data.build import TABLE, build_store, mapped_rows, store_bytes
+from o2o_lightning.data.build import build_store, layout_of, store_bytes
 from o2o_lightning.data.download import cache_dir
 from o2o_lightning.data.raw import RawDataset
 from o2o_lightning.envs.make import EnvSpec
@@ -27,7 +29,8 @@ from o2o_lightning.replay.manifest import Manifest
 from o2o_lightning.replay.store import TransitionStore
 
 FORMAT = 2  # of the folder; another one is built anew
-INDEX = "index.pt"
+INDEX, TABLE = "index.pt", "table.memmap"
+NORESERVE = 0x4000 if sys.platform == "linux" else 0  # or a private map larger than the memory is refused
 LIMIT = 2**29
 
 
@@ -97,7 +100,10 @@ def _open(raw: RawDataset, env: EnvSpec | None, folder: Path) -> TransitionStore
         manifest = Manifest(**index.pop("manifest"))
         if (size := (folder / TABLE).stat().st_size) != store_bytes(raw):  # a read past its end would be a crash
             raise ValueError(f"it has {size:,} bytes, not {store_bytes(raw):,}")
-        rows = mapped_rows(raw, folder / TABLE)
+        with (folder / TABLE).open("rb") as file:
+            access = mmap.PROT_READ | mmap.PROT_WRITE
+            private = mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE | NORESERVE, prot=access)
+        rows = torch.frombuffer(private, dtype=torch.float32).view(len(raw), layout_of(raw).width)
     except Exception as error:  # damaged bytes fail anywhere
         raise Failure(
             f"dataset {raw.source}: its memory map {folder} cannot be read ({error}). Delete that folder; the next run "

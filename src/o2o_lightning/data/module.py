@@ -114,8 +114,7 @@ class OfflineData(L.LightningDataModule):
             raise UserError(
                 "no dataset: pass --data.dataset path.hdf5, d4rl:NAME, minari:ID or embedded:hopper-medium."
             )
-        self.store, self.env, self.env_id, self.layout = self._opened
-        self._before = None
+        (self.store, self.env, self.env_id, self.layout), self._before = self._opened, None
         if self.reward_range and self.store is not None:
             self.rewards = RewardMap(return_range_scale(self.store))
         self.buffer.learn_from(*(() if self.store is None else (self.store,)))
