@@ -46,8 +46,10 @@ class Checkpoint:
         return net
 
 
-def shaken(method: Any, spread: float) -> Any:
-    """``method``, of whose networks no two are equal, not even targets, in float64."""
+def ready(method: Any, seed: int = 0, source: Checkpoint | None = None, spread: float = 0.2) -> Any:
+    """``method`` with random networks, of which no two are equal, not even targets, in float64."""
+    torch.manual_seed(seed)
+    method.build(TASK, source)
     with torch.no_grad():
         for network in method.children():
             for parameter in network.parameters():

@@ -7,7 +7,7 @@ from typing import Any
 
 import by_hand
 import torch
-from by_hand import HIDDEN, TASK, A, Checkpoint, Gradients, S, losses, shaken
+from by_hand import HIDDEN, A, Checkpoint, Gradients, S, losses
 from reference_sac import Batch, Nets, PlainActor, net_gradients, plain_net
 from tensordict import TensorDict
 from torch import Tensor
@@ -22,11 +22,9 @@ B, THRESHOLD = 24, 0.4
 
 
 def ready(method: Any, seed: int = 0, layer_norm: bool = True, critics: int = 2, spread: float = 0.15) -> Any:
-    """``method`` with random networks, of which no two are equal, not even targets."""
-    torch.manual_seed(seed)
+    """``method``, from a checkpoint of this shape."""
     critic = lambda: Critics(S, A, HIDDEN, layer_norm, critics)  # noqa: E731
-    method.build(TASK, Checkpoint(lambda: SquashedGaussianActor(S, A, HIDDEN), critic))
-    return shaken(method, spread)
+    return by_hand.ready(method, seed, Checkpoint(lambda: SquashedGaussianActor(S, A, HIDDEN), critic), spread)
 
 
 def online(

@@ -7,7 +7,7 @@ from typing import Any
 
 import by_hand
 import torch
-from by_hand import HIDDEN, TASK, A, Checkpoint, Gradients, S, shaken
+from by_hand import HIDDEN, A, Checkpoint, Gradients, S
 from reference_td3 import Batch, Nets, gradients, plain_net
 from torch import Tensor
 
@@ -21,11 +21,9 @@ B, THRESHOLD = 32, 0.02
 
 
 def ready(method: Any, seed: int = 0, layer_norm: bool = True) -> Any:
-    """``method`` with random networks, of which no two are equal, not even targets."""
-    torch.manual_seed(seed)
+    """``method``, from a checkpoint of this shape."""
     source = Checkpoint(lambda: DeterministicActor(S, A, HIDDEN), lambda: Critics(S, A, HIDDEN, layer_norm))
-    method.build(TASK, source)
-    return shaken(method, 0.15)
+    return by_hand.ready(method, seed, source, 0.15)
 
 
 def online(seed: int = 0, multiplier: float = 1.7, every: int | None = None, **options: Any) -> td3.Online:
