@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,9 +77,9 @@ def cached(method: Any, batch: Rows) -> TensorDict:
         return transitions(batch, **method.cache(transitions(batch)))
 
 
-def noise_of(method: Any, size: int, seed: int = 0) -> Noise:
-    """What an update of ``size`` transitions would be given."""
-    drawn = NoiseBlocks(seed, torch.device("cpu")).draw(method.noise((size, A)))
+def noise_of(method: Any, shape: Sequence[int], seed: int = 0) -> Noise:
+    """What an update would be given whose actions are of ``shape``."""
+    drawn = NoiseBlocks(seed, torch.device("cpu")).draw(method.noise(tuple(shape)))
     return {name: value.double() for name, value in drawn.items()}
 
 

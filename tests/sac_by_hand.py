@@ -43,7 +43,7 @@ def draw(seed: int = 0) -> Batch:
 
 
 def noise_of(method: Any, seed: int = 0) -> Noise:
-    return by_hand.noise_of(method, B, seed)
+    return by_hand.noise_of(method, (B, A), seed)
 
 
 def one_update(method: Any, batch: TensorDict, noise: Noise) -> tuple[Loss, Gradients]:

@@ -59,7 +59,7 @@ def with_gradients(module: nn.Module) -> set[str]:
 def test_awacs_two_losses_have_the_gradients_of_plain_ones(seed: int, temperature: float, cap: float) -> None:
     method, batch = ready(AWAC(temperature=temperature, weight_cap=cap, hidden=HIDDEN), seed), draw(seed)
     s, a, s2 = batch["observation"], batch["action"], batch["next", "observation"]
-    noise = by_hand.noise_of(method, B, seed)
+    noise = by_hand.noise_of(method, (B, A), seed)
     update = Engine(method).losses(Moment(0), batch, noise)
 
     loss = next(update)
@@ -130,7 +130,7 @@ def test_awac_starts_with_the_frameworks_layers_and_a_unit_deviation() -> None:
 def descended(family: Any, seed: int, batch: TensorDict) -> tuple[BC, Noise]:
     """A method after the backward pass of its one loss, and the noise that it was given."""
     method: BC = ready(BC(family=family, hidden=HIDDEN), seed)
-    noise = by_hand.noise_of(method, B, seed)
+    noise = by_hand.noise_of(method, (B, A), seed)
     (loss,) = Engine(method).losses(Moment(0), batch, noise)
     loss.value.backward()
     return method, noise

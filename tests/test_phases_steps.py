@@ -113,7 +113,7 @@ LEAST: dict[str, tuple[Callable[[], tuple[Any, TensorDict]], int]] = {
 @pytest.mark.parametrize("name", LEAST)
 def test_a_step_makes_no_matrix_product_that_its_mathematics_does_not_need(name: str) -> None:
     (method, batch), expected = LEAST[name][0](), LEAST[name][1]
-    noise = by_hand.noise_of(method, len(batch))
+    noise = by_hand.noise_of(method, batch["action"].shape)
     with FlopCounterMode(display=False) as counter:
         for loss in Engine(method).losses(SECOND, batch, noise):
             method.zero_grad(set_to_none=True)
