@@ -21,10 +21,10 @@ from o2o_lightning.envs.make import EnvSpec, unit_actions
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies import onnx_file
-from o2o_lightning.policies.program import first_line, load_program
+from o2o_lightning.policies.program import load_program
 from o2o_lightning.policies.source import MAX_BYTES
 from o2o_lightning.policies.teacher import CallableTeacher
-from o2o_lightning.policies.tensors import read_limited
+from o2o_lightning.policies.tensors import first_line, read_limited
 
 FORMATS = ("callable", "onnx", "torchscript", "torch_export")
 Function = Callable[[FloatArray], Any]
@@ -64,8 +64,8 @@ def black_box(spec: str, format: str, sizes: tuple[int, int], env: EnvSpec | Non
         if isinstance(found, torch.Tensor):
             found = found.detach().cpu().numpy()
         actions = np.asarray(found, np.float32)
-        if actions.shape != (len(observation), sizes[1]) or not np.isfinite(actions).all():
-            fits = actions.shape == (len(observation), sizes[1])
+        fits = actions.shape == (len(observation), sizes[1])
+        if not fits or not np.isfinite(actions).all():
             what = "NaN or infinity" if fits else f"shape {actions.shape}"
             raise UserError(
                 f"policy {spec}: it gives {what} for {len(observation)} observations of {sizes[0]} values, and "

@@ -76,24 +76,20 @@ def policy_group(actor: Actor, normalizer: Normalizer) -> dict[str, Any]:
 
 
 def _perceptron(group: h5py.Group, path: Path, algorithm: str) -> ImportedPolicy:
-    count = sum(bool(re.fullmatch(r"fc\d+", name)) for name in group)
-    hidden = [_linear(group, f"fc{i}", path) for i in range(count)]
-    mean, kind = _linear(group, "last_fc", path), _text(group, "output_distribution")
-    nonlinearity = _text(group, "nonlinearity") or "relu"
-    common: dict[str, Any] = {"activation": nonlinearity}
+    hidden = [f"fc{i}" for i in range(sum(bool(re.fullmatch(r"fc\d+", name)) for name in group))]
+    layers = [_linear(group, name, path) for name in (*hidden, "last_fc")]
+    kind, activation = _text(group, "output_distribution"), _text(group, "nonlinearity") or "relu"
+    policy = ImportedPolicy(str(path), GROUP, algorithm, layers, activation=activation)
     if kind == "tanh_gaussian":
-        log_std: Linear | Array = _linear(group, "last_fc_log_std", path)
-        return ImportedPolicy(str(path), GROUP, algorithm, "squashed_gaussian", hidden, mean, log_std, **common)
-    if kind == "gaussian":
-        log_std = _array(group, "log_std" if "log_std" in group else "last_fc_log_std/bias", path).ravel()
-        policy = ImportedPolicy(str(path), GROUP, algorithm, "gaussian", hidden, mean, log_std, **common)
+        policy.log_std = _linear(group, "last_fc_log_std", path)
+    elif kind == "gaussian":
+        policy.log_std = _array(group, "log_std" if "log_std" in group else "last_fc_log_std/bias", path).ravel()
         policy.mean_kind = "tanh" if _text(group, "mean_output") == "tanh" else "linear"
         if "mean_output" in group:  # our own file, whose policy acts in [-1, 1] whatever the environment's units
             policy.bounds = (-np.ones(policy.action_dim), np.ones(policy.action_dim))
-        return policy
-    if kind == "deterministic":
-        return ImportedPolicy(str(path), GROUP, algorithm, "deterministic", hidden, mean, **common)
-    raise UserError(f"policy {path}: its output_distribution is '{kind}'; tanh_gaussian and gaussian are known.")
+    elif kind != "deterministic":
+        raise UserError(f"policy {path}: its output_distribution is '{kind}'; tanh_gaussian and gaussian are known.")
+    return policy
 
 
 def _normalizer(group: h5py.Group, path: Path) -> Normalizer | None:
@@ -111,20 +107,14 @@ def _without_time(policy: ImportedPolicy, width: int, held_at: float | None, nam
             f"policy {path}: it takes {width + 1} observation values, the file's have {width}. If the last "
             "is the remaining time (1 at an episode's start), pass --time_feature 0.7 to hold it there."
         )
-    first = policy.hidden[0] if policy.hidden else policy.mean
-    normalizer = policy.normalizer
+    normalizer, (weight, bias) = policy.normalizer, policy.layers[0]
     if normalizer is None:
         value = 1.0 if held_at is None else held_at
     elif held_at is None:
         value = 0.0  # the statistics' own mean
     else:
-        value = float((held_at - normalizer.mean[-1]) / (normalizer.std[-1] + normalizer.eps))
-        value = value if normalizer.clip is None else min(max(value, -normalizer.clip), normalizer.clip)
-    shortened = first[0][:, :width], first[1] + first[0][:, width] * value
-    if policy.hidden:
-        policy.hidden[0] = shortened
-    else:
-        policy.mean = shortened
+        value = float(normalizer(torch.full_like(normalizer.mean, held_at))[-1])
+    policy.layers[0] = weight[:, :width], bias + weight[:, width] * value
     shown = f"{held_at:g}" if held_at is not None else ("its mean" if normalizer is not None else "1")
     policy.altered = f"its remaining-time input held at {shown}"
     policy.notes.append(

@@ -14,7 +14,7 @@ from o2o_lightning.policies.sb3 import read_sb3
 from o2o_lightning.policies.source import ImportedPolicy, checked
 from o2o_lightning.policies.state_dict import read_state_dict
 from o2o_lightning.policies.statistics import NotNormalizingError, read_statistics
-from o2o_lightning.policies.tensors import DAMAGED
+from o2o_lightning.policies.tensors import DAMAGED, check_file
 
 FORMATS = ("auto", "sb3", "d4rl", "state_dict", *black_box.FORMATS)
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
@@ -30,9 +30,7 @@ def recognise(spec: str) -> tuple[str, str]:
     path = Path(spec)
     if not path.exists() and _CALLABLE.match(spec):
         return "callable", "it names a function"
-    if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "is not there"
-        raise UserError(f"policy {spec}: it {kind}. Pass a file, or module:function.")
+    check_file(spec)
     with path.open("rb") as file:
         start = file.read(8)
     if start.startswith(b"\x89HDF"):
@@ -103,27 +101,22 @@ def read_policy(
 
 
 def _normalize(policy: ImportedPolicy, path: Path, format: str, normalizer: str | None) -> None:
-    if normalizer == "none":
-        policy.normalizer = None
-        return
     if normalizer is not None:
-        policy.normalizer = read_statistics(normalizer)
-        return
-    if format != "sb3":
-        return
-    for name in BESIDE:
-        beside = path.parent / name.format(stem=path.stem)
-        if beside.is_file():
-            try:
-                policy.normalizer = read_statistics(beside)
-            except NotNormalizingError:
-                policy.notes.append(f"{beside.name} beside it normalises no observations: none are normalised")
-                return
-            policy.notes.append(
-                f"its observation statistics are those of {beside.name} beside it (--normalizer none: none)"
-            )
-            return
-    policy.notes.append("no observation statistics: pass --normalizer if it learned with VecNormalize")
+        policy.normalizer = None if normalizer == "none" else read_statistics(normalizer)
+    elif format == "sb3":
+        candidates = (path.parent / name.format(stem=path.stem) for name in BESIDE)
+        policy.notes.append(_take_statistics(policy, next((file for file in candidates if file.is_file()), None)))
+
+
+def _take_statistics(policy: ImportedPolicy, beside: Path | None) -> str:
+    """Takes what lies beside the policy's file, and says so."""
+    if beside is None:
+        return "no observation statistics: pass --normalizer if it learned with VecNormalize"
+    try:
+        policy.normalizer = read_statistics(beside)
+    except NotNormalizingError:
+        return f"{beside.name} beside it normalises no observations: none are normalised"
+    return f"its observation statistics are those of {beside.name} beside it (--normalizer none: none)"
 
 
 def describe(normalizer: Normalizer | None) -> str:

@@ -28,6 +28,7 @@ from o2o_lightning.policies.tensors import (
     tensors_of,
 )
 
+FORMAT = "Stable-Baselines3 zip"
 ACTIVATIONS = {"relu": "relu", "tanh": "tanh", "elu": "elu", "leakyrelu": "leaky_relu", "silu": "silu"}
 
 
@@ -43,12 +44,13 @@ def read_sb3(path: Path) -> ImportedPolicy:
             weights, described = _member(archive, "policy.pth", path), _member(archive, "data", path)
     except DAMAGED as error:
         raise UserError(f"policy {path}: the zip is broken, cut off or locked ({error}). Copy it again.") from error
-    state = tensors_of(load_tensors(weights, f"{path}, policy.pth"), f"{path}, policy.pth")
-    data, notes = _data(described, path)
+    where = f"{path}, policy.pth"
+    state, data = tensors_of(load_tensors(weights, where), where), _data(described)
     _refuse_others(state, data, path)
     policy = _off_policy(state, path) if any(key.startswith("actor.") for key in state) else _on_policy(state, path)
     policy.algorithm = _algorithm(data) or policy.algorithm
-    policy.notes += notes
+    if not data:
+        policy.notes.append("its member 'data' cannot be read: activation and action bounds are the library's defaults")
     _read_activation(policy, data)
     if policy.family == "gaussian":
         _read_bounds(policy, data)
@@ -73,14 +75,12 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
     return content
 
 
-def _data(described: bytes, path: Path) -> tuple[dict[str, Any], list[str]]:
+def _data(described: bytes) -> dict[str, Any]:
     try:
         found = json.loads(described)
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or not found:
-        return {}, ["its member 'data' cannot be read: activation and action bounds are the library's defaults"]
-    return found, []
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _refuse_others(state: State, data: dict[str, Any], path: Path) -> None:
@@ -107,18 +107,11 @@ def _off_policy(state: State, path: Path) -> ImportedPolicy:
         raise _unknown(state, path)
     hidden = sequence(state, "actor.latent_pi", path)
     if "actor.mu.weight" in state and "actor.log_std.weight" in state:
-        return ImportedPolicy(
-            str(path),
-            "Stable-Baselines3 zip",
-            "sac",
-            "squashed_gaussian",
-            hidden,
-            linear(state, "actor.mu", path),
-            linear(state, "actor.log_std", path),
-        )
+        mean, log_std = linear(state, "actor.mu", path), linear(state, "actor.log_std", path)
+        return ImportedPolicy(str(path), FORMAT, "sac", [*hidden, mean], log_std)
     layers = sequence(state, "actor.mu", path)
     if layers and not hidden:
-        return ImportedPolicy(str(path), "Stable-Baselines3 zip", "td3", "deterministic", layers[:-1], layers[-1])
+        return ImportedPolicy(str(path), FORMAT, "td3", layers)
     raise _unknown(state, path)
 
 
@@ -130,17 +123,8 @@ def _on_policy(state: State, path: Path) -> ImportedPolicy:
         raise _unknown(state, path)
     if "log_std" not in state:
         raise UserError(f"policy {path}: its actions are discrete, and only continuous ones are fine-tuned here.")
-    return ImportedPolicy(
-        str(path),
-        "Stable-Baselines3 zip",
-        "ppo",
-        "gaussian",
-        hidden,
-        linear(state, "action_net", path),
-        numbers(state, "log_std", path).ravel(),
-        activation="tanh",
-        mean_kind="linear",
-    )
+    layers, log_std = [*hidden, linear(state, "action_net", path)], numbers(state, "log_std", path).ravel()
+    return ImportedPolicy(str(path), FORMAT, "ppo", layers, log_std, activation="tanh", mean_kind="linear")
 
 
 def _unknown(state: State, path: Path) -> UserError:
@@ -171,16 +155,15 @@ def _read_bounds(policy: ImportedPolicy, data: dict[str, Any]) -> None:
     """PPO's actions are in the environment's units; SAC's and TD3's are squashed into [−1, 1]."""
     space = data.get("action_space")
     found = [_vector(space, name, policy.action_dim) for name in ("low", "high")] if isinstance(space, dict) else []
-    if len(found) != 2 or found[0] is None or found[1] is None or not np.all(found[1] > found[0]):
+    low, high = found or (None, None)
+    if low is None or high is None or not np.all(high > low):
         policy.notes.append("its action bounds cannot be read: [−1, 1] is assumed")
         return
-    policy.bounds = (found[0], found[1])
+    policy.bounds = (low, high)
 
 
 def _vector(space: dict[str, Any], name: str, width: int) -> Array | None:
     text = space.get(name)
     text = text if isinstance(text, str) and "..." not in text else space.get(f"{name}_repr")
     values = [float(word) for word in re.findall(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?", str(text), re.IGNORECASE)]
-    if len(values) not in (1, width):
-        return None
-    return np.full(width, values[0]) if len(values) == 1 else np.array(values)
+    return np.full(width, values) if len(values) in (1, width) else None

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from o2o_lightning.errors import UserError
 from o2o_lightning.policies.source import MAX_BYTES, ImportedPolicy
-from o2o_lightning.policies.tensors import State, linear, load_tensors, numbers, read_limited, sequence, tensors_of
+from o2o_lightning.policies.tensors import (
+    State,
+    halves,
+    linear,
+    load_tensors,
+    numbers,
+    read_limited,
+    sequence,
+    tensors_of,
+)
 
 FORM = "linear layers in order, `NAME.weight` and `NAME.bias`, perhaps a vector `log_std`"
 
@@ -36,7 +46,7 @@ def read_state_dict(path: Path, family: str | None = None, mean: str | None = No
         if policy.family != "gaussian":
             raise UserError(f"policy {path}: it is {policy.family}, and only a Gaussian has --mean. Leave it out.")
         policy.mean_kind = mean
-    if policy.hidden:
+    if len(policy.layers) > 1:
         policy.notes.append("the file does not name its activation: ReLU is assumed (--activation for another)")
     if policy.normalizer is None:
         policy.notes.append(
@@ -46,33 +56,26 @@ def read_state_dict(path: Path, family: str | None = None, mean: str | None = No
 
 
 def _corl(state: State, path: Path) -> ImportedPolicy | None:
-    name = "CORL or official checkpoint"
+    known = partial(ImportedPolicy, str(path), "CORL or official checkpoint")
     if layers := sequence(state, "base_network", path):
         offset, scale = "log_std_offset.constant", "log_std_multiplier.constant"
         _refuse_others(state, "base_network", (offset, scale), path)
-        weight, bias = layers[-1]
-        half = weight.shape[0] // 2
-        return ImportedPolicy(
-            str(path), name, "cql", "squashed_gaussian", layers[:-1],
-            (weight[:half], bias[:half]), (weight[half:], bias[half:]),
-            log_std_scale=_number(state, scale, path) if scale in state else 1.0,
-            log_std_offset=_number(state, offset, path) if offset in state else 0.0,
-        )  # fmt: skip
+        mean, log_std = halves(layers[-1])
+        policy = known("cql", [*layers[:-1], mean], log_std)
+        policy.log_std_scale = _number(state, scale, path, 1.0)
+        policy.log_std_offset = _number(state, offset, path, 0.0)
+        return policy
     if layers := sequence(state, "_mlp", path):
         if "_log_std" not in state:
             return None
         _refuse_others(state, "_mlp", ("_log_std",), path)
-        log_std = numbers(state, "_log_std", path).ravel()
-        return ImportedPolicy(str(path), name, "awac", "gaussian", layers[:-1], layers[-1], log_std, mean_kind="linear")
+        return known("awac", layers, numbers(state, "_log_std", path).ravel(), mean_kind="linear")
     if layers := sequence(state, "net.net", path):
         _refuse_others(state, "net.net", ("log_std",), path)
-        if "log_std" in state:
-            log_std = numbers(state, "log_std", path).ravel()
-            return ImportedPolicy(str(path), name, "iql", "gaussian", layers[:-1], layers[-1], log_std)
-        return ImportedPolicy(str(path), name, "iql", "deterministic", layers[:-1], layers[-1])
+        return known("iql", layers, numbers(state, "log_std", path).ravel() if "log_std" in state else None)
     if (layers := sequence(state, "net", path)) and "log_std" not in state:
         _refuse_others(state, "net", (), path)
-        return ImportedPolicy(str(path), name, "td3_bc", "deterministic", layers[:-1], layers[-1])
+        return known("td3_bc", layers)
     return None
 
 
@@ -89,7 +92,9 @@ def _refuse_others(state: State, prefix: str, known: tuple[str, ...], path: Path
             )
 
 
-def _number(state: State, name: str, path: Path) -> float:
+def _number(state: State, name: str, path: Path, default: float) -> float:
+    if name not in state:
+        return default
     found = numbers(state, name, path)
     if found.size != 1:
         raise UserError(f"policy {path}: '{name}' has shape {found.shape}, and is one number. The file is mixed up.")
@@ -104,31 +109,24 @@ def _plain(state: State, path: Path) -> ImportedPolicy:
     if not layers or others:
         strange = ", ".join(sorted(others)[:3]) or "no linear layer"
         raise UserError(f"policy {path}: its layout is not known ({strange}). Pass a state dict of {FORM}.")
+    known = partial(ImportedPolicy, str(path), "state dict", "unknown")
     for i in range(1, len(layers)):
-        if layers[i][0].shape[1] != layers[i - 1][0].shape[0]:
-            twin = i == len(layers) - 1 and layers[i][0].shape == layers[i - 1][0].shape
-            if not twin:
-                raise UserError(
-                    f"policy {path}: '{names[i]}' takes {layers[i][0].shape[1]} values, '{names[i - 1]}' gives "
-                    f"{layers[i - 1][0].shape[0]}. Pass a state dict of {FORM}."
-                )
-            # two layers side by side at the end: mean and log σ
-            return ImportedPolicy(
-                str(path), "state dict", "unknown", "squashed_gaussian", layers[:-2], layers[-2], layers[-1]
+        before, after = layers[i - 1][0].shape, layers[i][0].shape
+        if after[1] != before[0]:
+            if i == len(layers) - 1 and after == before:  # two side by side at the end: mean and log σ
+                return known(layers[:-1], layers[-1])
+            raise UserError(
+                f"policy {path}: '{names[i]}' takes {after[1]} values, '{names[i - 1]}' gives {before[0]}. "
+                f"Pass a state dict of {FORM}."
             )
-    if vectors:
-        log_std = numbers(state, vectors[0], path).ravel()
-        return ImportedPolicy(str(path), "state dict", "unknown", "gaussian", layers[:-1], layers[-1], log_std)
-    return ImportedPolicy(str(path), "state dict", "unknown", "deterministic", layers[:-1], layers[-1])
+    return known(layers, numbers(state, vectors[0], path).ravel() if vectors else None)
 
 
 def _as_family(policy: ImportedPolicy, family: str, path: Path) -> None:
     if family == policy.family:
         return
-    weight, bias = policy.mean
-    if family == "squashed_gaussian" and policy.family == "deterministic" and weight.shape[0] % 2 == 0:
-        half = weight.shape[0] // 2
-        policy.mean, policy.log_std = (weight[:half], bias[:half]), (weight[half:], bias[half:])
+    if family == "squashed_gaussian" and policy.family == "deterministic" and policy.action_dim % 2 == 0:
+        policy.layers[-1], policy.log_std = halves(policy.layers[-1])
     elif family == "deterministic":
         if policy.family == "gaussian" and policy.mean_kind == "linear":
             raise UserError(
@@ -139,4 +137,3 @@ def _as_family(policy: ImportedPolicy, family: str, path: Path) -> None:
         raise UserError(
             f"policy {path}: it is {policy.family}, not {family}. Leave --family out, or clone it afterwards."
         )
-    policy.family = family

@@ -32,8 +32,14 @@ def load_tensors(content: bytes, where: str) -> Any:
             "of it ran. Save its `state_dict()` and import that."
         ) from error
     except Exception as error:  # damaged bytes fail anywhere in the unpickler
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"policy {where}: it cannot be read ({reason}). It may be cut off; copy it again.") from error
+        raise UserError(
+            f"policy {where}: it cannot be read ({first_line(error)}). It may be cut off; copy it again."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def sequence(state: State, prefix: str, path: Path) -> list[Linear]:
@@ -71,13 +77,17 @@ def numbers(state: State, name: str, path: Path) -> Array:
     return tensor.detach().double().numpy()
 
 
+def halves(layer: Linear) -> tuple[Linear, Linear]:
+    """The mean's and log σ's half of a layer that gives both."""
+    weight, bias = layer
+    half = len(weight) // 2
+    return (weight[:half], bias[:half]), (weight[half:], bias[half:])
+
+
 def tensors_of(found: Any, where: str) -> State:
     """``found`` as a flat mapping of names to tensors, other entries left out."""
-    state = (
-        {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
-        if isinstance(found, dict)
-        else {}
-    )
+    entries = found if isinstance(found, dict) else {}
+    state = {str(key): value for key, value in entries.items() if isinstance(value, Tensor)}
     if not state:
         raise UserError(
             f"policy {where}: it holds no tensors by name. Save the policy's `state_dict()` and import that."
@@ -85,11 +95,16 @@ def tensors_of(found: Any, where: str) -> State:
     return state
 
 
+def check_file(spec: str | Path) -> None:
+    """Refuses what is not a file."""
+    if not Path(spec).is_file():
+        kind = "is a directory" if Path(spec).is_dir() else "is not there"
+        raise UserError(f"policy {spec}: it {kind}. Pass a file, or module:function.")
+
+
 def read_limited(path: Path, limit: int) -> bytes:
     """The file's content; :class:`UserError` for what is not a file, or too large to be a policy."""
-    if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "is not there"
-        raise UserError(f"policy {path}: it {kind}. Pass a file, or module:function.")
+    check_file(path)
     if path.stat().st_size > limit:
         raise UserError(
             f"policy {path}: it is larger than {limit >> 20} MB, too large for a policy. Pass another file."
