@@ -142,10 +142,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
     from o2o_lightning.checkpoint.handover import read_handover
     from o2o_lightning.envs.make import env_spec, foreign_id
-    from o2o_lightning.nn.actor import Actor
     from o2o_lightning.nn.decision_transformer import SequencePolicy
-    from o2o_lightning.policies.export import Deployed, export
-    from o2o_lightning.policies.export_sequence import DeployedSequence, described, export_sequence
+    from o2o_lightning.policies.export import DeployedActor, DeployedSequence, export
 
     source = read_handover(arguments.file)
     suffix = "pt2" if arguments.format == "torch" else "onnx"
@@ -168,14 +166,11 @@ def _export(arguments: argparse.Namespace) -> int:
             )
         low, high = env.action_low, env.action_high
     units = f"the units of {env_id}" if env_id is not None else "[-1, 1]"
-    if isinstance(policy, SequencePolicy):
-        apart = export_sequence(DeployedSequence(policy, normalizer, low, high), target, arguments.format)
-        for line in described(policy.spec, units):
-            say(f"{target}: {line}")
-    else:
-        assert isinstance(policy, Actor)
-        apart = export(Deployed(policy, normalizer, low, high), target, arguments.format)
-        say(f"{target}: float32 observations [batch, {sizes[0]}] to actions [batch, {sizes[1]}] in {units}")
+    kind = DeployedSequence if isinstance(policy, SequencePolicy) else DeployedActor
+    deployed = kind(policy, normalizer, low, high)
+    apart = export(deployed, target, arguments.format)
+    for line in deployed.described(units):
+        say(f"{target}: {line}")
     say(f"checked on made-up inputs: at most {apart:.1g} of half the action range from the checkpoint")
     return 0
 

@@ -44,7 +44,7 @@ def black_box(spec: str, format: str, sizes: tuple[int, int], env: EnvSpec | Non
     Raises:
         UserError: it cannot be loaded, or does not map ``[B, S]`` to ``[B, A]``.
     """
-    loaders = {"callable": _callable, "onnx": load_onnx, "torchscript": _torchscript, "torch_export": load_torch_export}
+    loaders = {"callable": _callable, "onnx": load_onnx, "torchscript": _torchscript, "torch_export": _torch_export}
     if format not in loaders:
         raise UserError(
             f"policy {spec}: it is a {format} file, no black box. Import it first: `o2o policy import {spec}`."
@@ -134,6 +134,10 @@ def _onnxruntime(spec: str, content: bytes, reason: str) -> Function:
     return lambda observation: session.run(None, {name: observation})[0]
 
 
+def _torch_export(spec: str) -> Function:
+    return _module(load_program(spec))
+
+
 def _torchscript(spec: str) -> Function:
     content = read_limited(Path(spec), MAX_BYTES)
     try:
@@ -141,11 +145,6 @@ def _torchscript(spec: str) -> Function:
     except Exception as error:
         raise UserError(f"policy {spec}: it is no TorchScript file that can be read ({first_line(error)}).") from error
     return _module(module)
-
-
-def load_torch_export(spec: str) -> Function:
-    """The function of a ``torch.export`` file."""
-    return _module(load_program(spec))
 
 
 def _module(module: Any) -> Function:
