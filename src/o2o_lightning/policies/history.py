@@ -24,8 +24,7 @@ def player_of(policy: Policy, normalizer: Normalizer) -> Player:
     if isinstance(policy, SequencePolicy):
         return HistoryPlayer(policy, normalizer)
     assert isinstance(policy, Actor)
-    actor = policy
-    return Memoryless(lambda observation: actor.act(normalizer.numpy(observation)))
+    return Memoryless(lambda observation: policy.act(normalizer.numpy(observation)))
 
 
 def teacher_of(policy: Policy, normalizer: Normalizer) -> Teacher:
@@ -83,16 +82,17 @@ class HistoryPlayer(Player):
         self.wanted[np.asarray(running)] -= reward * np.float32(self.spec.return_scale)
 
 
-class HistoryTeacher:
+class HistoryTeacher(Teacher):
     """A sequence policy as the teacher of one without memory.
 
     Each state of the dataset is seen with what its own episode had before it. The dataset's returns would ask for what
     the episodes had, good or bad; the policy is asked for its evaluation return instead, less the rewards so far.
+    What is imitated is its mode (A5): a sample would need the history once more.
     """
 
     def __init__(self, policy: SequencePolicy, normalizer: Normalizer) -> None:
         self.policy, self.normalizer = policy.requires_grad_(False), normalizer
-        self.kind: str | None = policy.kind
+        self.kind = policy.kind
 
     def label(self, store: TransitionStore, device: torch.device) -> Tensor:
         policy, spec = self.policy.to(device), self.policy.spec
@@ -108,6 +108,3 @@ class HistoryTeacher:
 
     def player(self) -> Player:
         return HistoryPlayer(self.policy, self.normalizer)
-
-    def sampled(self, observation: Tensor, noise: Tensor) -> Tensor | None:
-        return None  # what is imitated is its mode (A5): a sample would need the history once more
