@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,10 +31,6 @@ class Parity:
     same: bool
     dimension: int
     state: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON primitives."""
-        return asdict(self)
 
     def verdict(self) -> str:
         """One line."""
