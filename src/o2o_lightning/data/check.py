@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +16,12 @@ Status = Literal["ok", "warn", "fail", "skip"]
 SATURATED = 1e-4
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One finding; ``skip`` where it could not be looked at."""
 
     name: str
     status: Status
     detail: str
-
-    def to_dict(self) -> dict[str, str]:
-        """JSON primitives."""
-        return asdict(self)
 
 
 def check(raw: RawDataset, env_id: str | None = None, replay_rows: int = 200, seed: int = 0) -> list[Check]:
