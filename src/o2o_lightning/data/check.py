@@ -41,7 +41,7 @@ def check(raw: RawDataset, env_id: str | None = None, replay_rows: int = 200, se
     rows = [
         Check("form", "ok", f"{len(raw)} rows, observations {observation.shape[1]}, actions {raw.actions.shape[1]}"),
         Check("finite", "ok", "no NaN, no infinity"),
-        _range("observation range", observation),
+        _range(observation),
         _constant(observation),
         _rewards(raw),
         _flags(raw),
@@ -54,10 +54,17 @@ def check(raw: RawDataset, env_id: str | None = None, replay_rows: int = 200, se
         env = env_spec(env_id, raw.observations.shape[1], raw.layout)
     except UserError as error:
         return [*rows, Check("environment", "fail", str(error))]
-    rows += [_widths(raw, env), _actions(raw, env), _lengths(raw, env)]
-    if rows[-3].status == "ok":
-        rows += [Check(*row) for row in replay_check(raw, env_id, replay_rows, seed)]
-    return rows
+    if (columns := raw.actions.shape[1]) != env.action_dim:
+        detail = f"'actions' has {columns} columns, {env_id} takes {env.action_dim}"
+        return [
+            *rows,
+            Check("environment", "fail", detail),
+            Check("actions", "skip", "widths differ"),
+            _lengths(raw, env),
+        ]
+    rows.append(Check("environment", "ok", f"{env_id}: widths fit, horizon {env.horizon}"))
+    rows += [_actions(raw, env), _lengths(raw, env)]
+    return rows + [Check(*row) for row in replay_check(raw, env_id, replay_rows, seed)]
 
 
 def passed(checks: list[Check]) -> bool:
@@ -65,10 +72,9 @@ def passed(checks: list[Check]) -> bool:
     return all(row.status != "fail" for row in checks)
 
 
-def _range(name: str, values: NDArray[np.float32]) -> Check:
-    low, high = float(values.min()), float(values.max())
-    status: Status = "warn" if max(-low, high) > 1e4 else "ok"
-    return Check(name, status, f"[{low:.4g}, {high:.4g}]")
+def _range(observation: NDArray[np.float32]) -> Check:
+    low, high = float(observation.min()), float(observation.max())
+    return Check("observation range", "warn" if max(-low, high) > 1e4 else "ok", f"[{low:.4g}, {high:.4g}]")
 
 
 def _constant(observation: NDArray[np.float32]) -> Check:
@@ -108,16 +114,7 @@ def _boundaries(raw: RawDataset) -> Check:
     return Check("boundaries", "ok", "each row inside an episode is followed by its next observation")
 
 
-def _widths(raw: RawDataset, env: EnvSpec) -> Check:
-    columns = raw.actions.shape[1]
-    if columns != env.action_dim:
-        return Check("environment", "fail", f"'actions' has {columns} columns, {env.env_id} takes {env.action_dim}")
-    return Check("environment", "ok", f"{env.env_id}: widths fit, horizon {env.horizon}")
-
-
 def _actions(raw: RawDataset, env: EnvSpec) -> Check:
-    if raw.actions.shape[1] != env.action_dim:
-        return Check("actions", "skip", "widths differ")
     action = np.asarray(raw.actions[slice(None)])
     span = env.action_high - env.action_low
     outside = ((action < env.action_low - 1e-3) | (action > env.action_high + 1e-3)).any(axis=1)

@@ -66,8 +66,7 @@ def _antmaze() -> dict[str, D4RLTask]:
         start, goal = name != "umaze", name.endswith("diverse")
         path = f"ant_maze_v2/Ant_maze_{file}_noisy_multistart_{start}_multigoal_{goal}_sparse_fixed.hdf5"
         # their goal is hidden, and the ant's place comes first
-        layout = ("achieved_goal", "observation")
-        tasks[f"antmaze-{name}-v2"] = D4RLTask(path, f"AntMaze_{env}-v4", horizon, layout)
+        tasks[f"antmaze-{name}-v2"] = D4RLTask(path, f"AntMaze_{env}-v4", horizon, ("achieved_goal", "observation"))
     return tasks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import http.client
 import os
 import urllib.error
@@ -73,11 +74,6 @@ def download(url: str, target: Path, source: str, accept: Callable[[Path], bool]
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     # each rank of a multi-process run loads the dataset; two writers would interleave in one .part file
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

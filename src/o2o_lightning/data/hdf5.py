@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from o2o_lightning.data.raw import Column, RawDataset, missing_key
+from o2o_lightning.data.raw import Column, RawDataset
 from o2o_lightning.errors import UserError
 from o2o_lightning.notes import note_once
 
@@ -89,17 +89,18 @@ def read_hdf5(
         keys = _dataset_keys(file)
         for key in ("observations", "actions", "rewards", "terminals"):
             if key not in keys:
-                raise missing_key(source, key, keys)
+                found = ", ".join(sorted(keys)) or "nothing"
+                raise UserError(
+                    f"dataset {source}: '{key}' is missing (found: {found}). A D4RL-style dataset needs observations, "
+                    "actions, rewards and terminals; rename or add the array."
+                )
         metadata = _metadata(file, keys)
         own_id = metadata.get("env_id")
-        wide = {key: file[key] for key in _WIDE if key in keys}
-        lazy = sum(4 * array.size for array in wide.values()) > lazy_bytes
-        columns: dict[str, Column] = {
-            key: FileColumn(path, key, source)
-            if lazy
-            else np.ascontiguousarray(_read(file, key, source), dtype=np.float32)
-            for key in wide
-        }
+        wide = [key for key in _WIDE if key in keys]
+        if sum(4 * file[key].size for key in wide) > lazy_bytes:
+            columns: dict[str, Column] = {key: FileColumn(path, key, source) for key in wide}
+        else:
+            columns = {key: np.ascontiguousarray(_read(file, key, source), dtype=np.float32) for key in wide}
         rewards = _squeeze(_read(file, "rewards", source)).astype(np.float32, copy=False)
         terminated = _flags(file, "terminals", source)
         if "timeouts" in keys:
@@ -135,16 +136,11 @@ def timeouts_from_horizon(terminated: NDArray[np.bool_], horizon: int | None) ->
 
     As D4RL's qlearning convention has it; without a horizon nothing is marked.
     """
-    truncated = np.zeros(len(terminated), np.bool_)
+    rows = np.arange(len(terminated))
     if horizon is None:
-        return truncated
-    step = 0
-    for row, end in enumerate(terminated.tolist()):
-        step += 1
-        if step == horizon:
-            truncated[row] = True
-        if end or step == horizon:
-            step = 0
+        return np.zeros(len(rows), np.bool_)
+    start = np.maximum.accumulate(np.where(np.roll(terminated, 1), rows, 0))  # of each row's episode
+    truncated: NDArray[np.bool_] = (rows - start + 1) % horizon == 0
     return truncated
 
 
@@ -183,18 +179,14 @@ def open_hdf5(path: Path, source: str) -> h5py.File:
     except OSError as error:
         text = str(error)
         if isinstance(error, PermissionError) or "Permission denied" in text:
-            raise UserError(f"dataset {source}: no permission to read {path}. Change its mode or owner.") from error
-        if "unable to lock file" in text:
-            raise UserError(
-                f"dataset {source}: {path} is being written by another process. Wait for its end, or copy a whole file."
-            ) from error
-        if "truncated file" in text:
-            raise UserError(
-                f"dataset {source}: {path} is truncated, as by a broken copy or download. Fetch it again."
-            ) from error
-        raise UserError(
-            f"dataset {source}: {path} is not an HDF5 file. Convert it to D4RL's HDF5 layout, or check the path."
-        ) from error
+            what = f"no permission to read {path}. Change its mode or owner."
+        elif "unable to lock file" in text:
+            what = f"{path} is being written by another process. Wait for its end, or copy a whole file."
+        elif "truncated file" in text:
+            what = f"{path} is truncated, as by a broken copy or download. Fetch it again."
+        else:
+            what = f"{path} is not an HDF5 file. Convert it to D4RL's HDF5 layout, or check the path."
+        raise UserError(f"dataset {source}: {what}") from error
 
 
 def _dataset_keys(file: h5py.File) -> list[str]:
@@ -251,9 +243,9 @@ def _metadata(file: h5py.File, keys: list[str]) -> dict[str, Any]:
             continue
         value = file[key][()]
         metadata[name] = _plain(value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value)
-    one = metadata.get("env_id")
-    if isinstance(one, list) and len(one) == 1:
-        metadata["env_id"] = one[0]
+    env_id = metadata.get("env_id")
+    if isinstance(env_id, list) and len(env_id) == 1:
+        metadata["env_id"] = env_id[0]
     return metadata
 
 

@@ -67,26 +67,10 @@ def _download(minari: Any, dataset_id: str, spec: str) -> Any:
 
 
 def _collect(dataset: Any, spec: str) -> RawDataset:
-    columns: dict[str, list[NDArray[Any]]] = {
-        key: [] for key in ("observations", "next_observations", "actions", "rewards", "terminated", "truncated")
-    }
-    for episode in _episodes(dataset, spec):
-        steps = len(episode.rewards)
-        if steps == 0:
-            continue
-        observations = _flatten(episode.observations, spec)
-        truncated = np.asarray(episode.truncations, np.bool_).copy()
-        # a recording may stop between flags; the next row belongs to another episode all the same
-        truncated[-1] |= not episode.terminations[-1]
-        columns["observations"].append(observations[:-1])
-        columns["next_observations"].append(observations[1:])
-        columns["actions"].append(_actions(episode.actions, steps, spec))
-        columns["rewards"].append(np.asarray(episode.rewards, np.float32))
-        columns["terminated"].append(np.asarray(episode.terminations, np.bool_))
-        columns["truncated"].append(truncated)
-    if not columns["rewards"]:
+    parts = [_columns(episode, spec) for episode in _episodes(dataset, spec) if len(episode.rewards)]
+    if not parts:
         raise UserError(f"dataset {spec}: it has no steps. Choose another Minari dataset.")
-    arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
+    arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     digest = hashlib.sha256()
     for array in arrays.values():
         digest.update(np.ascontiguousarray(array).data)
@@ -97,9 +81,26 @@ def _collect(dataset: Any, spec: str) -> RawDataset:
         metadata={"minari_id": dataset.id, "minari_version": str(dataset.minari_version)},
         source=spec,
         sha256=digest.hexdigest(),
-        env_id=env_spec.id if env_spec is not None else None,
+        env_id=getattr(env_spec, "id", None),
         layout=_layout(dataset),
     )
+
+
+def _columns(episode: Any, spec: str) -> dict[str, NDArray[Any]]:
+    observations, actions = _flatten(episode.observations, spec), episode.actions
+    if not (isinstance(actions, np.ndarray) and actions.dtype.kind == "f"):
+        raise UserError(f"dataset {spec}: its actions are not a continuous Box. Choose a dataset that has one.")
+    truncated = np.asarray(episode.truncations, np.bool_).copy()
+    # a recording may stop between flags; the next row belongs to another episode all the same
+    truncated[-1] |= not episode.terminations[-1]
+    return {
+        "observations": observations[:-1],
+        "next_observations": observations[1:],
+        "actions": np.asarray(actions, np.float32).reshape(len(episode.rewards), -1),
+        "rewards": np.asarray(episode.rewards, np.float32),
+        "terminated": np.asarray(episode.terminations, np.bool_),
+        "truncated": truncated,
+    }
 
 
 def _episodes(dataset: Any, spec: str) -> Iterator[Any]:
@@ -149,9 +150,3 @@ def _flatten(observations: Any, spec: str) -> NDArray[np.float32]:
             "Choose a dataset with Box observations, or a dictionary of them."
         )
     return np.concatenate([np.asarray(part, np.float32).reshape(len(part), -1) for part in parts], axis=1)
-
-
-def _actions(actions: Any, steps: int, spec: str) -> NDArray[np.float32]:
-    if not (isinstance(actions, np.ndarray) and actions.dtype.kind == "f"):
-        raise UserError(f"dataset {spec}: its actions are not a continuous Box. Choose a dataset that has one.")
-    return np.asarray(actions, np.float32).reshape(steps, -1)

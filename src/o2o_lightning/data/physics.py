@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any, Literal
 
 import numpy as np
@@ -27,12 +28,9 @@ def replay_check(raw: RawDataset, env_id: str, count: int, seed: int) -> list[Ro
     """
     if "qpos" not in raw.infos or "qvel" not in raw.infos:
         return [("replay", "skip", "no infos/qpos and infos/qvel in the dataset")]
-    env = make_env(env_id, raw.observations.shape[1], raw.layout)
-    try:
+    with closing(make_env(env_id, raw.observations.shape[1], raw.layout)) as env:
         env.reset(seed=seed)
         return _replay(raw, env_id, env.env, count, seed)
-    finally:
-        env.close()
 
 
 def _replay(raw: RawDataset, env_id: str, flat: Any, count: int, seed: int) -> list[Row]:

@@ -77,14 +77,6 @@ def validate(raw: RawDataset) -> None:
             _check_finite(raw.source, key, columns[key])
 
 
-def missing_key(source: str, key: str, present: list[str]) -> UserError:
-    """The error for a source that lacks one of the mandatory arrays."""
-    return UserError(
-        f"dataset {source}: '{key}' is missing (found: {', '.join(sorted(present)) or 'nothing'}). A D4RL-style "
-        "dataset needs observations, actions, rewards and terminals; rename or add the array."
-    )
-
-
 def _columns(raw: RawDataset) -> dict[str, Column]:
     columns: dict[str, Column] = {
         "observations": raw.observations,
