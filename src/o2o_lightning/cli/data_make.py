@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from o2o_lightning.checkpoint.handover import Handover, read_handover
+from o2o_lightning.checkpoint.handover import Handover, library_versions, read_handover
 from o2o_lightning.cli.data import LEVELS, info
 from o2o_lightning.cli.data_train import RESERVED, Goal, Trained, train
 from o2o_lightning.cli.progress import transitions
@@ -20,10 +20,10 @@ from o2o_lightning.errors import Failure, Interrupted, UserError
 from o2o_lightning.policies.d4rl_group import policy_group
 from o2o_lightning.recording.behaviour import Behaviour, PolicyBehaviour, UniformBehaviour
 from o2o_lightning.recording.making import Rollouts, replay
-from o2o_lightning.recording.provenance import provenance
 from o2o_lightning.recording.working import Working
 from o2o_lightning.recording.writer import Block
 
+ENDS = "a time-out wins over a termination in the same step; the last (cut) episode is flagged as a timeout"
 ROLLOUTS = "rollouts"
 MEDIUM_SCORE = 100 / 3  # D4RL: about a third of the expert
 
@@ -132,8 +132,7 @@ def _fill(
         facts = {"policy_file": Path(arguments.policy).name, "policy_sha256": file_sha256(Path(arguments.policy))}
     if arguments.rest:
         facts["training_options"] = " ".join(arguments.rest)
-    assert env.horizon is not None
-    facts = provenance(arguments.level or "policy", arguments.seed, env, source, env.horizon, facts)
+    facts = _provenance(arguments.level or "policy", arguments.seed, env, source, facts)
     group = {} if source is None else policy_group(source.build_actor(), source.build_normalizer())
     if arguments.level == "medium-replay":
         assert trained is not None and source is not None
@@ -168,3 +167,31 @@ def _replay(trained: Trained, env: EnvSpec, source: Handover, newest: int | None
     record = read_record(trained.record, live, trained.env_steps)
     live.close()
     return replay(state, record, env.action_low, env.action_high, size if newest is None else newest)
+
+
+def _provenance(level: str, seed: int, env: EnvSpec, source: Handover | None, facts: dict[str, Any]) -> dict[str, Any]:
+    """The group ``metadata``, texts and numbers; ``facts`` of the training, or of the policy's file."""
+    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    metadata = {"env_id": env.env_id, "level": level, "seed": seed, "versions": versions, **facts}
+    if env.layout:
+        metadata["obs_layout"] = ",".join(env.layout)
+    if source is None:
+        return {
+            "algorithm": "random",
+            "source": "uniformly random actions, recorded by o2o-lightning",
+            "protocol": f"rollout, at most {env.horizon} steps an episode; {ENDS}",
+            **metadata,
+        }
+    kind = "deterministic" if source.actor["kind"] == "deterministic" else "stochastic"
+    what = f"{kind} rollout of one policy, at most {env.horizon} steps an episode"
+    if level == "medium-replay":
+        what = "replay buffer of the run until the policy reached its level, oldest transition first"
+    origin = f"phase {source.phase} of o2o-lightning, in {source.env_id or 'an environment unknown'}"
+    if "training_steps" in facts:
+        origin = "from scratch, trained for this dataset by o2o-lightning"
+    return {
+        "algorithm": source.algorithm.upper(),
+        "source": f"{source.algorithm.upper()}, {origin}",
+        "protocol": f"{what}; next_observations stored; {ENDS}",
+        **metadata,
+    }

@@ -24,9 +24,8 @@ from o2o_lightning.objectives.cloning import cloning_loss, entropy_temperature_l
 from o2o_lightning.phases.base import Loss, Phase
 from o2o_lightning.phases.steps import step_function
 from o2o_lightning.policies.black_box import black_box
-from o2o_lightning.policies.history import teacher_of
+from o2o_lightning.policies.history import Teacher, teacher_of
 from o2o_lightning.policies.read import recognise
-from o2o_lightning.policies.teacher import Teacher
 
 Family = Literal["deterministic", "squashed_gaussian", "gaussian"]
 CRITICS = ("critic", "target_critic")

@@ -21,9 +21,9 @@ from o2o_lightning.envs.make import EnvSpec, unit_actions
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies import onnx_file
+from o2o_lightning.policies.history import CallableTeacher
 from o2o_lightning.policies.program import load_program
 from o2o_lightning.policies.source import MAX_BYTES
-from o2o_lightning.policies.teacher import CallableTeacher
 from o2o_lightning.policies.tensors import first_line, read_limited
 
 FORMATS = ("callable", "onnx", "torchscript", "torch_export")

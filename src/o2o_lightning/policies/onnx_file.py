@@ -102,40 +102,39 @@ _OPERATORS: dict[str, Callable[[list[Any], dict[str, Any]], Any]] = {
 
 def encode(graph: Graph, name: str) -> bytes:
     """The graph as the bytes of an ONNX file; batch size is free."""
-    body = b"".join(_bytes(1, _node(node)) for node in graph.nodes)
-    body += _bytes(2, name.encode())
-    body += b"".join(_bytes(5, _tensor(key, value)) for key, value in graph.constants.items())
-    body += _bytes(11, _value_info(graph.inputs[0], graph.widths[0]))
-    body += _bytes(12, _value_info(graph.outputs[0], graph.widths[1]))
-    opset = _bytes(1, b"") + _number(2, 13)
-    return _number(1, 8) + _bytes(2, b"o2o-lightning") + _bytes(7, body) + _bytes(8, opset)
+    constants = [_tensor(key, value) for key, value in graph.constants.items()]
+    ends = {11: _value_info(graph.inputs[0], graph.widths[0]), 12: _value_info(graph.outputs[0], graph.widths[1])}
+    body = _pack({1: [_node(node) for node in graph.nodes], 2: name, 5: constants, **ends})
+    return _pack({1: 8, 2: "o2o-lightning", 7: body, 8: _pack({1: "", 2: 13})})
 
 
 def _node(node: Node) -> bytes:
-    parts = [_bytes(1, name.encode()) for name in node.inputs] + [_bytes(2, name.encode()) for name in node.outputs]
-    parts.append(_bytes(4, node.op.encode()))
-    for name, value in node.attributes.items():  # whole numbers, all that is written here
-        parts.append(_bytes(5, _bytes(1, name.encode()) + _number(3, value) + _number(20, 2)))
-    return b"".join(parts)
+    # whole numbers are all the attributes that are written here
+    attributes = [_pack({1: name, 3: value, 20: 2}) for name, value in node.attributes.items()]
+    return _pack({1: node.inputs, 2: node.outputs, 4: node.op, 5: attributes})
 
 
 def _tensor(name: str, value: NDArray[Any]) -> bytes:
     array = np.ascontiguousarray(value, "<f4")
-    dims = b"".join(_number(1, size) for size in array.shape)
-    return dims + _number(2, FLOAT) + _bytes(8, name.encode()) + _bytes(9, array.tobytes())
+    return _pack({1: [*array.shape], 2: FLOAT, 8: name, 9: array.tobytes()})
 
 
 def _value_info(name: str, width: int) -> bytes:
-    shape = _bytes(1, _bytes(2, b"batch")) + _bytes(1, _number(1, width))
-    return _bytes(1, name.encode()) + _bytes(2, _bytes(1, _number(1, FLOAT) + _bytes(2, shape)))
+    shape = _pack({1: [_pack({2: "batch"}), _pack({1: width})]})
+    return _pack({1: name, 2: _pack({1: _pack({1: FLOAT, 2: shape})})})
 
 
-def _bytes(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _number(number: int, value: int) -> bytes:
-    return _varint(number << 3) + _varint(value)
+def _pack(fields: dict[int, Any]) -> bytes:
+    """A message of numbers, texts, bytes, and lists of such, by field number."""
+    out = b""
+    for number, values in fields.items():
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, int):
+                out += _varint(number << 3) + _varint(value)
+            else:
+                content = value.encode() if isinstance(value, str) else value
+                out += _varint(number << 3 | 2) + _varint(len(content)) + content
+    return out
 
 
 def _varint(value: int) -> bytes:
