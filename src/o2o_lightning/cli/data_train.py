@@ -85,14 +85,7 @@ class Trained:
 def train(
     folder: Path, arguments: argparse.Namespace, env_id: str, goal: Goal | None, before: Callable[[], None]
 ) -> Trained:
-    """Trains, goes on with a training, or finds one finished in ``folder``.
-
-    Args:
-        folder: the training's run directory.
-        arguments: of ``o2o data make``.
-        env_id: the environment.
-        goal: what ends it.
-        before: called before the policy changes.
+    """Trains, goes on with a training, or finds one finished in ``folder``; calls ``before`` when the policy changes.
 
     Raises:
         UserError: ``folder`` holds another training, or one that is longer than ``--train_steps``.

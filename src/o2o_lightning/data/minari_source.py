@@ -24,10 +24,7 @@ def load_minari(spec: str, env_id: str | None = None) -> RawDataset:
 
     A goal environment's dictionary observations are joined as :data:`GOAL_LAYOUTS` says first; other dictionaries
     by their sorted keys. Each row's successor is its episode's next observation, so all rows have one.
-
-    Args:
-        spec: ``minari:ID``.
-        env_id: the environment that the user has chosen; without one, what the recorded one had of its own is noted.
+    Unless the user has chosen an environment, what the recorded one had of its own is noted.
 
     Raises:
         UserError: Minari is not installed, the dataset cannot be fetched, or its spaces cannot be flattened.

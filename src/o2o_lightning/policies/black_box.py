@@ -33,13 +33,8 @@ Function = Callable[[FloatArray], Any]
 def black_box(spec: str, format: str, sizes: tuple[int, int], env: EnvSpec | None) -> CallableTeacher:
     """The function that ``spec`` names, as a teacher.
 
-    Its actions are in the environment's own units, and become ``[-1, 1]`` by ``env``'s bounds.
-
-    Args:
-        spec: ``module:function``, or a file.
-        format: one of :data:`FORMATS`.
-        sizes: observation and action widths that it must have.
-        env: bounds; None where the actions are in ``[-1, 1]`` already.
+    Its actions are in the environment's own units, and become ``[-1, 1]`` by ``env``'s bounds; without ``env`` they
+    are there already. ``sizes`` are the observation and action widths that it must have.
 
     Raises:
         UserError: it cannot be loaded, or does not map ``[B, S]`` to ``[B, A]``.

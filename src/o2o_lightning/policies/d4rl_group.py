@@ -23,11 +23,9 @@ DISTRIBUTIONS = {"squashed_gaussian": "tanh_gaussian", "gaussian": "gaussian", "
 
 
 def read_d4rl(path: Path, time_feature: float | None = None) -> ImportedPolicy:
-    """The policy of a dataset file.
+    """The policy of a D4RL-style HDF5 file.
 
-    Args:
-        path: a D4RL-style HDF5 file.
-        time_feature: value at which an input that the dataset's observations lack, the remaining time, is held.
+    An input that the dataset's observations lack, the remaining time, is held at ``time_feature``.
 
     Raises:
         UserError: no such group, or a layout that is not D4RL's.

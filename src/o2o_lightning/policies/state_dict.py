@@ -25,9 +25,7 @@ FORM = "linear layers in order, `NAME.weight` and `NAME.bias`, perhaps a vector 
 def read_state_dict(path: Path, family: str | None = None, mean: str | None = None) -> ImportedPolicy:
     """The policy of a ``.pt`` file: one of CORL's checkpoints, or a plain state dict.
 
-    Args:
-        path: a file of ``torch.save``.
-        family, mean: of a plain state dict, where names and shapes do not tell.
+    ``family`` and ``mean`` are of a plain one, where names and shapes do not tell.
 
     Raises:
         UserError: unreadable, or of an unknown layout.

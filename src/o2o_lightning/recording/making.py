@@ -27,19 +27,13 @@ CHUNK_ROWS = 4096  # environment steps that a kill can cost
 class Rollouts:
     """Rollouts of ``behaviour``, one environment, episode after episode.
 
-    Each chunk is a file of rows and of what the next chunk starts from (environment, noise): the chunks are the same
-    whether one process makes them or many.
-
-    Args:
-        folder: where the chunks go; those that are there already are kept.
-        make: makes the environment.
-        behaviour: acts.
-        seed: of the environment and of the noise.
+    Each chunk is a file in ``folder`` of rows and of what the next chunk starts from (environment, noise): the chunks
+    are the same whether one process makes them or many, and those that are there already are kept.
     """
 
     def __init__(self, folder: Path, make: Callable[[], UnitAction], behaviour: Behaviour, seed: int) -> None:
         self.folder, self.make, self.behaviour = folder, make, behaviour
-        self.seed = seed * 1021 + 17  # not the training environment's
+        self.seed = seed * 1021 + 17  # of environment and noise, and not the training environment's
 
     def record(self, rows: int, progress: Callable[[int], None]) -> None:
         """Records until there are ``rows`` rows; ``progress`` hears how many there are."""
@@ -107,12 +101,10 @@ class Rollouts:
 
 
 def block(rows: dict[str, torch.Tensor], infos: dict[str, NDArray[Any]], low: Any, high: Any) -> Block:
-    """The rows of a buffer's state in D4RL's columns; actions, and their log-densities, in the environment's units.
+    """The rows of :meth:`OnlineBuffer.state`, in time order, as D4RL's columns.
 
-    Args:
-        rows: see :meth:`OnlineBuffer.state`, in time order.
-        infos: simulator states, and log-densities of actions in ``[-1, 1]^A``.
-        low, high: the environment's bounds ``[A]``.
+    Actions in ``[-1, 1]^A`` and their log-densities, which ``infos`` has beside simulator states, get the environment's
+    units.
     """
     columns: Block = {
         "observations": rows["observation"].numpy(),
@@ -129,13 +121,9 @@ def block(rows: dict[str, torch.Tensor], infos: dict[str, NDArray[Any]], low: An
 
 
 def replay(state: dict[str, Any], record: dict[str, NDArray[Any]], low: Any, high: Any, newest: int) -> Block:
-    """The newest rows of a training run's buffer, oldest first.
+    """The ``newest`` rows, or fewer, of a training run's buffer (:meth:`OnlineBuffer.state`), oldest first.
 
-    Args:
-        state: the buffer's, see :meth:`OnlineBuffer.state`.
-        record: simulator states and log-densities of every step of the run, as ``callbacks/recorder.py`` keeps them.
-        low, high: the environment's bounds ``[A]``.
-        newest: how many rows at most.
+    ``record`` has simulator states and log-densities of every step of the run, as ``callbacks/recorder.py`` keeps them.
     """
     size = len(state["rows"]["reward"])
     shift = -state["cursor"] if size == state["capacity"] else 0

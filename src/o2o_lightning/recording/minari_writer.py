@@ -42,14 +42,8 @@ def minari_path(dataset_id: str) -> Path:
 def write_minari(dataset_id: str, block: Block, env_id: str, low: Any, high: Any, metadata: Mapping[str, Any]) -> None:
     """Writes the rows of ``block`` as ``dataset_id``, replacing what an interrupted attempt has left there.
 
-    Observations are flat, as the file's; simulator states and log-densities are left out.
-
-    Args:
-        dataset_id: Minari's id.
-        block: all rows, with their last episode closed.
-        env_id: the environment.
-        low, high: its bounds ``[A]``.
-        metadata: provenance, stored beside Minari's own.
+    ``block`` has all rows, their last episode closed. Observations are flat, as the file's; simulator states and
+    log-densities are left out. ``metadata`` is stored beside Minari's own.
     """
     import minari
 

@@ -25,11 +25,7 @@ DATASET = "dataset.hdf5"
 class Working:
     """``OUTPUT.making``: what was asked for, what there is of it, and the step to ``OUTPUT``.
 
-    A Minari dataset's is in the current directory, named after its id.
-
-    Args:
-        output: the file, or Minari's id.
-        format: ``hdf5`` or ``minari``.
+    ``output`` is a file, or Minari's id; of that the directory is in the current one, named after the id.
     """
 
     def __init__(self, output: str, format: str) -> None:

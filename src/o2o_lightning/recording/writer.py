@@ -47,14 +47,9 @@ def new_column(file: h5py.File, key: str, rows: int, like: NDArray[Any]) -> h5py
 def write_dataset(
     target: Path, rows: int, blocks: Iterable[Block], metadata: Mapping[str, Any], policy: Mapping[str, Any]
 ) -> None:
-    """Writes ``blocks``, together ``rows`` rows, in D4RL's layout.
+    """Writes ``blocks`` in time order, together ``rows`` rows (see :func:`closed`), in D4RL's layout.
 
-    Args:
-        target: the file; must not exist.
-        rows: number of transitions.
-        blocks: columns by name, in time order; see :func:`closed`.
-        metadata: texts and numbers of the group ``metadata``.
-        policy: arrays and texts of the group ``metadata/policy``; empty for none.
+    ``metadata`` holds the texts and numbers of the group of that name, ``policy`` those of ``metadata/policy``.
     """
     with new_hdf5(target) as file:
         start = 0
