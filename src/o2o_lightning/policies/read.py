@@ -11,7 +11,7 @@ from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies import black_box
 from o2o_lightning.policies.d4rl_group import read_d4rl
 from o2o_lightning.policies.sb3 import read_sb3
-from o2o_lightning.policies.source import ImportedPolicy, checked
+from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, check
 from o2o_lightning.policies.state_dict import read_state_dict
 from o2o_lightning.policies.statistics import NotNormalizingError, read_statistics
 from o2o_lightning.policies.tensors import DAMAGED, check_file
@@ -87,17 +87,22 @@ def read_policy(
         UserError: as the readers do.
     """
     path = Path(spec)
-    if format == "sb3":
-        policy = read_sb3(path)
-    elif format == "d4rl":
-        policy = read_d4rl(path, time_feature)
-    else:
-        policy = read_state_dict(path, family, mean)
-    if activation is not None:
-        policy.activation = activation
-        policy.notes = [note for note in policy.notes if "activation" not in note]
-    _normalize(policy, path, format, normalizer)
-    return checked(policy)
+    try:
+        if format == "sb3":
+            policy = read_sb3(path)
+        elif format == "d4rl":
+            policy = read_d4rl(path, time_feature)
+        else:
+            policy = read_state_dict(path, family, mean)
+        policy.file = str(path)
+        if activation is not None:
+            policy.activation = activation
+            policy.notes = [note for note in policy.notes if "activation" not in note]
+        _normalize(policy, path, format, normalizer)
+        check(policy)
+    except BadPolicy as error:
+        raise UserError(f"policy {path}: {error}") from error
+    return policy
 
 
 def _normalize(policy: ImportedPolicy, path: Path, format: str, normalizer: str | None) -> None:

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from o2o_lightning.errors import UserError
-from o2o_lightning.policies.source import MAX_BYTES, Array, ImportedPolicy
+from o2o_lightning.policies.source import MAX_BYTES, Array, BadPolicy, ImportedPolicy
 from o2o_lightning.policies.tensors import (
     DAMAGED,
     State,
@@ -36,18 +35,18 @@ def read_sb3(path: Path) -> ImportedPolicy:
     """Takes a Stable-Baselines3 zip apart; members are read in memory and never extracted.
 
     Raises:
-        UserError: a broken zip, another kind of policy (images, discrete actions, gSDE, recurrent), or sizes that do
+        BadPolicy: a broken zip, another kind of policy (images, discrete actions, gSDE, recurrent), or sizes that do
             not fit.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(read_limited(path, MAX_BYTES))) as archive:
-            weights, described = _member(archive, "policy.pth", path), _member(archive, "data", path)
+            weights, described = _member(archive, "policy.pth"), _member(archive, "data")
     except DAMAGED as error:
-        raise UserError(f"policy {path}: the zip is broken, cut off or locked ({error}). Copy it again.") from error
+        raise BadPolicy(f"the zip is broken, cut off or locked ({error}). Copy it again.") from error
     where = f"{path}, policy.pth"
     state, data = tensors_of(load_tensors(weights, where), where), _data(described)
-    _refuse_others(state, data, path)
-    policy = _off_policy(state, path) if any(key.startswith("actor.") for key in state) else _on_policy(state, path)
+    _refuse_others(state, data)
+    policy = _off_policy(state) if any(key.startswith("actor.") for key in state) else _on_policy(state)
     policy.algorithm = _algorithm(data) or policy.algorithm
     if not data:
         policy.notes.append("its member 'data' cannot be read: activation and action bounds are the library's defaults")
@@ -57,21 +56,19 @@ def read_sb3(path: Path) -> ImportedPolicy:
     return policy
 
 
-def _member(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         info = archive.getinfo(name)
     except KeyError:
         if name == "data":
             return b"{}"
-        raise UserError(
-            f"policy {path}: the zip has no '{name}', and every zip of `model.save` has one. Pass such a zip."
-        ) from None
+        raise BadPolicy(f"the zip has no '{name}', and every zip of `model.save` has one. Pass such a zip.") from None
     if info.file_size > MAX_BYTES:
-        raise UserError(f"policy {path}: '{name}' would unpack to {info.file_size >> 20} MB. Pass another file.")
+        raise BadPolicy(f"'{name}' would unpack to {info.file_size >> 20} MB. Pass another file.")
     with archive.open(info) as member:
         content = member.read(MAX_BYTES + 1)  # the directory's own size may lie
     if len(content) > MAX_BYTES:
-        raise UserError(f"policy {path}: '{name}' unpacks to more than {MAX_BYTES >> 20} MB. Pass another file.")
+        raise BadPolicy(f"'{name}' unpacks to more than {MAX_BYTES >> 20} MB. Pass another file.")
     return content
 
 
@@ -83,7 +80,7 @@ def _data(described: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _refuse_others(state: State, data: dict[str, Any], path: Path) -> None:
+def _refuse_others(state: State, data: dict[str, Any]) -> None:
     names = " ".join(state)
     reason = None
     if "features_extractor.cnn" in names or "features_extractor.extractors" in names:
@@ -95,41 +92,41 @@ def _refuse_others(state: State, data: dict[str, Any], path: Path) -> None:
     elif data.get("use_sde") is True:
         reason = "it explores by gSDE"
     if reason is not None:
-        raise UserError(
-            f"policy {path}: {reason}, and only perceptrons of vectors are imported. Wrap it in a Python function of "
+        raise BadPolicy(
+            f"{reason}, and only perceptrons of vectors are imported. Wrap it in a Python function of "
             "observations and clone that: `o2o policy clone module:function --family squashed_gaussian`."
         )
 
 
-def _off_policy(state: State, path: Path) -> ImportedPolicy:
+def _off_policy(state: State) -> ImportedPolicy:
     parts = ("actor.latent_pi.", "actor.mu.", "actor.log_std.")
     if any(key.startswith("actor.") and not key.startswith(parts) for key in state):
-        raise _unknown(state, path)
-    hidden = sequence(state, "actor.latent_pi", path)
+        raise _unknown(state)
+    hidden = sequence(state, "actor.latent_pi")
     if "actor.mu.weight" in state and "actor.log_std.weight" in state:
-        mean, log_std = linear(state, "actor.mu", path), linear(state, "actor.log_std", path)
-        return ImportedPolicy(str(path), FORMAT, "sac", [*hidden, mean], log_std)
-    layers = sequence(state, "actor.mu", path)
+        mean, log_std = linear(state, "actor.mu"), linear(state, "actor.log_std")
+        return ImportedPolicy(FORMAT, "sac", [*hidden, mean], log_std)
+    layers = sequence(state, "actor.mu")
     if layers and not hidden:
-        return ImportedPolicy(str(path), FORMAT, "td3", layers)
-    raise _unknown(state, path)
+        return ImportedPolicy(FORMAT, "td3", layers)
+    raise _unknown(state)
 
 
-def _on_policy(state: State, path: Path) -> ImportedPolicy:
+def _on_policy(state: State) -> ImportedPolicy:
     if not all(key.startswith(("mlp_extractor.", "action_net.", "value_net.", "log_std")) for key in state):
-        raise _unknown(state, path)
-    hidden = sequence(state, "mlp_extractor.shared_net", path) + sequence(state, "mlp_extractor.policy_net", path)
+        raise _unknown(state)
+    hidden = sequence(state, "mlp_extractor.shared_net") + sequence(state, "mlp_extractor.policy_net")
     if "action_net.weight" not in state:
-        raise _unknown(state, path)
+        raise _unknown(state)
     if "log_std" not in state:
-        raise UserError(f"policy {path}: its actions are discrete, and only continuous ones are fine-tuned here.")
-    layers, log_std = [*hidden, linear(state, "action_net", path)], numbers(state, "log_std", path).ravel()
-    return ImportedPolicy(str(path), FORMAT, "ppo", layers, log_std, activation="tanh", mean_kind="linear")
+        raise BadPolicy("its actions are discrete, and only continuous ones are fine-tuned here.")
+    layers, log_std = [*hidden, linear(state, "action_net")], numbers(state, "log_std").ravel()
+    return ImportedPolicy(FORMAT, "ppo", layers, log_std, activation="tanh", mean_kind="linear")
 
 
-def _unknown(state: State, path: Path) -> UserError:
-    return UserError(
-        f"policy {path}: its tensors ({', '.join(list(state)[:4])}, …) are of no known architecture. Wrap it in a "
+def _unknown(state: State) -> BadPolicy:
+    return BadPolicy(
+        f"its tensors ({', '.join(list(state)[:4])}, …) are of no known architecture. Wrap it in a "
         "Python function and clone that: `o2o policy clone module:function --family squashed_gaussian`."
     )
 

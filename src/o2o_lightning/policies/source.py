@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import Actor, ActorSpec, FloatArray
 from o2o_lightning.nn.actors import build_actor
 from o2o_lightning.nn.normalizer import Normalizer
@@ -27,12 +26,15 @@ FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+class BadPolicy(Exception):
+    """What is wrong with a policy, and what to do; who reads it adds the file's name."""
+
+
 @dataclass
 class ImportedPolicy:
     """A multilayer perceptron with one of our output distributions.
 
     Attributes:
-        file: where it comes from, for messages.
         format: what it was recognised as.
         algorithm: what trained it, where the file says so.
         layers: the hidden ones, then the output layer of the mean, or of the deterministic action before tanh.
@@ -45,9 +47,9 @@ class ImportedPolicy:
         env_id: environment, where the file names it.
         notes: what was assumed, one line each.
         altered: what was changed on purpose, so that the policy is no longer the source's own; None for nothing.
+        file: where it comes from.
     """
 
-    file: str
     format: str
     algorithm: str
     layers: list[Linear]
@@ -61,6 +63,7 @@ class ImportedPolicy:
     env_id: str | None = None
     notes: list[str] = field(default_factory=list)
     altered: str | None = None
+    file: str = ""
 
     @property
     def family(self) -> str:
@@ -129,15 +132,15 @@ class ImportedPolicy:
         return self.normalizer or Normalizer.identity(self.observation_dim)
 
 
-def checked(policy: ImportedPolicy) -> ImportedPolicy:
-    """``policy`` if its layers fit one another and hold numbers.
+def check(policy: ImportedPolicy) -> None:
+    """Whether its layers fit one another and hold numbers.
 
     Raises:
-        UserError: sizes that do not fit, NaN or infinity, or an activation that we lack.
+        BadPolicy: sizes that do not fit, NaN or infinity, or an activation that we lack.
     """
     if policy.activation not in FUNCTIONS:
-        raise UserError(
-            f"policy {policy.file}: its activation '{policy.activation}' is none of {', '.join(FUNCTIONS)}. "
+        raise BadPolicy(
+            f"its activation '{policy.activation}' is none of {', '.join(FUNCTIONS)}. "
             "Wrap it in a Python function and import that: `o2o policy import module:function`."
         )
     layers, log_std = [*policy.layers], policy.log_std
@@ -146,18 +149,16 @@ def checked(policy: ImportedPolicy) -> ImportedPolicy:
         layers, widths, log_std = [*layers, log_std], [*widths, widths[-1]], log_std[1]
     for i, ((weight, bias), width) in enumerate(zip(layers, widths, strict=True)):
         if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
-            raise UserError(
-                f"policy {policy.file}: layer {i} has weight {weight.shape} and bias {bias.shape}, the one before "
+            raise BadPolicy(
+                f"layer {i} has weight {weight.shape} and bias {bias.shape}, the one before "
                 f"gives {width} values. The file is mixed up or of an architecture that is not known."
             )
     actions = policy.action_dim
     if log_std is not None and log_std.shape != (actions,):
-        raise UserError(
-            f"policy {policy.file}: log σ has {log_std.size} values, the mean has {actions}. Pass another file."
-        )
+        raise BadPolicy(f"log σ has {log_std.size} values, the mean has {actions}. Pass another file.")
     if policy.normalizer is not None and len(policy.normalizer.mean) != policy.observation_dim:
-        raise UserError(
-            f"policy {policy.file}: it takes {policy.observation_dim} observation values, its normalisation has "
+        raise BadPolicy(
+            f"it takes {policy.observation_dim} observation values, its normalisation has "
             f"{len(policy.normalizer.mean)}. Pass the --normalizer that belongs to it."
         )
     arrays = [part for layer in layers for part in layer]
@@ -165,8 +166,6 @@ def checked(policy: ImportedPolicy) -> ImportedPolicy:
     normalizer = policy.build_normalizer()
     arrays += [normalizer.mean.numpy(), deviation := normalizer.std.numpy() + normalizer.eps]
     if not all(np.isfinite(array).all() for array in arrays) or not (deviation > 0).all():
-        raise UserError(
-            f"policy {policy.file}: its numbers hold NaN, infinity, or observations of no deviation. Pass another "
-            "checkpoint of it."
+        raise BadPolicy(
+            "its numbers hold NaN, infinity, or observations of no deviation. Pass another checkpoint of it."
         )
-    return policy

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from o2o_lightning.errors import UserError
-from o2o_lightning.policies.source import Array, Linear
+from o2o_lightning.policies.source import Array, BadPolicy, Linear
 
 State = dict[str, Tensor]
 # of a broken zip or member of it, an encrypted one, an unknown compression
@@ -42,36 +42,34 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def sequence(state: State, prefix: str, path: Path) -> list[Linear]:
+def sequence(state: State, prefix: str) -> list[Linear]:
     """The linear layers ``PREFIX.0.weight``, ``PREFIX.2.weight``, … in order; none of them may be missing."""
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.weight$")
     places = sorted(int(match[1]) for key in state if (match := pattern.match(key)))
     step = places[1] if len(places) > 1 else 1
     if places != [*range(0, step * len(places), step)]:
-        raise UserError(
-            f"policy {path}: of its layers '{prefix}.N' only {places} are there, so one is missing. Pass another file."
-        )
-    return [linear(state, f"{prefix}.{place}", path) for place in places]
+        raise BadPolicy(f"of its layers '{prefix}.N' only {places} are there, so one is missing. Pass another file.")
+    return [linear(state, f"{prefix}.{place}") for place in places]
 
 
-def linear(state: State, name: str, path: Path) -> Linear:
+def linear(state: State, name: str) -> Linear:
     """Weight and bias of one layer; a bias that is not there is zero."""
-    weight = numbers(state, f"{name}.weight", path)
-    bias = numbers(state, f"{name}.bias", path) if f"{name}.bias" in state else np.zeros(weight.shape[:1])
+    weight = numbers(state, f"{name}.weight")
+    bias = numbers(state, f"{name}.bias") if f"{name}.bias" in state else np.zeros(weight.shape[:1])
     if weight.ndim != 2 or bias.ndim != 1:
-        raise UserError(
-            f"policy {path}: '{name}' has a weight {weight.shape} and a bias {bias.shape}, no linear layer. Wrap the "
+        raise BadPolicy(
+            f"'{name}' has a weight {weight.shape} and a bias {bias.shape}, no linear layer. Wrap the "
             "policy in a Python function and clone that: `o2o policy clone module:function`."
         )
     return weight, bias
 
 
-def numbers(state: State, name: str, path: Path) -> Array:
+def numbers(state: State, name: str) -> Array:
     """Float64, so that a comparison is as exact as the source."""
     tensor = state[name]
     if tensor.layout != torch.strided or not tensor.is_floating_point():
-        raise UserError(
-            f"policy {path}: '{name}' is {tensor.dtype}, {tensor.layout}, and dense floating-point numbers are needed. "
+        raise BadPolicy(
+            f"'{name}' is {tensor.dtype}, {tensor.layout}, and dense floating-point numbers are needed. "
             "Save it as such."
         )
     return tensor.detach().double().numpy()
