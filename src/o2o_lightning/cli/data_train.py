@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from o2o_lightning.checkpoint import side_state
+from o2o_lightning.checkpoint.handover import read_checkpoint
+from o2o_lightning.checkpoint.io import write_json
 from o2o_lightning.errors import Failure, UserError
 
 TRAIN_STEPS = 1_000_000
@@ -74,9 +77,6 @@ class Trained:
 
     def buffer(self) -> dict[str, Any]:
         """The replay buffer's state."""
-        from o2o_lightning.checkpoint import side_state
-        from o2o_lightning.checkpoint.handover import read_checkpoint
-
         token = read_checkpoint(self.checkpoint)["o2o_resume"]["token"]
         buffer: dict[str, Any] = side_state.read(self.checkpoint, token, 0)["data"]["interaction"]["buffer"]
         return buffer
@@ -160,8 +160,6 @@ def _callback(name: str, **arguments: Any) -> list[str]:
 
 def _claim(folder: Path, request: dict[str, Any]) -> None:
     """Only one kind of training is in a folder."""
-    from o2o_lightning.checkpoint.io import write_json
-
     path = folder / REQUEST
     if path.exists():
         held = json.loads(path.read_text())
@@ -178,8 +176,6 @@ def _claim(folder: Path, request: dict[str, Any]) -> None:
 
 def _found(folder: Path, goal: Goal | None) -> Trained | None:
     """The training as its last checkpoint has it; None before there is one."""
-    from o2o_lightning.checkpoint.handover import read_checkpoint
-
     if not (folder / LAST).exists():
         return None
     checkpoint = read_checkpoint(folder / LAST)

@@ -39,16 +39,7 @@ def check(raw: RawDataset, env_id: str | None = None, replay_rows: int = 200, se
         validate(raw)
     except UserError as error:
         return [Check("form", "fail", str(error))]
-    observation = np.asarray(raw.observations[slice(None)])
-    rows = [
-        Check("form", "ok", f"{len(raw)} rows, observations {observation.shape[1]}, actions {raw.actions.shape[1]}"),
-        Check("finite", "ok", "no NaN, no infinity"),
-        _range(observation),
-        _constant(observation),
-        _rewards(raw),
-        _flags(raw),
-        _boundaries(raw),
-    ]
+    rows = [*_values(raw), _flags(raw), _boundaries(raw)]
     try:
         env_id = env_id or foreign_id(raw.env_id, "the dataset")
         if env_id is None:
@@ -57,13 +48,8 @@ def check(raw: RawDataset, env_id: str | None = None, replay_rows: int = 200, se
     except UserError as error:
         return [*rows, Check("environment", "fail", str(error))]
     if (columns := raw.actions.shape[1]) != env.action_dim:
-        detail = f"'actions' has {columns} columns, {env_id} takes {env.action_dim}"
-        return [
-            *rows,
-            Check("environment", "fail", detail),
-            Check("actions", "skip", "widths differ"),
-            _lengths(raw, env),
-        ]
+        rows.append(Check("environment", "fail", f"'actions' has {columns} columns, {env_id} takes {env.action_dim}"))
+        return [*rows, Check("actions", "skip", "widths differ"), _lengths(raw, env)]
     rows.append(Check("environment", "ok", f"{env_id}: widths fit, horizon {env.horizon}"))
     rows += [_actions(raw, env), _lengths(raw, env)]
     return rows + _replay_check(raw, env_id, replay_rows, seed)
@@ -74,24 +60,21 @@ def passed(checks: list[Check]) -> bool:
     return all(row.status != "fail" for row in checks)
 
 
-def _range(observation: NDArray[np.float32]) -> Check:
-    low, high = float(observation.min()), float(observation.max())
-    return Check("observation range", "warn" if max(-low, high) > 1e4 else "ok", f"[{low:.4g}, {high:.4g}]")
-
-
-def _constant(observation: NDArray[np.float32]) -> Check:
+def _values(raw: RawDataset) -> list[Check]:
+    observation, reward = np.asarray(raw.observations[slice(None)]), raw.rewards
+    low, high, least, most = (float(value) for x in (observation, reward) for value in (x.min(), x.max()))
     constant = np.flatnonzero(np.ptp(observation, axis=0) == 0).tolist()
-    if constant:
-        return Check("constant columns", "warn", f"observation columns {constant} never change")
-    return Check("constant columns", "ok", "none")
-
-
-def _rewards(raw: RawDataset) -> Check:
-    low, high, mean = float(raw.rewards.min()), float(raw.rewards.max()), float(raw.rewards.mean())
-    detail = f"[{low:.4g}, {high:.4g}], mean {mean:.4g}"
-    if low == high:
-        return Check("rewards", "warn", f"{detail}: always the same, nothing to learn from")
-    return Check("rewards", "ok", detail)
+    unchanging = f"observation columns {constant} never change" if constant else "none"
+    rewards = f"[{least:.4g}, {most:.4g}], mean {float(reward.mean()):.4g}"
+    if least == most:
+        rewards += ": always the same, nothing to learn from"
+    return [
+        Check("form", "ok", f"{len(raw)} rows, observations {observation.shape[1]}, actions {raw.actions.shape[1]}"),
+        Check("finite", "ok", "no NaN, no infinity"),
+        Check("observation range", "warn" if max(-low, high) > 1e4 else "ok", f"[{low:.4g}, {high:.4g}]"),
+        Check("constant columns", "warn" if constant else "ok", unchanging),
+        Check("rewards", "warn" if least == most else "ok", rewards),
+    ]
 
 
 def _flags(raw: RawDataset) -> Check:

@@ -82,16 +82,13 @@ def _data(described: bytes) -> dict[str, Any]:
 
 def _refuse_others(state: State, data: dict[str, Any]) -> None:
     names = " ".join(state)
-    reason = None
-    if "features_extractor.cnn" in names or "features_extractor.extractors" in names:
-        reason = "it takes images or dictionaries"
-    elif "features_extractor." in names:
-        reason = "it has a features extractor of its own"
-    elif "lstm" in names:
-        reason = "it is recurrent"
-    elif data.get("use_sde") is True:
-        reason = "it explores by gSDE"
-    if reason is not None:
+    reasons = {
+        "it takes images or dictionaries": bool(re.search(r"features_extractor\.(cnn|extractors)", names)),
+        "it has a features extractor of its own": "features_extractor." in names,
+        "it is recurrent": "lstm" in names,
+        "it explores by gSDE": data.get("use_sde") is True,
+    }
+    if reason := next((text for text, holds in reasons.items() if holds), None):
         raise BadPolicy(
             f"{reason}, and only perceptrons of vectors are imported. Wrap it in a Python function of "
             "observations and clone that: `o2o policy clone module:function --family squashed_gaussian`."

@@ -16,7 +16,6 @@ from o2o_lightning.errors import UserError
 
 Block = dict[str, NDArray[Any]]  # columns of neighbouring rows, by their name in the file
 
-FLAGS = ("terminals", "timeouts")
 _CHUNK_ROWS = 16_384
 
 
@@ -36,14 +35,6 @@ def new_hdf5(target: Path) -> Iterator[h5py.File]:
         part.unlink(missing_ok=True)
 
 
-def new_column(file: h5py.File, key: str, rows: int, like: NDArray[Any]) -> h5py.Dataset:
-    """An empty column of ``rows`` rows, of the type and width of ``like`` ``[…, width]``."""
-    # one column a chunk: neighbouring values are alike, and the shuffle filter makes the most of it
-    chunks = (min(_CHUNK_ROWS, rows), *(1 for _ in like.shape[1:]))
-    options = {"chunks": chunks, "compression": "gzip", "compression_opts": 9, "shuffle": True}
-    return file.create_dataset(key, shape=(rows, *like.shape[1:]), dtype=like.dtype, **options)
-
-
 def write_dataset(
     target: Path, rows: int, blocks: Iterable[Block], metadata: Mapping[str, Any], policy: Mapping[str, Any]
 ) -> None:
@@ -56,8 +47,12 @@ def write_dataset(
         for block in _aligned(blocks):
             stop = start + len(block["rewards"])
             for key, values in block.items():
-                column = file[key] if start else new_column(file, key, rows, values)
-                column[start:stop] = values
+                if start == 0:
+                    # one column a chunk: neighbouring values are alike, and the shuffle filter makes the most of it
+                    chunks, width = (min(_CHUNK_ROWS, rows), *(1 for _ in values.shape[1:])), values.shape[1:]
+                    packed = {"chunks": chunks, "compression": "gzip", "compression_opts": 9, "shuffle": True}
+                    file.create_dataset(key, shape=(rows, *width), dtype=values.dtype, **packed)
+                file[key][start:stop] = values
             start = stop
         for key, value in metadata.items():
             file[f"metadata/{key}"] = value
