@@ -84,13 +84,12 @@ class HistoryPlayer(Player):
 
 
 class Teacher:
-    """A policy in raw observations; actions are in ``[-1, 1]``. ``kind`` is its family, None for a black box."""
+    """A policy as a function of raw observations to ``[-1, 1]``; ``kind`` is its family, None for a black box."""
 
     kind: str | None = None
 
-    def act(self, observation: FloatArray) -> FloatArray:
-        """Deterministic actions ``[B, A]`` at raw observations ``[B, S]``, of a policy that needs no more."""
-        raise NotImplementedError(type(self).__name__)
+    def __init__(self, act: Act) -> None:
+        self.act = act
 
     def label(self, store: TransitionStore, device: torch.device) -> Tensor:
         """Deterministic actions ``[N, A]`` at every row of ``store``; networks may use ``device``."""
@@ -110,30 +109,14 @@ class ActorTeacher(Teacher):
     """A policy of ours with the normaliser that it learned with."""
 
     def __init__(self, actor: Actor, normalizer: Normalizer) -> None:
-        self.actor, self.normalizer = actor.requires_grad_(False), normalizer
-        self.kind = actor.kind
-
-    def act(self, observation: FloatArray) -> FloatArray:
-        return self.actor.act(self.normalizer.numpy(observation))
+        super().__init__(lambda observation: actor.act(normalizer.numpy(observation)))
+        self.actor, self.kind = actor.requires_grad_(False), actor.kind
 
     @torch.no_grad()
     def sampled(self, observation: Tensor, noise: Tensor) -> Tensor | None:
         if not isinstance(self.actor, StochasticActor):
             return None
         return self.actor.to(observation.device).sampled(observation, noise)
-
-
-class CallableTeacher(Teacher):
-    """Any function from raw observations ``[B, S]`` to actions in ``[-1, 1]``.
-
-    It gets copies, since it may write into what it is given, which is the dataset.
-    """
-
-    def __init__(self, function: Act) -> None:
-        self.function = function
-
-    def act(self, observation: FloatArray) -> FloatArray:
-        return np.asarray(self.function(observation.copy()), np.float32)
 
 
 class HistoryTeacher(Teacher):

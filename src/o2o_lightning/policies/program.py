@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from o2o_lightning.errors import UserError
-from o2o_lightning.policies.source import MAX_BYTES
+from o2o_lightning.policies.source import MAX_BYTES, BadPolicy, reading
 from o2o_lightning.policies.tensors import first_line, read_limited
 
 # A program's graph, tensors and facts; no compiled code, no other objects.
@@ -57,22 +56,23 @@ def load_program(spec: str) -> Any:
     Raises:
         UserError: unreadable, or something in it could run code.
     """
-    try:
-        members = _members(read_limited(Path(spec), MAX_BYTES))
-        strange = [name for name in members if not _MEMBER.fullmatch(name)]
-        for name, content in members.items():
-            strange += _strange(json.loads(content), "") if name.endswith(".json") else []
-        if strange:
-            raise UserError(
-                f"policy {spec}: it holds {ascii(strange[0])[:60]}, more than a graph and tensors, so it was not "
-                "loaded. Wrap it in a Python function and clone that: `o2o policy clone module:function`."
-            )
-        with _weights_only():  # torch.export would else fall back to executing pickles
-            return torch.export.load(_packed(members)).module()
-    except UserError:
-        raise
-    except Exception as error:  # damaged bytes fail anywhere
-        raise UserError(f"policy {spec}: it is no torch.export file that can be read ({first_line(error)}).") from error
+    with reading(spec):
+        try:
+            members = _members(read_limited(Path(spec), MAX_BYTES))
+            strange = [name for name in members if not _MEMBER.fullmatch(name)]
+            for name, content in members.items():
+                strange += _strange(json.loads(content), "") if name.endswith(".json") else []
+            if strange:
+                raise BadPolicy(
+                    f"it holds {ascii(strange[0])[:60]}, more than a graph and tensors, so it was not loaded. Wrap it "
+                    "in a Python function and clone that: `o2o policy clone module:function`."
+                )
+            with _weights_only():  # torch.export would else fall back to executing pickles
+                return torch.export.load(_packed(members)).module()
+        except BadPolicy:
+            raise
+        except Exception as error:  # damaged bytes fail anywhere
+            raise BadPolicy(f"it is no torch.export file that can be read ({first_line(error)}).") from error
 
 
 def _members(content: bytes) -> dict[str, bytes]:

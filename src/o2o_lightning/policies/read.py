@@ -6,12 +6,11 @@ import re
 import zipfile
 from pathlib import Path
 
-from o2o_lightning.errors import UserError
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies import black_box
 from o2o_lightning.policies.d4rl_group import read_d4rl
 from o2o_lightning.policies.sb3 import read_sb3
-from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, check
+from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, check, reading
 from o2o_lightning.policies.state_dict import read_state_dict
 from o2o_lightning.policies.statistics import NotNormalizingError, read_statistics
 from o2o_lightning.policies.tensors import DAMAGED, check_file
@@ -27,10 +26,15 @@ def recognise(spec: str) -> tuple[str, str]:
     Raises:
         UserError: missing, a program that must be named as such, an o2o checkpoint, or nothing that is known.
     """
+    with reading(spec):
+        return _recognise(spec)
+
+
+def _recognise(spec: str) -> tuple[str, str]:
     path = Path(spec)
     if not path.exists() and _CALLABLE.match(spec):
         return "callable", "it names a function"
-    check_file(spec)
+    check_file(path)
     with path.open("rb") as file:
         start = file.read(8)
     if start.startswith(b"\x89HDF"):
@@ -42,8 +46,8 @@ def recognise(spec: str) -> tuple[str, str]:
     if start.startswith(b"\x80") or path.suffix in (".pt", ".pth"):
         return "state_dict", "a torch file"
     if path.suffix == ".zip":
-        raise UserError(f"policy {spec}: it is no zip, or its beginning is damaged. Copy it again.")
-    raise UserError(f"policy {spec}: nothing of it is known. Pass --format, one of {', '.join(FORMATS[1:])}.")
+        raise BadPolicy("it is no zip, or its beginning is damaged. Copy it again.")
+    raise BadPolicy(f"nothing of it is known. Pass --format, one of {', '.join(FORMATS[1:])}.")
 
 
 def _recognise_zip(path: Path) -> tuple[str, str]:
@@ -51,17 +55,17 @@ def _recognise_zip(path: Path) -> tuple[str, str]:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except DAMAGED as error:
-        raise UserError(f"policy {path}: the zip is broken or cut off ({error}). Copy it again.") from error
+        raise BadPolicy(f"the zip is broken or cut off ({error}). Copy it again.") from error
     if "policy.pth" in names:
         return "sb3", "a zip with policy.pth"
     if any("/code/" in name for name in names):
-        raise UserError(f"policy {path}: it is a TorchScript program. To run it, pass --format torchscript.")
+        raise BadPolicy("it is a TorchScript program. To run it, pass --format torchscript.")
     if any(name.endswith("archive_format") for name in names):
-        raise UserError(f"policy {path}: it is a torch.export program. To run it, pass --format torch_export.")
+        raise BadPolicy("it is a torch.export program. To run it, pass --format torch_export.")
     if any(name.endswith("data.pkl") for name in names):
         return "state_dict", "a torch file"
     held = ", ".join(names[:4]) or "nothing"
-    raise UserError(f"policy {path}: a zip of {held}, and no policy.pth. Pass what Stable-Baselines3's `save` wrote.")
+    raise BadPolicy(f"a zip of {held}, and no policy.pth. Pass what Stable-Baselines3's `save` wrote.")
 
 
 def read_policy(
@@ -87,7 +91,7 @@ def read_policy(
         UserError: as the readers do.
     """
     path = Path(spec)
-    try:
+    with reading(path):
         if format == "sb3":
             policy = read_sb3(path)
         elif format == "d4rl":
@@ -100,8 +104,6 @@ def read_policy(
             policy.notes = [note for note in policy.notes if "activation" not in note]
         _normalize(policy, path, format, normalizer)
         check(policy)
-    except BadPolicy as error:
-        raise UserError(f"policy {path}: {error}") from error
     return policy
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from o2o_lightning.policies.source import MAX_BYTES, Array, BadPolicy, ImportedPolicy
+from o2o_lightning.policies.source import MAX_BYTES, Array, BadPolicy, ImportedPolicy, reading
 from o2o_lightning.policies.tensors import (
     DAMAGED,
     State,
@@ -43,8 +43,9 @@ def read_sb3(path: Path) -> ImportedPolicy:
             weights, described = _member(archive, "policy.pth"), _member(archive, "data")
     except DAMAGED as error:
         raise BadPolicy(f"the zip is broken, cut off or locked ({error}). Copy it again.") from error
-    where = f"{path}, policy.pth"
-    state, data = tensors_of(load_tensors(weights, where), where), _data(described)
+    with reading(f"{path}, policy.pth"):
+        state = tensors_of(load_tensors(weights))
+    data = _data(described)
     _refuse_others(state, data)
     policy = _off_policy(state) if any(key.startswith("actor.") for key in state) else _on_policy(state)
     policy.algorithm = _algorithm(data) or policy.algorithm

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import Actor, ActorSpec, FloatArray
 from o2o_lightning.nn.actors import build_actor
 from o2o_lightning.nn.normalizer import Normalizer
@@ -26,8 +29,17 @@ FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-class BadPolicy(Exception):
-    """What is wrong with a policy, and what to do; who reads it adds the file's name."""
+class BadPolicy(UserError):
+    """What is wrong with a policy, and what to do; :func:`reading` adds its name."""
+
+
+@contextmanager
+def reading(spec: str | Path) -> Iterator[None]:
+    """Names the policy in what is found wrong with it."""
+    try:
+        yield
+    except BadPolicy as error:
+        raise UserError(f"policy {spec}: {error}") from error
 
 
 @dataclass

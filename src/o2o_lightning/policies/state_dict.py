@@ -27,13 +27,13 @@ def read_state_dict(path: Path, family: str | None = None, mean: str | None = No
     ``family`` and ``mean`` are of a plain one, where names and shapes do not tell.
 
     Raises:
-        UserError, BadPolicy: unreadable, or of an unknown layout.
+        BadPolicy: unreadable, or of an unknown layout.
     """
-    found: Any = load_tensors(read_limited(path, MAX_BYTES), str(path))
+    found: Any = load_tensors(read_limited(path, MAX_BYTES))
     inner = found.get("actor") if isinstance(found, dict) else None
     if inner is None and isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         inner = found["state_dict"]
-    state = tensors_of(inner if isinstance(inner, dict) else found, str(path))
+    state = tensors_of(inner if isinstance(inner, dict) else found)
     if sequence(state, "actor.net") or any(key.startswith("actor.") for key in state):
         state = {key.removeprefix("actor."): value for key, value in state.items() if key.startswith("actor.")}
     policy = _corl(state) or _plain(state)

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from o2o_lightning.errors import UserError
 from o2o_lightning.policies.source import Array, BadPolicy, Linear
 
 State = dict[str, Tensor]
@@ -22,19 +21,17 @@ State = dict[str, Tensor]
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 
 
-def load_tensors(content: bytes, where: str) -> Any:
+def load_tensors(content: bytes) -> Any:
     """What ``torch.save`` wrote, tensors and plain values only; nothing in it is executed."""
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"policy {where}: it holds something other than tensors and plain values, so it was not read, and nothing "
+        raise BadPolicy(
+            "it holds something other than tensors and plain values, so it was not read, and nothing "
             "of it ran. Save its `state_dict()` and import that."
         ) from error
     except Exception as error:  # damaged bytes fail anywhere in the unpickler
-        raise UserError(
-            f"policy {where}: it cannot be read ({first_line(error)}). It may be cut off; copy it again."
-        ) from error
+        raise BadPolicy(f"it cannot be read ({first_line(error)}). It may be cut off; copy it again.") from error
 
 
 def first_line(error: Exception) -> str:
@@ -82,29 +79,25 @@ def halves(layer: Linear) -> tuple[Linear, Linear]:
     return (weight[:half], bias[:half]), (weight[half:], bias[half:])
 
 
-def tensors_of(found: Any, where: str) -> State:
+def tensors_of(found: Any) -> State:
     """``found`` as a flat mapping of names to tensors, other entries left out."""
     entries = found if isinstance(found, dict) else {}
     state = {str(key): value for key, value in entries.items() if isinstance(value, Tensor)}
     if not state:
-        raise UserError(
-            f"policy {where}: it holds no tensors by name. Save the policy's `state_dict()` and import that."
-        )
+        raise BadPolicy("it holds no tensors by name. Save the policy's `state_dict()` and import that.")
     return state
 
 
-def check_file(spec: str | Path) -> None:
+def check_file(path: Path) -> None:
     """Refuses what is not a file."""
-    if not Path(spec).is_file():
-        kind = "is a directory" if Path(spec).is_dir() else "is not there"
-        raise UserError(f"policy {spec}: it {kind}. Pass a file, or module:function.")
+    if not path.is_file():
+        kind = "is a directory" if path.is_dir() else "is not there"
+        raise BadPolicy(f"it {kind}. Pass a file, or module:function.")
 
 
 def read_limited(path: Path, limit: int) -> bytes:
-    """The file's content; :class:`UserError` for what is not a file, or too large to be a policy."""
+    """The content of what is a file, and not too large to be a policy."""
     check_file(path)
     if path.stat().st_size > limit:
-        raise UserError(
-            f"policy {path}: it is larger than {limit >> 20} MB, too large for a policy. Pass another file."
-        )
+        raise BadPolicy(f"it is larger than {limit >> 20} MB, too large for a policy. Pass another file.")
     return path.read_bytes()

@@ -47,17 +47,20 @@ def write_dataset(
         for block in _aligned(blocks):
             stop = start + len(block["rewards"])
             for key, values in block.items():
-                if start == 0:
-                    # one column a chunk: neighbouring values are alike, and the shuffle filter makes the most of it
-                    chunks, width = (min(_CHUNK_ROWS, rows), *(1 for _ in values.shape[1:])), values.shape[1:]
-                    packed = {"chunks": chunks, "compression": "gzip", "compression_opts": 9, "shuffle": True}
-                    file.create_dataset(key, shape=(rows, *width), dtype=values.dtype, **packed)
-                file[key][start:stop] = values
+                column = file[key] if start else _new_column(file, key, rows, values)
+                column[start:stop] = values
             start = stop
         for key, value in metadata.items():
             file[f"metadata/{key}"] = value
         for key, value in policy.items():
             file[f"metadata/policy/{key}"] = value
+
+
+def _new_column(file: h5py.File, key: str, rows: int, like: NDArray[Any]) -> h5py.Dataset:
+    # one column a chunk: neighbouring values are alike, and the shuffle filter makes the most of it
+    chunks = (min(_CHUNK_ROWS, rows), *(1 for _ in like.shape[1:]))
+    options = {"chunks": chunks, "compression": "gzip", "compression_opts": 9, "shuffle": True}
+    return file.create_dataset(key, shape=(rows, *like.shape[1:]), dtype=like.dtype, **options)
 
 
 def closed(blocks: Iterable[Block]) -> Iterator[Block]:
