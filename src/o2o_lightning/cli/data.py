@@ -158,7 +158,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _cut(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from o2o_lightning.recording.cut import cut
+    from o2o_lightning.recording.writer import cut
 
     rows = cut(arguments.source, arguments.target, arguments.transitions, arguments.keep_infos, arguments.keep_next)
     size = Path(arguments.target).stat().st_size / 1e6

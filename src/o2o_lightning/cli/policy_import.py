@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +127,10 @@ def _compare(
         return actor.act(normalizer.numpy(observation))
 
     states, where = _states(arguments, policy, env, raw)
-    parity = _parity(act(states), policy.actions(states))
-    verdict = parity.verdict() if policy.altered is None else f"with {policy.altered}: {parity.verdict()}"
-    report: dict[str, Any] = {"states_from": where, "parity": asdict(parity), "verdict": verdict}
+    parity, verdict = _parity(act(states), policy.actions(states))
+    if policy.altered is not None:
+        verdict = f"with {policy.altered}: {verdict}"
+    report: dict[str, Any] = {"states_from": where, "parity": parity, "verdict": verdict}
     if env is not None and arguments.episodes > 0:
         reference = reference_scores(raw.source if raw is not None else "") or reference_scores(env.env_id)
         width, episodes = policy.observation_dim, arguments.episodes
@@ -140,52 +140,33 @@ def _compare(
     return report
 
 
-@dataclass(frozen=True)
-class Parity:
-    """Two policies' deterministic actions in the same states, in ``[-1, 1]``.
+def _parity(actions: FloatArray, source: FloatArray) -> tuple[dict[str, Any], str]:
+    """How far two policies' deterministic actions ``[N, A]`` in the same states are apart, and that in one line.
 
-    Attributes:
-        states: how many.
-        largest, rmse: distance of the actions.
-        clipped: whether the only difference is ours of clipping squashed actions at ±(1 − 1e-4).
-        same: no difference beyond rounding and that clip.
-        dimension, state: where the largest difference is.
+    ``clipped``: the only difference is ours of clipping squashed actions at ±(1 − 1e-4); ``same``: none beyond rounding
+    and that clip; ``dimension`` and ``state``: where it is largest.
     """
-
-    states: int
-    largest: float
-    rmse: float
-    clipped: bool
-    same: bool
-    dimension: int
-    state: int
-
-    def verdict(self) -> str:
-        """One line."""
-        if not self.same:
-            return (
-                f"differs: actions are up to {self.largest:.2g} apart, RMSE {self.rmse:.2g} over {self.states:,} "
-                f"states, most in dimension {self.dimension} of state {self.state}"
-            )
-        clip = f", all of it from clipping actions at ±{ACTION_LIMIT:g}" if self.clipped else ""
-        return f"same policy: actions are at most {self.largest:.1g} apart over {self.states:,} states{clip}"
-
-
-def _parity(actions: FloatArray, source: FloatArray) -> Parity:
-    """Parity of actions ``[N, A]`` with the source's."""
     apart = np.abs(actions - source)
     beyond = np.abs(actions - np.clip(source, -ACTION_LIMIT, ACTION_LIMIT))
     state, dimension = np.unravel_index(int(apart.argmax()), apart.shape)
-    plain, clipped = bool(apart.max() <= TOLERANCE), bool(np.minimum(apart, beyond).max() <= TOLERANCE)
-    return Parity(
-        states=len(actions),
-        largest=float(apart.max()),
-        rmse=float(np.sqrt(np.square(apart).mean())),
-        clipped=clipped and not plain,
-        same=plain or clipped,
-        dimension=int(dimension),
-        state=int(state),
-    )
+    largest, rmse = float(apart.max()), float(np.sqrt(np.square(apart).mean()))
+    plain, clipped = largest <= TOLERANCE, bool(np.minimum(apart, beyond).max() <= TOLERANCE)
+    facts = {
+        "states": len(actions),
+        "largest": largest,
+        "rmse": rmse,
+        "clipped": clipped and not plain,
+        "same": plain or clipped,
+        "dimension": int(dimension),
+        "state": int(state),
+    }
+    if not facts["same"]:
+        return facts, (
+            f"differs: actions are up to {largest:.2g} apart, RMSE {rmse:.2g} over {len(actions):,} states, most in "
+            f"dimension {dimension} of state {state}"
+        )
+    clip = f", all of it from clipping actions at ±{ACTION_LIMIT:g}" if facts["clipped"] else ""
+    return facts, f"same policy: actions are at most {largest:.1g} apart over {len(actions):,} states{clip}"
 
 
 def _states(

@@ -25,13 +25,16 @@ OPERATORS = {"relu": "Relu", "tanh": "Tanh", "elu": "Elu", "leaky_relu": "LeakyR
 CHECKED, CHECKED_WINDOWS = 256, 64  # made-up states, and windows of each length
 
 
-class Deployed(nn.Module):
-    """A policy between raw observations and actions in the environment's own units."""
+class _Deployed(nn.Module):
+    """A policy between raw observations and actions in the environment's own units.
+
+    ``context`` is how many time steps it takes at most, ``samples`` are made-up inputs, the largest last, and
+    ``described`` says to the user what goes in and comes out.
+    """
 
     policy: Policy
     low: Tensor
     reach: Tensor
-    context = 1  # time steps that it takes at most
 
     def __init__(self, policy: Policy, normalizer: Normalizer, low: FloatArray, high: FloatArray) -> None:
         super().__init__()
@@ -49,19 +52,12 @@ class Deployed(nn.Module):
         noise = torch.randn(*shape, self.policy.spec.observation_dim, generator=draw)
         return noise * (self.normalizer.std + self.normalizer.eps) + self.normalizer.mean
 
-    def samples(self) -> list[tuple[Tensor, ...]]:
-        """Made-up inputs, the largest last."""
-        raise NotImplementedError(type(self).__name__)
 
-    def described(self, units: str) -> list[str]:
-        """What goes in and comes out, for the user."""
-        raise NotImplementedError(type(self).__name__)
-
-
-class DeployedActor(Deployed):
+class DeployedActor(_Deployed):
     """Raw observations ``[B, S]`` to actions ``[B, A]``."""
 
     policy: Actor
+    context = 1
 
     def forward(self, observation: Tensor) -> Tensor:
         """``[B, S] → [B, A]``."""
@@ -77,7 +73,7 @@ class DeployedActor(Deployed):
         ]
 
 
-class DeployedSequence(Deployed):
+class DeployedSequence(_Deployed):
     """The last T steps of episodes, oldest first, to actions ``[B, A]``.
 
     T is 1 at an episode's start, then one more a step up to the policy's acting context. At the first step the return
@@ -93,7 +89,7 @@ class DeployedSequence(Deployed):
         return self.native(self.policy.modes(window)[:, -1])
 
     @property
-    def context(self) -> int:  # type: ignore[override]
+    def context(self) -> int:
         return self.policy.spec.acting_context
 
     def samples(self) -> list[tuple[Tensor, ...]]:
@@ -117,6 +113,9 @@ class DeployedSequence(Deployed):
         first = torch.randint(max(spec.horizon - length, 1), (CHECKED_WINDOWS, 1), generator=draw)
         observation = self.observations(CHECKED_WINDOWS, length, seed=length)
         return to_go, observation, unit * 2 * self.reach + self.low, first + torch.arange(length)
+
+
+Deployed = DeployedActor | DeployedSequence
 
 
 def export(policy: Deployed, path: str | Path, format: str) -> float:
