@@ -95,7 +95,8 @@ def _fetch(url: str, part: Path) -> None:
         return
     with response:
         # a server that ignores Range answers 200 and sends the whole file
-        resumed = response.status == 206 and _range_start(response.headers.get("Content-Range")) == have
+        sent = (response.headers.get("Content-Range") or "").removeprefix("bytes ").partition("-")[0]
+        resumed = response.status == 206 and sent == str(have)
         if have and not resumed and response.status == 206:
             raise http.client.HTTPException("the server sent another part of the file than was asked for")
         length = response.headers.get("Content-Length")
@@ -107,8 +108,3 @@ def _fetch(url: str, part: Path) -> None:
             received = file.tell()
     if expected is not None and received != expected:
         raise http.client.HTTPException(f"broke off after {received} of {expected} bytes")
-
-
-def _range_start(content_range: str | None) -> int | None:
-    start = (content_range or "").removeprefix("bytes ").partition("-")[0]
-    return int(start) if start.isdigit() else None

@@ -71,10 +71,9 @@ def validate(raw: RawDataset) -> None:
         UserError: an empty dataset, an array of wrong shape, or NaN or infinity (naming key and first row).
     """
     check_shapes(raw)
-    columns = _columns(raw)
-    for key in ("observations", "actions", "rewards", "next_observations"):
-        if key in columns:
-            _check_finite(raw.source, key, columns[key])
+    for key, column in _columns(raw).items():
+        if key not in ("terminals", "timeouts"):
+            _check_finite(raw.source, key, column)
 
 
 def _columns(raw: RawDataset) -> dict[str, Column]:

@@ -105,14 +105,14 @@ def _without_time(policy: ImportedPolicy, width: int, held_at: float | None, nam
             "is the remaining time (1 at an episode's start), pass --time_feature 0.7 to hold it there."
         )
     normalizer, (weight, bias) = policy.normalizer, policy.layers[0]
-    if normalizer is None:
-        value = 1.0 if held_at is None else held_at
-    elif held_at is None:
-        value = 0.0  # the statistics' own mean
+    if normalizer is not None and held_at is None:
+        value, shown = 0.0, "its mean"
     else:
-        value = float(normalizer(torch.full_like(normalizer.mean, held_at))[-1])
+        value = 1.0 if held_at is None else held_at
+        shown = f"{value:g}"
+        if normalizer is not None:
+            value = float(normalizer(torch.full_like(normalizer.mean, value))[-1])
     policy.layers[0] = weight[:, :width], bias + weight[:, width] * value
-    shown = f"{held_at:g}" if held_at is not None else ("its mean" if normalizer is not None else "1")
     policy.altered = f"its remaining-time input held at {shown}"
     policy.notes.append(
         f"its last input, the remaining time, is not among the dataset's observations: held at {shown}, so that "

@@ -106,13 +106,12 @@ def cut(
     transitions: int | None = None,
     keep_infos: bool = False,
     keep_next: bool = False,
-    notes: dict[str, str] | None = None,
 ) -> int:
     """Writes the first ``transitions`` rows of an HDF5 dataset, all by default, and returns their number.
 
     Without ``keep_next`` each successor is the next row, which is verified first. A last row that ends no episode gets
     ``timeouts = True``. Weights of the acting policy are left out; the other metadata is kept, with the source's
-    sha256, what was cut, and ``notes`` (key to text) added.
+    sha256 and what was cut added.
 
     Raises:
         UserError: the source is unreadable or invalid, the target exists, or ``next_observations`` are not the next
@@ -156,7 +155,6 @@ def cut(
         "cut": f"first {rows} of {len(raw)} rows; without {', '.join(dropped)}",
         "cut_source": Path(raw.source).name,
         "cut_source_sha256": raw.sha256,
-        **(notes or {}),
     }
     write_dataset(target, rows, [columns], provenance, {})
     return rows
