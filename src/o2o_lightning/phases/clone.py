@@ -19,9 +19,8 @@ from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.targets import frozen_copy, hard_update
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.policies.black_box import black_box
-from o2o_lightning.policies.history import teacher_of
+from o2o_lightning.policies.history import Teacher, teacher_of
 from o2o_lightning.policies.read import recognise
-from o2o_lightning.policies.teacher import Teacher
 
 HELD_OUT_STATES = 8192
 ENTROPY_SLACK = 0.1  # nats a dimension; an entropy this close to its target has met it
