@@ -89,7 +89,7 @@ def import_everything() -> None:
     import o2o_lightning.cli.run  # noqa: F401
     from o2o_lightning.cli.command import split
     from o2o_lightning.cli.compose import compose
-    from o2o_lightning.cli.lightning import accepts
+    from o2o_lightning.cli.models import accepts
 
     compose("offline", split([]))
     for module in ("data.module.OfflineData", "data.online.OnlineData", "data.rollout.RolloutData"):
@@ -117,11 +117,11 @@ def die_at(event: str, count: int) -> Callable[[], None]:
 
         from o2o_lightning.checkpoint import io
         from o2o_lightning.envs.episodes import Evaluator
-        from o2o_lightning.phases.base import Phase
+        from o2o_lightning.phases.descent import Descent
         from o2o_lightning.replay.interaction import Interaction
 
         owner, name = {
-            "update": (Phase, "_descend"),
+            "update": (Descent, "__call__"),
             "env_step": (Interaction, "step"),
             "write": (io._Watched, "write"),
             "replace": (os, "replace"),

@@ -18,6 +18,7 @@ from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.command import split
 from o2o_lightning.cli.compose import compose, config_dir
 from o2o_lightning.cli.main import main
+from o2o_lightning.cli.models import method_of
 from o2o_lightning.cli.phases import with_cloning
 from o2o_lightning.data.cloning import held_out_rows
 from o2o_lightning.nn.gaussian import GaussianActor
@@ -214,14 +215,12 @@ def test_a_clone_without_progress_ends_early_and_keeps_its_best_weights(
 
 @pytest.mark.parametrize("online", sorted(file.stem for file in (config_dir() / "online").glob("*.yaml")))
 def test_the_family_in_the_configuration_is_the_one_that_the_phases_need(online: str) -> None:
-    from o2o_lightning import phases
-
     command = split([f"online={online}"])
     family = compose("clone", command)["model"]["init_args"]["family"]
     for phase in ("reevaluate", "align", "online"):
         model = compose(phase, command)["model"]
         if "class_path" in model:
-            assert getattr(phases, model["class_path"].rpartition(".")[2]).actor_kind == family
+            assert method_of(model).actor_kind == family
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,20 @@ import torch
 from conftest import HIDDEN, Fit, Run
 from hypothesis import given
 from hypothesis import strategies as st
-from o2o_lightning.phases.settings import Convergence
 
-from o2o_lightning.callbacks.convergence import ConvergenceWatch
+from o2o_lightning.callbacks.convergence import Convergence, ConvergenceWatch
 from o2o_lightning.cli.command import split
 from o2o_lightning.cli.compose import compose
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.stream import count_chunks, next_boundary
 from o2o_lightning.errors import UserError
+from o2o_lightning.methods.cql import CQL
+from o2o_lightning.methods.iql import IQL
+from o2o_lightning.methods.o2 import ppo, sac, td3
 from o2o_lightning.objectives.diagnostics import bellman_residual, relative_change, relative_drift
-from o2o_lightning.phases import CQL, IQL, AlignSAC, AlignTD3, ReevaluatePPO, ReevaluateSAC, ReevaluateTD3
+from o2o_lightning.phases.align import Align
+from o2o_lightning.phases.offline import Offline
+from o2o_lightning.phases.reevaluate import Reevaluate
 
 QUICK = Convergence(every=4, window=2, tolerance=1e9, patience=2, least=24)
 
@@ -112,7 +116,8 @@ def data(pendulum: str, **options: object) -> OfflineData:
 
 
 def reevaluate(fit: Fit, chain: dict[str, Run], pendulum: str, steps: int = 60, chunk: int = 16, **rule: object) -> Run:
-    phase = lambda: ReevaluateTD3(str(chain["offline"].checkpoint), hidden=HIDDEN, **rule)  # type: ignore[arg-type] # noqa: E731
+    start = str(chain["offline"].checkpoint)
+    phase = lambda: Reevaluate(td3.Reevaluate(hidden=HIDDEN), start, **rule)  # type: ignore[arg-type] # noqa: E731
     return fit(phase, lambda: data(pendulum, chunk=chunk), steps)
 
 
@@ -147,7 +152,8 @@ def test_held_out_episodes_are_not_learned_from_when_they_decide(fit: Fit, chain
     seen: dict[str, set[int]] = {}
     for stop in ("steps", "converged"):
         datamodule = data(pendulum)
-        phase = ReevaluateTD3(str(chain["offline"].checkpoint), hidden=HIDDEN, stop=stop, convergence=QUICK)  # type: ignore[arg-type]
+        method = td3.Reevaluate(hidden=HIDDEN)
+        phase = Reevaluate(method, str(chain["offline"].checkpoint), stop=stop, convergence=QUICK)  # type: ignore[arg-type]
         drawn: list[int] = []
 
         def record(data_module: OfflineData, drawn: list[int] = drawn) -> None:
@@ -165,27 +171,31 @@ def test_held_out_episodes_are_not_learned_from_when_they_decide(fit: Fit, chain
 
 
 def test_alignment_measures_anchors_drift_and_distance(fit: Fit, chain, pendulum) -> None:
-    run = fit(lambda: AlignTD3(str(chain["reevaluate"].checkpoint), convergence=QUICK), lambda: data(pendulum), 8)
+    run = fit(
+        lambda: Align(td3.Align(), str(chain["reevaluate"].checkpoint), convergence=QUICK), lambda: data(pendulum), 8
+    )
     curves = run.module.watch.curves
     assert set(curves) == {"anchor_share", "perturbed_share", "anchor_drift", "actor_distance"}
     for share, perturbed in zip(curves["anchor_share"], curves["perturbed_share"], strict=True):
         assert 0.0 <= share <= perturbed <= 1.0
     assert min(curves["anchor_drift"] + curves["actor_distance"]) > 0.0
     batch = run.module._measured
-    anchor, actor = run.module.agent.offline_actor, run.module.agent.actor
+    anchor, actor = run.module.method.offline_actor, run.module.method.actor
     with torch.no_grad():
         moved = (anchor.mode(batch["observation"]) - actor.mode(batch["observation"])).norm(dim=-1).mean()
     assert curves["actor_distance"][-1] == pytest.approx(float(moved), rel=1e-5)  # one action dimension
 
 
 def test_every_method_measures_the_same_twice_and_draws_from_no_stream(fit: Fit, pendulum) -> None:
-    start = {"sac": fit(lambda: CQL(hidden=HIDDEN, critic_hidden=HIDDEN), lambda: data(pendulum), 4)}
-    start["ppo"] = fit(lambda: IQL(hidden=HIDDEN), lambda: data(pendulum), 4)
+    start = {"sac": fit(lambda: Offline(CQL(hidden=HIDDEN, critic_hidden=HIDDEN)), lambda: data(pendulum), 4)}
+    start["ppo"] = fit(lambda: Offline(IQL(hidden=HIDDEN)), lambda: data(pendulum), 4)
     paths = {name: str(run.checkpoint) for name, run in start.items()}
-    small = {"hidden": HIDDEN, "convergence": QUICK}
-    runs = [fit(lambda: ReevaluateSAC(paths["sac"], **small), lambda: data(pendulum), 8)]
-    runs.append(fit(lambda: AlignSAC(str(runs[0].checkpoint), convergence=QUICK), lambda: data(pendulum), 8))
-    runs.append(fit(lambda: ReevaluatePPO(paths["ppo"], **small), lambda: data(pendulum), 8))
+    phases = [lambda: Reevaluate(sac.Reevaluate(hidden=HIDDEN), paths["sac"], convergence=QUICK)]
+    phases.append(lambda: Align(sac.Align(), str(runs[0].checkpoint), convergence=QUICK))
+    phases.append(lambda: Reevaluate(ppo.Reevaluate(hidden=HIDDEN), paths["ppo"], convergence=QUICK))
+    runs: list[Run] = []
+    for phase in phases:
+        runs.append(fit(phase, lambda: data(pendulum), 8))
     names = [
         {"q", "residual"},
         {"anchor_share", "perturbed_share", "anchor_drift", "actor_distance"},
@@ -200,7 +210,7 @@ def test_every_method_measures_the_same_twice_and_draws_from_no_stream(fit: Fit,
         assert all(torch.equal(one, two) for one, two in zip(streams, after, strict=True))
     batch = runs[2].module._measured
     with torch.no_grad():
-        values = runs[2].module.agent.value(batch["observation"]).tolist()
+        values = runs[2].module.method.value(batch["observation"]).tolist()
     errors = [(value - ret) ** 2 for value, ret in zip(values, batch["return_to_go"].tolist(), strict=True)]
     size = sum(map(abs, values)) / len(values)
     assert found["value"] == pytest.approx(size, rel=1e-5)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,12 @@ from o2o_lightning.data.mapped import mapped_store
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.raw import RawDataset
 from o2o_lightning.errors import Failure, UserError
+from o2o_lightning.methods.o2 import td3
+from o2o_lightning.methods.td3_bc import TD3BC
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.phases import TD3BC, AlignTD3, ReevaluateTD3
+from o2o_lightning.phases.align import Align
+from o2o_lightning.phases.offline import Offline
+from o2o_lightning.phases.reevaluate import Reevaluate
 from o2o_lightning.replay.buffer import Replay
 from o2o_lightning.replay.ring import Ring
 
@@ -117,15 +123,26 @@ def test_a_finished_map_in_a_read_only_cache_is_opened(tmp_path: Path, monkeypat
     assert len(mapped_store(toy(), env_of(), tmp_path)) == 23
 
 
+MAKE: dict[str, tuple[Callable[[str], Any], str | None]] = {  # with the phase that each starts from
+    "offline": (lambda at: Offline(TD3BC(hidden=HIDDEN)), None),
+    "reevaluate": (lambda at: Reevaluate(td3.Reevaluate(), at), "offline"),
+    "align": (lambda at: Align(td3.Align(), at), "reevaluate"),
+}
+
+
+def maker(phase: str, chain: dict[str, Run]) -> Callable[[], Any]:
+    make, before = MAKE[phase]
+    return lambda: make("" if before is None else str(chain[before].checkpoint))
+
+
 def data(dataset: str, **options: object) -> OfflineData:
     return OfflineData(dataset=dataset, batch_size=32, eval_episodes=1, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("phase", [TD3BC, ReevaluateTD3, AlignTD3])
+@pytest.mark.parametrize("phase", MAKE)
 def test_training_from_the_map_gives_the_same_bits(phase, fit: Fit, chain, pendulum, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("O2O_CACHE", str(tmp_path))
-    before = {ReevaluateTD3: "offline", AlignTD3: "reevaluate"}
-    make = lambda: phase(str(chain[before[phase]].checkpoint)) if phase in before else phase(hidden=HIDDEN)  # noqa: E731
+    make = maker(phase, chain)
     runs = [fit(make, lambda memmap=memmap: data(pendulum, memmap=memmap), 12) for memmap in (False, True)]
     assert [run.module.data.store.manifest.memmapped for run in runs] == [False, True]
     one, two = (run.end() for run in runs)
@@ -144,11 +161,11 @@ def test_auto_maps_what_is_larger_than_the_limit(pendulum, tmp_path, monkeypatch
 # ---- large datasets are prepared batch by batch ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phase, before", [(ReevaluateTD3, "offline"), (AlignTD3, "reevaluate")])
+@pytest.mark.parametrize("phase", ["reevaluate", "align"])
 def test_a_large_dataset_needs_no_preparation_and_learns_the_same(
-    phase, before, fit: Fit, chain: dict[str, Run], pendulum: str, monkeypatch: pytest.MonkeyPatch
+    phase: str, fit: Fit, chain: dict[str, Run], pendulum: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = lambda: phase(str(chain[before].checkpoint))  # noqa: E731
+    make = maker(phase, chain)
     prepared = fit(make, lambda: data(pendulum), 12)
     monkeypatch.setattr("o2o_lightning.data.module.PRECOMPUTE_ROWS", 100)
     live = [fit(make, lambda chunk=chunk: data(pendulum, chunk=chunk), 12) for chunk in (1, 16)]

@@ -22,10 +22,13 @@ from test_resume import PENDULUM
 from o2o_lightning.cli.main import main
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.data.rollout import RolloutData
+from o2o_lightning.engine.noise import NoiseBlocks
 from o2o_lightning.errors import UserError
-from o2o_lightning.phases import OnlineTD3
+from o2o_lightning.methods.method import Draws, Moment, Normal
+from o2o_lightning.methods.o2 import td3
+from o2o_lightning.methods.o2.constraint import Multiplier
 from o2o_lightning.phases.base import Phase
-from o2o_lightning.phases.settings import Multiplier
+from o2o_lightning.phases.online import Online
 from o2o_lightning.ranks import Ranks
 from o2o_lightning.replay.interaction import Interaction
 from o2o_lightning.replay.store import TransitionStore
@@ -73,17 +76,18 @@ def share_everything(rank: int, count: int) -> None:
         rollout = TensorDict({**columns, "next": TensorDict(successor, shape)}, shape)
         return self.prepare(rollout.chunk(count)[rank].clone(), device)
 
-    def normal_like(self: Phase, tensor: torch.Tensor) -> torch.Tensor:
-        return part(torch.randn(whole(tensor.shape, -2), generator=stream), -2)
+    def draw(self: NoiseBlocks, wanted: Draws) -> dict[str, torch.Tensor]:
+        def one(form: Any) -> torch.Tensor:
+            if isinstance(form, Normal):
+                return part(torch.randn(whole(form.shape, -2), generator=stream), -2)
+            return part(torch.rand(whole(form.shape, -2), generator=stream), -2) * 2 - 1
 
-    def uniform(self: Phase, shape: Any) -> torch.Tensor:
-        return part(torch.rand(whole(shape, -2), generator=stream), -2) * 2 - 1
+        return {name: one(form) for name, form in wanted.items()}
 
     TransitionStore.sample_rows = sample_rows  # type: ignore[method-assign, assignment]
     OnlineData.transition_batch = transition_batch  # type: ignore[method-assign]
-    RolloutData._take = take  # type: ignore[method-assign]
-    Phase.normal_like = normal_like  # type: ignore[method-assign]
-    Phase.uniform = uniform  # type: ignore[method-assign]
+    RolloutData.take = take  # type: ignore[method-assign]
+    NoiseBlocks.draw = draw  # type: ignore[method-assign]
 
 
 def train(dataset: str, starts: Path, folder: Path, count: int) -> dict[str, Any]:
@@ -171,12 +175,14 @@ def test_each_environment_step_belongs_to_one_process_and_no_process_is_left_out
 
 
 def test_the_multiplier_moves_once_a_period_whatever_number_of_steps_is_made_at_once(monkeypatch):
-    phase = OnlineTD3("some.ckpt", multiplier=Multiplier(every=3))
+    phase = Online(td3.Online(multiplier=Multiplier(every=3)), "some.ckpt")
     monkeypatch.setattr(phase, "tell", lambda hook: None)
     moved = []
     for count in (2, 2, 2, 2, 1, 1, 2, 2):  # clocks 2, 4, 6, 8, 9, 10, 12, 14: 3 and 6, 9 and 12 are passed
         phase.on_env_step(count)
-        moved += [phase.env_steps] if phase.multiplier_due(policy_update=False) else []
+        for place in range(2):  # two updates for each round of steps
+            moment = Moment(phase.updates, phase.env_steps, place, count)
+            moved += [phase.env_steps] if phase.method.multiplier_due(moment, policy_update=False) else []
     assert moved == [4, 6, 9, 12]
 
 
@@ -299,7 +305,7 @@ def test_a_process_that_is_killed_ends_the_run_and_both_go_on_with_the_same_bits
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_both_before_the_step(reference, tmp_path):
     def prepare(rank: int) -> None:
-        import o2o_lightning.phases.online.td3 as module
+        import o2o_lightning.methods.td3 as module
         from o2o_lightning.engine.health import ChunkRecord
 
         target, check, calls = module.td_target, ChunkRecord.check, [0]

@@ -23,12 +23,15 @@ from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.envs.episodes import Evaluator
 from o2o_lightning.errors import Failure
+from o2o_lightning.methods.o2 import td3
+from o2o_lightning.methods.o2.constraint import Reference
+from o2o_lightning.methods.td3_bc import TD3BC
 from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.decision_transformer import SequenceSpec
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.phases import TD3BC, OnlineTD3
-from o2o_lightning.phases.settings import Reference
+from o2o_lightning.phases.offline import Offline
+from o2o_lightning.phases.online import Online
 from o2o_lightning.policies.history import player_of
 
 
@@ -119,7 +122,7 @@ def test_online_results_have_their_own_step_and_training_is_the_same(fit: Fit, c
     monkeypatch.setattr(EvaluationWorker, "result", lambda self: self.make().run(self.policy.player()))
     runs = [
         fit(
-            lambda: OnlineTD3(str(chain["align"].checkpoint), reference=Reference(mode="interval", period=9)),
+            lambda: Online(td3.Online(reference=Reference(mode="interval", period=9)), str(chain["align"].checkpoint)),
             lambda eval_async=eval_async: OnlineData(
                 dataset=pendulum, env_steps=23, warmup_steps=4, batch_size=32, eval_every=7, eval_episodes=1,
                 eval_async=eval_async,
@@ -139,7 +142,9 @@ def test_online_results_have_their_own_step_and_training_is_the_same(fit: Fit, c
 def test_the_best_reference_policy_waits_for_each_score(fit: Fit, chain, pendulum, monkeypatch) -> None:
     monkeypatch.setattr(EvaluationWorker, "submit", lambda *_: pytest.fail("left to the background"))
     data = partial(OnlineData, env_steps=9, warmup_steps=4, batch_size=32, eval_every=4, eval_episodes=1)
-    run = fit(lambda: OnlineTD3(str(chain["align"].checkpoint)), lambda: data(dataset=pendulum, eval_async=True))
+    run = fit(
+        lambda: Online(td3.Online(), str(chain["align"].checkpoint)), lambda: data(dataset=pendulum, eval_async=True)
+    )
     assert [point[0] for point in run.module.curve] == [0, 4, 8, 9]
 
 
@@ -175,5 +180,5 @@ def test_a_phase_from_the_dataset_alone_may_use_it(fit: Fit, pendulum, monkeypat
     make = lambda eval_async: OfflineData(  # noqa: E731
         dataset=pendulum, batch_size=32, eval_episodes=1, eval_every_updates=5, eval_async=eval_async
     )
-    runs = [fit(lambda: TD3BC(hidden=HIDDEN), lambda on=on: make(on), 18) for on in (False, True)]
+    runs = [fit(lambda: Offline(TD3BC(hidden=HIDDEN)), lambda on=on: make(on), 18) for on in (False, True)]
     assert runs[0].module.curve == runs[1].module.curve and len(runs[0].module.curve) == 4

@@ -215,7 +215,7 @@ def test_a_directory_that_is_being_written_is_refused(reference, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_its_batch(reference, tmp_path):
-    import o2o_lightning.phases.online.td3 as module
+    import o2o_lightning.methods.td3 as module
 
     prepare = counted(module, "td_target", 25, lambda: torch.full((8,), math.nan))
     folder = fails_then_resumes(reference, tmp_path, prepare, 1, "update 25", "target", "critic_loss", "online/")
@@ -243,20 +243,20 @@ def test_where_a_look_would_wait_the_optimizer_itself_skips_the_step_and_all_aft
 
 
 def test_weights_that_are_not_finite_never_reach_a_checkpoint(reference, tmp_path):
-    from o2o_lightning.phases.base import Phase
+    from o2o_lightning.phases.descent import Descent
 
-    descend = Phase._descend
+    descend = Descent.__call__
 
     def spoil() -> None:
         left = [0]
 
-        def wrapper(self: Phase, loss: Any, counted: bool) -> None:
+        def wrapper(self: Descent, loss: Any, counted: bool) -> None:
             descend(self, loss, counted)
             left[0] += counted
             if left[0] == 30 and not counted:  # the last loss before the checkpoint at 40: no later one shows it
-                next(self.agent.critic.parameters()).data.fill_(math.nan)
+                next(self.phase.method.critic.parameters()).data.fill_(math.nan)
 
-        Phase._descend = wrapper  # type: ignore[method-assign]
+        Descent.__call__ = wrapper  # type: ignore[method-assign]
 
     fails_then_resumes(reference, tmp_path, spoil, 1, "network weights", "not finite")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import tempfile
@@ -20,8 +21,12 @@ from o2o_lightning.checkpoint.handover import load_weights, read_handover
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.errors import UserError
+from o2o_lightning.methods.o2 import td3
+from o2o_lightning.methods.o2.constraint import Reference
 from o2o_lightning.nn.critics import Critics
-from o2o_lightning.phases import AlignTD3, OnlineTD3, ReevaluateTD3
+from o2o_lightning.phases.align import Align
+from o2o_lightning.phases.online import Online
+from o2o_lightning.phases.reevaluate import Reevaluate
 
 
 def refusal(path: Path, *arguments: Any) -> str:
@@ -57,13 +62,13 @@ def test_an_online_checkpoint_loads_as_safely_and_keeps_multiplier_and_reference
     chain: dict[str, Run], fit: Fit, pendulum: str
 ) -> None:
     run = fit(
-        lambda: OnlineTD3(str(chain["align"].checkpoint)),
+        lambda: Online(td3.Online(), str(chain["align"].checkpoint)),
         lambda: OnlineData(dataset=pendulum, env_steps=8, warmup_steps=2, batch_size=32, eval_episodes=1),
     )
     checkpoint = torch.load(run.checkpoint, weights_only=True)
     state = checkpoint["state_dict"]
-    assert torch.equal(state["log_multiplier"], run.module.log_multiplier.detach())
-    assert any(key.startswith("reference.") for key in state)
+    assert torch.equal(state["method.log_multiplier"], run.module.method.log_multiplier.detach())
+    assert any(key.startswith("method.reference_policy.") for key in state)
     assert read_handover(run.checkpoint).phase == "online"
 
 
@@ -71,12 +76,12 @@ def test_the_next_phase_gets_the_same_networks_and_normaliser(chain: dict[str, R
     run = chain["align"]
     handover = read_handover(run.checkpoint)
     observation, action = torch.randn(9, 3), torch.rand(9, 1) * 2 - 1
-    agent = run.module.agent
-    assert torch.equal(handover.build_actor()(observation), agent.actor(observation))
-    assert torch.equal(handover.build_actor("offline_actor")(observation), agent.offline_actor(observation))
-    assert torch.equal(handover.build_critic()(observation, action), agent.critic(observation, action))
+    method = run.module.method
+    assert torch.equal(handover.build_actor()(observation), method.actor(observation))
+    assert torch.equal(handover.build_actor("offline_actor")(observation), method.offline_actor(observation))
+    assert torch.equal(handover.build_critic()(observation, action), method.critic(observation, action))
     targets = handover.build_critic("target_critic")
-    assert torch.equal(targets(observation, action), agent.target_critic(observation, action))
+    assert torch.equal(targets(observation, action), method.target_critic(observation, action))
     assert torch.equal(handover.build_normalizer()(observation), run.module.normalizer(observation))
     assert not torch.equal(handover.build_normalizer()(observation), observation)
 
@@ -88,7 +93,7 @@ def test_the_next_phase_keeps_the_policys_normaliser_on_another_dataset(
 
     other = record_pendulum(tmp_path / "other.hdf5", 5, 8)
     run = fit(
-        lambda: ReevaluateTD3(str(chain["offline"].checkpoint), hidden=HIDDEN),
+        lambda: Reevaluate(td3.Reevaluate(hidden=HIDDEN), str(chain["offline"].checkpoint)),
         lambda: OfflineData(dataset=str(other), batch_size=32),
         1,
     )
@@ -102,22 +107,105 @@ def test_scores_travel_with_the_policy(chain: dict[str, Run]) -> None:
     assert handover.returns == chain["align"].module.returns
 
 
+# ---- what version 0.1 has written --------------------------------------------------------------------------------
+
+OUTSIDE = ("log_multiplier", "threshold", "reference_score", "log_lagrange", "log_temperature", "running_return")
+
+
+def former(checkpoint: dict[str, Any]) -> None:
+    """``checkpoint`` as version 0.1 wrote it: networks in ``agent``, all else of a phase beside it."""
+
+    def name(key: str) -> str:
+        key = key.removeprefix("method.").replace("reference_policy.", "reference.")
+        key = {"threshold_now": "threshold"}.get(key, key)
+        return key if key in OUTSIDE or key.startswith("reference.") else f"agent.{key}"
+
+    state = {name(key): value for key, value in checkpoint["state_dict"].items()}
+    if checkpoint["o2o"]["phase"] in ("reevaluate", "align") and "td3" in checkpoint["o2o"]["algorithm"]:
+        copied = {key: value for key, value in state.items() if key.startswith("agent.offline_actor.")}
+        state |= {key.replace("offline_actor", "target_actor"): value.clone() for key, value in copied.items()}
+    checkpoint["state_dict"] = state
+    for optimizer in checkpoint["optimizer_states"]:
+        for group in optimizer["param_groups"]:
+            group["param_names"] = [name(key) for key in group["param_names"]]
+
+
+NEXT: dict[str, tuple[Callable[[str], Any], type[OfflineData]]] = {
+    "offline": (lambda at: Reevaluate(td3.Reevaluate(hidden=HIDDEN), at), OfflineData),
+    "reevaluate": (lambda at: Align(td3.Align(), at), OfflineData),
+    "align": (lambda at: Online(td3.Online(), at), OnlineData),
+}
+
+
+@pytest.mark.parametrize("phase", NEXT)
+def test_a_checkpoint_of_version_0_1_begins_the_next_phase_as_one_of_now(
+    chain: dict[str, Run], fit: Fit, pendulum: str, tmp_path: Path, phase: str
+) -> None:
+    old = rewritten(chain[phase], tmp_path / "old.ckpt", former)
+    keys = torch.load(old, weights_only=True)["state_dict"]
+    assert keys and all(key.startswith("agent.") for key in keys)
+    make, kind = NEXT[phase]
+    sizes = {"dataset": pendulum, "batch_size": 32, "eval_episodes": 1}
+    sizes |= {"env_steps": 8, "warmup_steps": 2} if kind is OnlineData else {}
+    steps = -1 if kind is OnlineData else 4
+    runs = [fit(lambda at=at: make(str(at)), lambda: kind(**sizes), steps) for at in (chain[phase].checkpoint, old)]
+    for found in ("start", "end"):
+        one, two = (run.start if found == "start" else run.end() for run in runs)
+        assert one.keys() == two.keys()
+        assert [key for key in one if not torch.equal(one[key], two[key])] == []
+    moments = [run.start_moments for run in runs]
+    assert moments[0].keys() == moments[1].keys() and bool(moments[0]) == (phase != "offline")
+    for name, state in moments[0].items():
+        assert all(torch.equal(value, moments[1][name][key]) for key, value in state.items()), name
+    assert runs[0].metrics() == runs[1].metrics()
+
+
+def test_the_reference_policy_of_an_online_run_of_version_0_1_is_found(
+    chain: dict[str, Run], fit: Fit, pendulum: str, tmp_path: Path, o2o: Callable[..., int]
+) -> None:
+    run = fit(
+        lambda: Online(td3.Online(reference=Reference("frozen", "offline")), str(chain["align"].checkpoint)),
+        lambda: OnlineData(dataset=pendulum, env_steps=8, warmup_steps=2, batch_size=32, eval_episodes=1),
+    )
+    old = rewritten(run, tmp_path / "old.ckpt", former)
+    keys = torch.load(old, weights_only=True)["state_dict"].keys()
+    assert {"log_multiplier", "threshold", "reference_score"} < keys
+    assert any(key.startswith("reference.") for key in keys) and not any(key.startswith("method.") for key in keys)
+    now, before = read_handover(run.checkpoint), read_handover(old)
+    observation = torch.randn(9, 3)
+    for name in ("actor", "offline_actor", "target_actor", "reference_policy"):
+        assert before.has(name)
+        assert torch.equal(before.build_actor(name)(observation), now.build_actor(name)(observation))
+    assert not torch.equal(before.build_actor("reference_policy")(observation), before.build_actor()(observation))
+    returns = []
+    for path in (run.checkpoint, old):
+        folder = tmp_path / path.stem
+        line = ("--model.policy", "reference", "--data.eval_episodes", 1, "--run_dir", folder)
+        assert o2o("test", "--ckpt_path", path, *line) == 0
+        returns.append(json.loads((folder / "test.json").read_text())["return_mean"])
+    assert returns[0] == returns[1]
+
+
 # ---- what is refused ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("phase", "source", "phrase"),
+    ("make", "source", "phrase"),
     [
-        (ReevaluateTD3, "align", "was written by phase 'align', and `--phase reevaluate` starts from offline"),
-        (ReevaluateTD3, "reevaluate", "was written by phase 'reevaluate'"),
-        (AlignTD3, "align", "`--phase align` starts from reevaluate or offline"),
+        (
+            lambda at: Reevaluate(td3.Reevaluate(), at),
+            "align",
+            "was written by phase 'align', and `--phase reevaluate` starts from offline",
+        ),
+        (lambda at: Reevaluate(td3.Reevaluate(), at), "reevaluate", "was written by phase 'reevaluate'"),
+        (lambda at: Align(td3.Align(), at), "align", "`--phase align` starts from reevaluate or offline"),
     ],
 )
 def test_a_checkpoint_of_another_phase_is_refused_with_the_one_that_fits(
-    chain: dict[str, Run], fit: Fit, pendulum: str, phase: Any, source: str, phrase: str
+    chain: dict[str, Run], fit: Fit, pendulum: str, make: Any, source: str, phrase: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        fit(lambda: phase(str(chain[source].checkpoint)), lambda: OfflineData(dataset=pendulum), 1)
+        fit(lambda: make(str(chain[source].checkpoint)), lambda: OfflineData(dataset=pendulum), 1)
     assert phrase in str(caught.value)
     assert "Pass --model.init_from" in str(caught.value)
 
@@ -125,7 +213,7 @@ def test_a_checkpoint_of_another_phase_is_refused_with_the_one_that_fits(
 def test_a_policy_of_other_sizes_is_refused(chain: dict[str, Run], fit: Fit) -> None:
     with pytest.raises(UserError, match="takes 3 observation values and gives 1 action values, the data has 11 and 3"):
         fit(
-            lambda: ReevaluateTD3(str(chain["offline"].checkpoint)),
+            lambda: Reevaluate(td3.Reevaluate(), str(chain["offline"].checkpoint)),
             lambda: OfflineData(dataset="embedded:hopper-medium"),
             1,
         )

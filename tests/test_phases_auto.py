@@ -102,7 +102,7 @@ def checkpoint(path: Path, phase: str, origin: str, family: str, critic: bool) -
         critic=critics.spec.to_dict() if critic else None, env_id="Hopper-v5", manifest={},
         normalizer={"mean": torch.zeros(11), "std": torch.ones(11), "eps": 0.0},
     )  # fmt: skip
-    state = {f"agent.actor.{name}": value for name, value in actor.state_dict().items()}
+    state = {f"method.actor.{name}": value for name, value in actor.state_dict().items()}
     torch.save({KEY: handover.pack(), "state_dict": state}, path)
     return str(path)
 

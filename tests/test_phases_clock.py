@@ -14,24 +14,30 @@ from conftest import HIDDEN, Fit, Run
 
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
-from o2o_lightning.phases import TD3BC, OnlineTD3
-from o2o_lightning.phases.descent import is_heard
-from o2o_lightning.phases.settings import Multiplier, Threshold
+from o2o_lightning.methods.o2 import td3
+from o2o_lightning.methods.o2.constraint import Multiplier, Threshold
+from o2o_lightning.methods.td3_bc import TD3BC
+from o2o_lightning.phases.descent import Descent, is_heard
+from o2o_lightning.phases.offline import Offline
+from o2o_lightning.phases.online import Online
 
 CHUNKS = (1, 5, 16, 64)
+METHODS_OWN = ("threshold", "multiplier")
 
 
 def offline(fit: Fit, pendulum: str, steps: int = 37, **options: Any) -> Run:
     settings = {"batch_size": 32, "eval_episodes": 1, "normalize": True, **options}
     seed = settings.pop("seed", 0)
-    return fit(lambda: TD3BC(hidden=HIDDEN), lambda: OfflineData(dataset=pendulum, **settings), steps, seed=seed)
-
-
-def online(fit: Fit, chain: dict[str, Run], pendulum: str, phase: type[OnlineTD3] = OnlineTD3, **options: Any) -> Run:
-    settings = {"env_steps": 23, "warmup_steps": 4, "batch_size": 32, "eval_every": 7, "eval_episodes": 1, **options}
-    seed, threshold = settings.pop("seed", 0), settings.pop("threshold", Threshold())
     return fit(
-        lambda: phase(str(chain["align"].checkpoint), threshold=threshold),
+        lambda: Offline(TD3BC(hidden=HIDDEN)), lambda: OfflineData(dataset=pendulum, **settings), steps, seed=seed
+    )
+
+
+def online(fit: Fit, chain: dict[str, Run], pendulum: str, phase: type[Online] = Online, **options: Any) -> Run:
+    settings = {"env_steps": 23, "warmup_steps": 4, "batch_size": 32, "eval_every": 7, "eval_episodes": 1, **options}
+    seed, own = settings.pop("seed", 0), {name: settings.pop(name) for name in METHODS_OWN if name in settings}
+    return fit(
+        lambda: phase(td3.Online(**own), str(chain["align"].checkpoint)),
         lambda: OnlineData(dataset=pendulum, **settings),
         seed=seed,
     )
@@ -39,7 +45,7 @@ def online(fit: Fit, chain: dict[str, Run], pendulum: str, phase: type[OnlineTD3
 
 def test_rows_that_nobody_asked_for_are_not_logged(fit: Fit, pendulum: str) -> None:
     data = OfflineData(dataset=pendulum, batch_size=32, eval_episodes=1)
-    run = fit(TD3BC(hidden=HIDDEN), data, 6, log_every=0)
+    run = fit(Offline(TD3BC(hidden=HIDDEN)), data, 6, log_every=0)
     rows = list(csv.DictReader((run.folder / "metrics.csv").open()))
     assert rows and all(not row.get("critic_loss") for row in rows)
     assert [row["updates"] for row in rows if row["return_mean"]] == ["6"]
@@ -94,8 +100,8 @@ def test_zero_evaluates_an_offline_phase_only_at_its_end(fit: Fit, pendulum: str
 
 def test_metrics_are_written_at_exact_updates(fit: Fit, pendulum: str) -> None:
     run = fit(
-        lambda: TD3BC(hidden=HIDDEN), lambda: OfflineData(dataset=pendulum, batch_size=32, eval_episodes=1), 37,
-        log_every=10,
+        lambda: Offline(TD3BC(hidden=HIDDEN)), lambda: OfflineData(dataset=pendulum, batch_size=32, eval_episodes=1),
+        37, log_every=10,
     )  # fmt: skip
     rows = list(csv.DictReader((run.folder / "metrics.csv").read_text().splitlines()))
     assert [float(row["updates"]) for row in rows if row["critic_loss"]] == [10, 20, 30]
@@ -129,7 +135,7 @@ def test_warm_up_makes_no_updates(fit: Fit, chain: dict[str, Run], pendulum: str
     assert run.module.updates == run.trainer.global_step == 0
     end = run.end()
     moved = [key for key in end if not torch.equal(end[key], run.start[key])]
-    assert moved == ["threshold"]  # the ramp runs during the warm-up too
+    assert moved == ["method.threshold_now"]  # the ramp runs during the warm-up too
     assert online(fit, chain, pendulum, env_steps=13, warmup_steps=12).module.updates == 1
 
 
@@ -139,10 +145,10 @@ def test_each_environment_step_is_followed_by_as_many_updates_as_the_ratio_says(
 ) -> None:
     clocks: list[tuple[int, int]] = []
 
-    class Counting(OnlineTD3):
-        def update(self, batch: Any) -> Any:
+    class Counting(Online):
+        def learn(self, batch: Any, *where: int) -> None:
             clocks.append((self.env_steps, self.updates))
-            return super().update(batch)
+            super().learn(batch, *where)
 
     run = online(fit, chain, pendulum, Counting, env_steps=9, warmup_steps=4, utd=utd)
     assert clocks == [(step, (step - 5) * utd + i) for step in range(5, 10) for i in range(utd)]
@@ -154,14 +160,14 @@ def test_the_threshold_follows_its_ramp_at_every_environment_step(
 ) -> None:
     seen: dict[int, float] = {}
 
-    class Watching(OnlineTD3):
-        def update(self, batch: Any) -> Any:
-            seen[self.env_steps] = float(self.threshold)
-            return super().update(batch)
+    class Watching(Online):
+        def learn(self, batch: Any, *where: int) -> None:
+            seen[self.env_steps] = float(self.method.threshold_now)
+            super().learn(batch, *where)
 
     ramp = Threshold(start=0.25, end=1.0, env_steps=12)
     run = online(fit, chain, pendulum, Watching, threshold=ramp, warmup_steps=1, chunk=5, env_steps=16)
-    assert float(run.start["threshold"]) == 0.25
+    assert float(run.start["method.threshold_now"]) == 0.25
     assert seen == {step: min(1.0, 0.25 + 0.75 * step / 12) for step in range(2, 17)}
 
 
@@ -214,21 +220,21 @@ def test_the_command_line_makes_exactly_as_many_updates(o2o: Callable[..., int],
     ids=["with each policy update", "once a step", "every step", "every second step"],
 )
 def test_the_multiplier_moves_at_most_once_an_environment_step(
-    fit: Fit, chain: dict[str, Run], pendulum: str, utd: int, every: int | None, moves: list[int]
-) -> None:
+    fit: Fit, chain: dict[str, Run], pendulum: str, monkeypatch: pytest.MonkeyPatch,
+    utd: int, every: int | None, moves: list[int],
+) -> None:  # fmt: skip
     seen: list[tuple[int, float]] = []
+    descend = Descent.__call__
 
-    class Watching(OnlineTD3):
-        def _descend(self, loss: torch.Tensor, counted: bool) -> None:
-            before = float(self.log_multiplier)
-            super()._descend(loss, counted)
-            if float(self.log_multiplier) != before:
-                seen.append((self.env_steps, float(self.log_multiplier)))
+    def watched(self: Descent, loss: torch.Tensor, counted: bool) -> None:
+        multiplier = self.phase.method.log_multiplier
+        before = float(multiplier)
+        descend(self, loss, counted)
+        if float(multiplier) != before:
+            seen.append((self.phase.env_steps, float(multiplier)))
 
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options, multiplier=Multiplier(every=every))
-
-    online(fit, chain, pendulum, Watching, env_steps=9, warmup_steps=4, utd=utd)
+    monkeypatch.setattr(Descent, "__call__", watched)
+    online(fit, chain, pendulum, env_steps=9, warmup_steps=4, utd=utd, multiplier=Multiplier(every=every))
     assert [step for step, _ in seen] == moves
 
 
@@ -240,7 +246,7 @@ def test_callbacks_are_told_of_each_pass_and_step_and_change_no_bit(
     assert not is_heard(quiet.trainer)
     told: list[int] = []
 
-    class Listening(OnlineTD3):
+    class Listening(Online):
         pass
 
     setattr(Listening, hook, lambda self, *unused: told.append(self.updates))

@@ -13,7 +13,8 @@ from conftest import Fit, Run
 
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
-from o2o_lightning.phases import OnlineTD3
+from o2o_lightning.methods.o2 import td3
+from o2o_lightning.phases.online import Online
 from o2o_lightning.replay.buffer import Replay
 from o2o_lightning.replay.ring import Ring
 from o2o_lightning.replay.store import TransitionStore
@@ -45,17 +46,17 @@ def half(store: TransitionStore, count: int = 40) -> Replay:
     return buffer
 
 
-def online(fit: Fit, chain: dict[str, Run], phase: type[OnlineTD3] = OnlineTD3, **options: Any) -> Run:
+def online(fit: Fit, chain: dict[str, Run], phase: type[Online] = Online, **options: Any) -> Run:
     settings = {"env_steps": 12, "warmup_steps": 0, "batch_size": 32, "eval_episodes": 1, **options}
-    return fit(lambda: phase(str(chain["align"].checkpoint)), lambda: OnlineData(**settings))
+    return fit(lambda: phase(td3.Online(), str(chain["align"].checkpoint)), lambda: OnlineData(**settings))
 
 
-class Keeping(OnlineTD3):
+class Keeping(Online):
     """Keeps the rewards of each batch."""
 
-    def update(self, batch: Any) -> Any:
+    def learn(self, batch: Any, *where: int) -> None:
         self.__dict__.setdefault("batches", []).append(batch["reward"].clone())
-        return super().update(batch)
+        super().learn(batch, *where)
 
 
 # ---- modes -------------------------------------------------------------------------------------------------------
@@ -151,7 +152,7 @@ def test_the_stored_action_is_the_noisy_one_that_the_environment_executed(
         assert float(stored["reward"][i]) == pytest.approx(float(reward), abs=1e-4)
         np.testing.assert_allclose(stored["next", "observation"][i].numpy(), observation, atol=1e-5)
     with torch.no_grad():
-        policy = run.module.agent.actor(run.module.normalizer(stored["observation"]))
+        policy = run.module.method.actor(run.module.normalizer(stored["observation"]))
     noise = stored["action"] - policy
     assert 0.05 < float(noise.std()) < 0.15  # σ = 0.1
     assert stored["action"].abs().max() <= 1.0
@@ -172,7 +173,7 @@ def test_a_time_out_keeps_its_bootstrap_and_its_own_successor(fit: Fit, chain: d
 
 def test_a_fall_terminates_and_is_not_a_time_out(fit: Fit) -> None:
     run = fit(
-        lambda: OnlineTD3(hidden=(16, 16)),
+        lambda: Online(td3.Online(hidden=(16, 16))),
         lambda: OnlineData(dataset=EMBEDDED, env_steps=120, warmup_steps=117, eval_episodes=1),
     )
     stored = run.trainer.datamodule.interaction.buffer.leaves[:120]  # type: ignore[attr-defined]

@@ -179,8 +179,9 @@ def _shared(name: str, configs: dict[str, dict[str, Any]]) -> str | None:
 def _check_critics(built: list[Built]) -> None:
     start, made = built[0].model.init_from, False
     for i, phase in enumerate(built):
-        made = made or phase.model.method.makes_critic
-        if made or not phase.model.method.needs_critic or phase.model.init_from is None:
+        method, kept = phase.model.method, made
+        made = made or method.makes_critic  # the online ones go on with the one that they need
+        if kept or not method.needs_critic or phase.model.init_from is None:
             continue
         if start is not None and read_handover(start).critic is not None:
             return
