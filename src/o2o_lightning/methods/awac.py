@@ -5,25 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import numpy as np
 import torch
 
 from o2o_lightning.errors import at_least
-from o2o_lightning.methods.method import (
-    ActorCritic,
-    Batch,
-    Draws,
-    FloatArray,
-    Follow,
-    Learners,
-    Loss,
-    Moment,
-    Noise,
-    Normal,
-    Source,
-    Task,
-    Updates,
-)
+from o2o_lightning.methods.method import ActorCritic, Batch, Draws, Follow, Loss, Moment, Noise, Normal, Task, Updates
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.mlp import uniform_
@@ -57,20 +42,13 @@ class AWAC(ActorCritic):
         super().__post_init__()
         at_least("--model.temperature", self.temperature, 1e-6)
 
-    def build(self, task: Task, source: Source | None = None) -> None:
-        if source is not None:
-            self.take(source.build_actor(), source.build_critic())
-            source.load(self.target_critic, "target_critic")
-            return
+    def fresh(self, task: Task) -> tuple[GaussianActor, Critics]:
         # orthogonal layers of gain 1 would start a mean that no tanh bounds far outside ±1
         actor = GaussianActor(*task.sizes, self.hidden, mean="linear")
         critic = Critics(*task.sizes, self.hidden, layer_norm=False)
         uniform_(actor)
         uniform_(critic)
-        self.take(actor, critic)
-
-    def learners(self) -> Learners:
-        return {"actor": (self.actor, self.actor_lr), "critic": (self.critic, self.critic_lr)}
+        return actor, critic
 
     def noise(self, shape: tuple[int, ...]) -> Draws:
         return {"target": Normal(shape), "policy": Normal(shape)}
@@ -99,6 +77,3 @@ class AWAC(ActorCritic):
         log_prob = self.actor.log_prob(observation, action)
         loss = awac_policy_loss(weight, log_prob)
         return Loss(loss, {"actor_loss": loss, "weight": weight, "log_prob": log_prob})
-
-    def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
-        return self.actor.sample(observation, generator)  # type: ignore[no-any-return]

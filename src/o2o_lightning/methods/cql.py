@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from o2o_lightning.errors import at_least
 from o2o_lightning.methods.method import Batch, Draws, Learners, Loss, Noise, Normal, Source, Task, Uniform
-from o2o_lightning.methods.sac import SAC
+from o2o_lightning.methods.sac import SAC, Ends
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian
 from o2o_lightning.objectives.bellman import critic_loss, td_target
 from o2o_lightning.objectives.cql import (
@@ -88,15 +88,8 @@ class CQL(SAC):
         value = max_target_value(q, log_prob, self.log_alpha.exp() if self.entropy_backup else None)
         return td_target(batch["reward"], batch["next", "terminated"], value, self.discount), log_prob
 
-    def critic_loss(
-        self,
-        q: Tensor,
-        target: Tensor,
-        batch: Batch,
-        noise: Noise,
-        current: SquashedGaussian,
-        following: SquashedGaussian,
-    ) -> Loss:
+    def critic_loss(self, q: Tensor, target: Tensor, batch: Batch, noise: Noise, policies: Ends) -> Loss:
+        current, following = policies
         td_loss = critic_loss(q, target)
         with torch.no_grad():
             uniform = noise["uniform"]

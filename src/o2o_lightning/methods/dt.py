@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from o2o_lightning.errors import UserError, at_least
-from o2o_lightning.methods.method import Batch, Learners, Loss, Method, Moment, Noise, Source, Task, Updates
+from o2o_lightning.methods.method import Batch, Learners, Loss, Method, Moment, Noise, Source, Task
 from o2o_lightning.nn.decision_transformer import DecisionTransformer, SequencePolicy, SequenceSpec, Window
 from o2o_lightning.objectives.decision_transformer import sequence_imitation_loss
 
@@ -83,9 +83,6 @@ class SequenceMethod(Method):
 
     def gradient_limits(self) -> dict[str, float]:
         return {"actor": self.grad_clip}
-
-    def update(self, moment: Moment) -> Updates:
-        yield self.step
 
     def step(self, batch: Batch, noise: Noise) -> Loss:
         raise NotImplementedError(f"{type(self).__name__}.step")

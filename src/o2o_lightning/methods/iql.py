@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from o2o_lightning.methods.method import (
     ActorCritic,
     Batch,
-    FloatArray,
     Follow,
     Learners,
     Loss,
@@ -65,24 +63,17 @@ class IQL(ActorCritic):
     def policy_family(cls, options: Mapping[str, Any]) -> str | None:
         return DeterministicActor.kind if options.get("deterministic") else GaussianActor.kind
 
-    def build(self, task: Task, source: Source | None = None) -> None:
-        self.total = task.total
-        if source is not None:
-            self.take(source.build_actor(), source.build_critic())
-            source.load(self.target_critic, "target_critic")
-            self.value = source.build_value() or ValueNet(task.observation_dim, self.hidden)
-            return
+    def fresh(self, task: Task) -> tuple[Any, Critics]:
         kind = DeterministicActor if self.deterministic else GaussianActor
-        actor = kind(*task.sizes, self.hidden)
-        self.take(actor, Critics(*task.sizes, self.hidden, layer_norm=False))
-        self.value = ValueNet(task.observation_dim, self.hidden)
+        return kind(*task.sizes, self.hidden), Critics(*task.sizes, self.hidden, layer_norm=False)
+
+    def build(self, task: Task, source: Source | None = None) -> None:
+        super().build(task, source)
+        self.total = task.total
+        self.value = (source and source.build_value()) or ValueNet(task.observation_dim, self.hidden)
 
     def learners(self) -> Learners:
-        return {
-            "actor": (self.actor, self.actor_lr),
-            "critic": (self.critic, self.critic_lr),
-            "value": (self.value, self.value_lr),
-        }
+        return {**super().learners(), "value": (self.value, self.value_lr)}
 
     def rates(self, moment: Moment) -> dict[str, float]:
         return {"actor": self.actor_lr * cosine_decay(moment.update, self.anneal_updates or self.total)}
@@ -122,8 +113,3 @@ class IQL(ActorCritic):
         if isinstance(self.actor, GaussianActor):
             return -self.actor.log_prob(observation, action)
         return (self.actor.mode(observation) - action).square().sum(-1)  # type: ignore[no-any-return]
-
-    def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
-        if isinstance(self.actor, GaussianActor):
-            return self.actor.sample(observation, generator)
-        return self.actor.act(observation)  # type: ignore[no-any-return]

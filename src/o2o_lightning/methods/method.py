@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import dataclass_transform
 
-from o2o_lightning.nn.actor import Policy
+from o2o_lightning.nn.actor import Policy, StochasticActor
 from o2o_lightning.nn.adam import Adam
 from o2o_lightning.nn.critics import Critics
-from o2o_lightning.nn.targets import frozen_copy
+from o2o_lightning.nn.targets import frozen_copy, hard_update
 from o2o_lightning.nn.values import ValueNet
 from o2o_lightning.ranks import Ranks
 
@@ -173,16 +173,19 @@ class Method(nn.Module):
         raise NotImplementedError(f"{type(self).__name__}.learners")
 
     def update(self, moment: Moment) -> Updates:
-        """The steps of one update in order, each seeing the networks after the one before."""
-        raise NotImplementedError(f"{type(self).__name__}.update")
+        """The steps of one update in order, each seeing the networks after the one before: here, ``step`` alone."""
+        yield self.step
 
     def noise(self, shape: tuple[int, ...]) -> Draws:
         """The random numbers of an update, by name, for actions of ``shape`` ``[B, A]``: a step draws none itself."""
         return {}
 
     def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
-        """The exploring action ``[A]`` at a normalised observation ``[S]``."""
-        raise NotImplementedError(f"{type(self).__name__}.act")
+        """The exploring action ``[A]`` at a normalised observation ``[S]``: a sample, of a policy that has any."""
+        if not isinstance(self.actor, StochasticActor):
+            return self.actor.act(observation)  # type: ignore[no-any-return]
+        shape = (*observation.shape[:-1], self.actor.spec.action_dim)
+        return self.actor.perform(observation, generator.standard_normal(shape, dtype=np.float32))
 
     def policy(self) -> Policy:
         """The policy that is evaluated, exported and handed on."""
@@ -236,11 +239,31 @@ class Method(nn.Module):
 class ActorCritic(Method):
     """An actor, critics, their targets, and the offline policy π_off that everything is anchored to.
 
-    The target and π_off never receive a gradient.
+    The target and π_off never receive a gradient. A subclass says what is made where there is no checkpoint.
     """
+
+    def build(self, task: Task, source: Source | None = None) -> None:
+        if source is None:
+            self.take(*self.fresh(task))
+            return
+        self.take(source.build_actor(), source.build_critic())
+        hard_update(self.offline_actor, source.build_actor("offline_actor"))
+        if source.phase != "align":  # after alignment the targets start as copies, else the old critic comes back
+            self.take_targets(source)
+
+    def fresh(self, task: Task) -> tuple[Any, Critics]:
+        """A new actor, and new critics."""
+        raise NotImplementedError(f"{type(self).__name__}.fresh")
 
     def take(self, actor: Any, critic: Critics) -> None:
         """Makes ``actor`` and ``critic`` its own, with copies of them as π_off and as target."""
         self.actor: Any = actor
         self.offline_actor: Any = frozen_copy(actor)
         self.critic, self.target_critic = critic, frozen_copy(critic)
+
+    def take_targets(self, source: Source) -> None:
+        """Makes the targets of ``source`` its own."""
+        source.load(self.target_critic, "target_critic")
+
+    def learners(self) -> Learners:
+        return {"actor": (self.actor, self.actor_lr), "critic": (self.critic, self.critic_lr)}

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from o2o_lightning.methods.method import Batch, FloatArray, Learners, Loss, Method, Moment, Noise, Source, Task, Updates
+from o2o_lightning.methods.method import Batch, Learners, Loss, Method, Moment, Noise, Source, Task, Updates
 from o2o_lightning.nn.adam import Adam
 from o2o_lightning.nn.gaussian import GaussianActor, normal_entropy
 from o2o_lightning.nn.reward_scale import RewardScale
@@ -102,9 +101,6 @@ class PPO(ValueMethod):
 
     def gradient_limits(self) -> dict[str, float]:
         return dict.fromkeys(("actor", "value"), self.max_grad_norm)
-
-    def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
-        return self.actor.sample(observation, generator)
 
     def update(self, moment: Moment) -> Updates:
         yield self.policy_step

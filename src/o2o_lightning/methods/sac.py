@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,22 +14,21 @@ from o2o_lightning.methods.method import (
     ActorCritic,
     Batch,
     Draws,
-    FloatArray,
     Follow,
     Learners,
     Loss,
     Moment,
     Noise,
     Normal,
-    Source,
     Task,
     Updates,
 )
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
-from o2o_lightning.nn.targets import hard_update
 from o2o_lightning.objectives.bellman import critic_loss, td_target
 from o2o_lightning.objectives.sac import soft_policy_loss, soft_value, temperature_loss
+
+Ends = tuple[SquashedGaussian, SquashedGaussian]  # the policy at s and at s'
 
 
 class Draw(NamedTuple):
@@ -116,23 +114,13 @@ class SAC(SACCritic):
     temperature_lr: float | None = 3e-4
     critic_hidden: Sequence[int] = (256, 256, 256)
 
-    def build(self, task: Task, source: Source | None = None) -> None:
-        if source is None:
-            critic = Critics(*task.sizes, self.critic_hidden, self.layer_norm, self.critics)
-            self.take(SquashedGaussianActor(*task.sizes, self.hidden), critic)
-            return
-        self.take(source.build_actor(), source.build_critic())
-        hard_update(self.offline_actor, source.build_actor("offline_actor"))
-        if source.phase != "align":  # after alignment the targets start as copies, else the old critic comes back
-            source.load(self.target_critic, "target_critic")
+    def fresh(self, task: Task) -> tuple[SquashedGaussianActor, Critics]:
+        critic = Critics(*task.sizes, self.critic_hidden, self.layer_norm, self.critics)
+        return SquashedGaussianActor(*task.sizes, self.hidden), critic
 
     def learners(self) -> Learners:
         rate = self.actor_lr if self.temperature_lr is None else self.temperature_lr
-        return {
-            "actor": (self.actor, self.actor_lr),
-            "critic": (self.critic, self.critic_lr),
-            "temperature": (self.log_alpha, rate),
-        }
+        return {**super().learners(), "temperature": (self.log_alpha, rate)}
 
     def noise(self, shape: tuple[int, ...]) -> Draws:
         return {"policy": Normal(shape), "target": Normal(shape)}
@@ -156,7 +144,7 @@ class SAC(SACCritic):
         with torch.no_grad():
             target, _ = self.target(batch, following, noise["target"])
         q = self.critic(observation, batch["action"])
-        values = self.critic_loss(q, target, batch, noise, current, following)
+        values = self.critic_loss(q, target, batch, noise, (current, following))
         metrics = {
             **values.metrics,
             "actor_loss": draw.loss,
@@ -169,18 +157,7 @@ class SAC(SACCritic):
         # Every loss is formed before any network moves, and none reaches another's parameters: one backward (D32).
         return Loss(values.value + draw.loss + alpha_loss, metrics), draw
 
-    def critic_loss(
-        self,
-        q: Tensor,
-        target: Tensor,
-        batch: Batch,
-        noise: Noise,
-        current: SquashedGaussian,
-        following: SquashedGaussian,
-    ) -> Loss:
+    def critic_loss(self, q: Tensor, target: Tensor, batch: Batch, noise: Noise, policies: Ends) -> Loss:
         """A seam: what the critics descend, from ``q`` ``[E, B]``, and the policy at both ends of a transition."""
         loss = critic_loss(q, target)
         return Loss(loss, {"critic_loss": loss})
-
-    def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
-        return self.actor.explore(observation, generator)  # type: ignore[no-any-return]

@@ -16,7 +16,6 @@ from o2o_lightning.methods.method import (
     Draws,
     FloatArray,
     Follow,
-    Learners,
     Loss,
     Moment,
     Noise,
@@ -52,9 +51,8 @@ class TD3Critic(ActorCritic):
     hidden: Sequence[int] = (256, 256)
     layer_norm: bool = False
 
-    def fresh_critic(self, task: Task) -> Critics:
-        """New critics."""
-        return Critics(*task.sizes, self.hidden, self.layer_norm)
+    def fresh(self, task: Task) -> tuple[DeterministicActor, Critics]:
+        return DeterministicActor(*task.sizes, self.hidden), Critics(*task.sizes, self.hidden, self.layer_norm)
 
     def noise(self, shape: tuple[int, ...]) -> Draws:
         return {"target": Normal(shape)}
@@ -96,22 +94,13 @@ class TD3(TD3Critic):
         super().__post_init__()
         at_least("--model.policy_delay", self.policy_delay, 1)
 
-    def build(self, task: Task, source: Source | None = None) -> None:
-        if source is None:
-            self.take(DeterministicActor(*task.sizes, self.hidden), self.fresh_critic(task))
-            return
-        self.take(source.build_actor(), source.build_critic())
-        hard_update(self.offline_actor, source.build_actor("offline_actor"))
-        if source.phase != "align":  # after alignment the targets start as copies, else the old critic comes back
-            hard_update(self.target_actor, source.build_actor("target_actor"))
-            source.load(self.target_critic, "target_critic")
-
     def take(self, actor: Any, critic: Critics) -> None:
         super().take(actor, critic)
         self.target_actor = frozen_copy(actor)
 
-    def learners(self) -> Learners:
-        return {"actor": (self.actor, self.actor_lr), "critic": (self.critic, self.critic_lr)}
+    def take_targets(self, source: Source) -> None:
+        super().take_targets(source)
+        hard_update(self.target_actor, source.build_actor("target_actor"))
 
     def update(self, moment: Moment) -> Updates:
         yield self.critic_step

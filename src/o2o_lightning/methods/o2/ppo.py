@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from o2o_lightning.errors import UserError
-from o2o_lightning.methods.method import Batch, Learners, Loss, Moment, Noise, Source, Task, Updates
+from o2o_lightning.methods.method import Batch, Learners, Loss, Noise, Source, Task
 from o2o_lightning.methods.o2.constraint import Reference, Referenced
 from o2o_lightning.methods.ppo import PPO, ValueMethod
 from o2o_lightning.nn.reward_scale import RewardScale
@@ -76,9 +76,6 @@ class Reevaluate(ValueMethod):
             running = torch.zeros(1, dtype=torch.float64)
             reward = self.reward_scale(reward.unsqueeze(0), terminated.unsqueeze(0), running)[0].squeeze(0)
         return discounted_returns(reward, terminated if self.leak_returns else terminated | truncated, self.discount)
-
-    def update(self, moment: Moment) -> Updates:
-        yield self.step
 
     def step(self, batch: Batch, noise: Noise) -> Loss:
         value = self.value(batch["observation"])

@@ -109,9 +109,6 @@ class Align(SACActor):
         self.log_alpha.requires_grad_(False)
         source.load(self.target_critic, "target_critic")
 
-    def learners(self) -> Learners:
-        return {"actor": (self.actor, self.actor_lr), "critic": (self.critic, self.critic_lr)}
-
     def noise(self, shape: tuple[int, ...]) -> Draws:
         return {"explored": Normal(shape), "policy": Normal(shape)}
 
@@ -125,9 +122,6 @@ class Align(SACActor):
             "anchor_log_prob": offline.log_prob(anchor),
             "anchor_value": least(self.target_critic(batch["observation"], anchor)),
         }
-
-    def update(self, moment: Moment) -> Updates:
-        yield self.step
 
     def step(self, batch: Batch, noise: Noise) -> Loss:
         observation, anchor, anchor_value = batch["observation"], batch["anchor"], batch["anchor_value"]

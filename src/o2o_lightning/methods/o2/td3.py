@@ -23,6 +23,7 @@ from o2o_lightning.methods.method import (
 )
 from o2o_lightning.methods.o2.constraint import Constrained
 from o2o_lightning.methods.td3 import TD3, TD3Critic
+from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.objectives.alignment import (
     action_distance,
@@ -50,7 +51,8 @@ class Reevaluate(TD3Critic):
 
     def build(self, task: Task, source: Source | None = None) -> None:
         assert source is not None
-        self.take(source.build_actor().requires_grad_(False), self.fresh_critic(task))
+        actor = source.build_actor().requires_grad_(False)
+        self.take(actor, Critics(*task.sizes, self.hidden, self.layer_norm))
 
     def learners(self) -> Learners:
         return {"critic": (self.critic, self.critic_lr)}
@@ -99,18 +101,12 @@ class Align(ActorCritic):
         self.take(source.build_actor(), source.build_critic())
         source.load(self.target_critic, "target_critic")
 
-    def learners(self) -> Learners:
-        return {"actor": (self.actor, self.actor_lr), "critic": (self.critic, self.critic_lr)}
-
     def noise(self, shape: tuple[int, ...]) -> Draws:
         return {"perturbation": Normal(shape)}
 
     def cache(self, batch: Batch) -> dict[str, Tensor]:
         anchor = self.offline_actor.mode(batch["observation"])
         return {"anchor": anchor, "anchor_value": least(self.target_critic(batch["observation"], anchor))}
-
-    def update(self, moment: Moment) -> Updates:
-        yield self.step
 
     def step(self, batch: Batch, noise: Noise) -> Loss:
         observation, anchor, anchor_value = batch["observation"], batch["anchor"], batch["anchor_value"]
