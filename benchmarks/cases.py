@@ -12,12 +12,12 @@ from typing import Any
 
 import textbook
 import torch
-from tensordict import TensorDict, TensorDictBase
-
 from o2o_lightning.agents.iql import IQLAgent
 from o2o_lightning.agents.ppo import PPOAgent
 from o2o_lightning.agents.sac import SACAgent
 from o2o_lightning.agents.td3 import TD3Agent
+from tensordict import TensorDict, TensorDictBase
+
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.data.stream import OfflineStream
@@ -93,8 +93,8 @@ def online_data(filled: int = 20_000) -> OnlineData:
     data = OnlineData(dataset=DATASET)
     data.setup("fit")
     data.normalizer = data.fit_normalizer()
-    assert data.replay is not None and data.store is not None
-    data.replay.buffer.extend(data.store.gather(torch.arange(filled)))
+    assert data.store is not None
+    data.buffer.extend(data.store.gather(torch.arange(filled)))
     return data
 
 

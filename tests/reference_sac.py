@@ -166,7 +166,7 @@ def alignment_critic_loss(nets: Nets, batch: Batch, floor: float = -50.0) -> Ten
     with torch.no_grad():
         anchor = nets.offline_actor.mode(s)
         anchor_q = smallest(nets.target_critic, s, anchor)
-        a, _ = nets.actor.draw(s, nets.noise["explore"])
+        a, _ = nets.actor.draw(s, nets.noise["explored"])
         gap = nets.offline_actor.density(s, anchor) - torch.clamp(nets.offline_actor.density(s, a), min=floor)
         y = torch.minimum(anchor_q - alpha * gap, smallest(nets.target_critic, s, a))
     loss = torch.zeros((), dtype=s.dtype)
@@ -196,7 +196,7 @@ def cql_gaps(nets: Nets, batch: Batch, clip_below: float | None, importance: boo
         width = batch["a"].shape[1]
         for a in nets.noise["uniform"]:
             samples.append((a, torch.full_like(batch["r"], width * torch.tensor(0.5, dtype=s.dtype).log().item())))
-        for source, name in ((batch["s2"], "next"), (s, "current")):
+        for source, name in ((batch["s2"], "following"), (s, "current")):
             samples += [nets.actor.draw(source, noise) for noise in nets.noise[name]]
     gaps = []
     for critic in nets.critic:

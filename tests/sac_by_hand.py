@@ -1,101 +1,69 @@
-"""SAC's phases without a Trainer: random networks, random batches, one update driven by hand in float64."""
+"""SAC's methods without a Trainer, and copies of their networks for the plain implementation."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import by_hand
 import torch
+from by_hand import HIDDEN, A, Checkpoint, Gradients, S, losses
 from reference_sac import Batch, Nets, PlainActor, net_gradients, plain_net
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 
-from o2o_lightning.agents.sac import SACAgent
+from o2o_lightning.methods.method import Loss, Noise
+from o2o_lightning.methods.o2 import sac
+from o2o_lightning.methods.o2.constraint import Multiplier
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
-from o2o_lightning.nn.targets import frozen_copy
-from o2o_lightning.phases import OnlineSAC
-from o2o_lightning.phases.base import Loss, Phase
-from o2o_lightning.phases.settings import Multiplier
 
-S, A, B, HIDDEN = 5, 3, 24, (16, 12)
-THRESHOLD = 0.4
-Gradients = dict[str, Tensor]
+B, THRESHOLD = 24, 0.4
 
 
-def ready(phase: Any, seed: int = 0, layer_norm: bool = True, critics: int = 2, spread: float = 0.15) -> Any:
-    """``phase`` with a random agent in which no two networks, not even targets, are equal, and with ``draws``.
-
-    ``phase.draws`` lists what its random stream gave, in order.
-    """
-    torch.manual_seed(seed)
-    temperature = getattr(phase, "temperature", 0.3)
-    phase.agent = SACAgent(SquashedGaussianActor(S, A, HIDDEN), Critics(S, A, HIDDEN, layer_norm, critics), temperature)
-    if isinstance(phase, OnlineSAC):
-        phase.reference = frozen_copy(phase.agent.actor)
-        phase.threshold.fill_(THRESHOLD)
-    networks = [phase.agent.actor, phase.agent.critic, phase.agent.target_critic, phase.agent.offline_actor]
-    with torch.no_grad():
-        for network in [*networks, getattr(phase, "reference", nn.Module())]:
-            for parameter in network.parameters():
-                parameter.add_(torch.randn_like(parameter) * spread)
-    phase.double()
-    phase.draws = []
-    phase.noise.generator.manual_seed(seed)  # else whichever test ran before decides the draws
-    for name in ("normal_like", "uniform"):
-        setattr(phase, name, _recorded(getattr(phase, name), phase.draws))
-    return phase
+def ready(method: Any, seed: int = 0, layer_norm: bool = True, critics: int = 2, spread: float = 0.15) -> Any:
+    """``method``, from a checkpoint of this shape."""
+    critic = lambda: Critics(S, A, HIDDEN, layer_norm, critics)  # noqa: E731
+    return by_hand.ready(method, seed, Checkpoint(lambda: SquashedGaussianActor(S, A, HIDDEN), critic), spread)
 
 
-def _recorded(draw: Any, draws: list[Tensor]) -> Any:
-    def recorded(*args: Any) -> Tensor:
-        draws.append(draw(*args).double())
-        return draws[-1]
-
-    return recorded
+def online(
+    seed: int = 0, multiplier: float = 1.7, critics: int = 2, spread: float = 0.15, **options: Any
+) -> sac.Online:
+    made = sac.Online(multiplier=Multiplier(start=multiplier, every=1), **options)
+    method: sac.Online = ready(made, seed, critics=critics, spread=spread)
+    # they were made in float32, and rounded
+    method.log_multiplier.data.fill_(math.log(multiplier))
+    method.threshold_now.fill_(THRESHOLD)
+    return method
 
 
 def draw(seed: int = 0) -> Batch:
-    torch.manual_seed(seed + 100)
-    rows = {"s": torch.randn(B, S), "a": torch.rand(B, A) * 2 - 1, "r": torch.randn(B), "s2": torch.randn(B, S)}
-    return {**{key: value.double() for key, value in rows.items()}, "d": (torch.rand(B) < 0.3).double()}
+    return by_hand.draw(seed, B)
 
 
-def transitions(batch: Batch, **cache: Tensor) -> TensorDict:
-    size = [len(batch["r"])]
-    successor = TensorDict({"observation": batch["s2"], "terminated": batch["d"]}, size)
-    return TensorDict(
-        {"observation": batch["s"], "action": batch["a"], "reward": batch["r"], "next": successor, **cache}, size
-    )
+def noise_of(method: Any, seed: int = 0) -> Noise:
+    return by_hand.noise_of(method, (B, A), seed)
 
 
-def cached(phase: Phase, batch: Batch) -> TensorDict:
-    with torch.no_grad():
-        return transitions(batch, **phase.transition_cache(transitions(batch)))
+def one_update(method: Any, batch: TensorDict, noise: Noise) -> tuple[Loss, Gradients]:
+    """The only loss of one update, and every gradient that it makes anywhere in the method."""
+    (found,) = losses(method, batch, noise)
+    return found
 
 
-def one_update(phase: Phase, batch: TensorDict) -> tuple[Loss, Gradients]:
-    """The only loss of one update, and every gradient that it makes anywhere in the phase."""
-    phase.zero_grad(set_to_none=True)
-    steps = phase.update(batch)
-    loss = next(steps)
-    loss.value.backward()
-    found = {name: p.grad.clone() for name, p in phase.named_parameters() if p.grad is not None}
-    assert next(steps, None) is None, "one optimizer step an update"
-    return loss, found
-
-
-def plain(phase: Any) -> Nets:
-    """The same networks for the reference implementation; make it before the update, whose end moves the targets."""
-    agent = phase.agent
+def plain(method: Any, noise: Noise) -> Nets:
+    """The same networks for the plain implementation; make it before the update, which moves them."""
     return Nets(
-        actor=PlainActor(agent.actor.state_dict()),
-        critic=[plain_net(member.state_dict()) for member in agent.critic.members],
-        target_critic=[plain_net(member.state_dict()) for member in agent.target_critic.members],
-        offline_actor=PlainActor(agent.offline_actor.state_dict()),
-        log_alpha=_leaf(agent.log_alpha),
-        reference=PlainActor(phase.reference.state_dict()) if hasattr(phase, "reference") else None,
-        log_lambda=_leaf(phase.log_multiplier) if hasattr(phase, "log_multiplier") else None,
-        log_lagrange=_leaf(phase.log_lagrange) if hasattr(phase, "log_lagrange") else None,
+        actor=PlainActor(method.actor.state_dict()),
+        critic=[plain_net(member.state_dict()) for member in method.critic.members],
+        target_critic=[plain_net(member.state_dict()) for member in method.target_critic.members],
+        offline_actor=PlainActor(method.offline_actor.state_dict()),
+        log_alpha=_leaf(method.log_alpha),
+        reference=PlainActor(method.reference_policy.state_dict()) if hasattr(method, "reference_policy") else None,
+        log_lambda=_leaf(method.log_multiplier) if hasattr(method, "log_multiplier") else None,
+        log_lagrange=_leaf(method.log_lagrange) if hasattr(method, "log_lagrange") else None,
+        noise=dict(noise),
     )
 
 
@@ -104,12 +72,12 @@ def _leaf(parameter: Tensor) -> Tensor:
 
 
 def of_actor(nets: Nets) -> Gradients:
-    return {f"agent.actor.{name}": gradient for name, gradient in nets.actor.gradients().items()}
+    return {f"actor.{name}": gradient for name, gradient in nets.actor.gradients().items()}
 
 
 def of_critic(nets: Nets) -> Gradients:
     return {
-        f"agent.critic.members.{i}.{name}": gradient
+        f"critic.members.{i}.{name}": gradient
         for i, member in enumerate(nets.critic)
         for name, gradient in net_gradients(member).items()
     }
@@ -138,8 +106,3 @@ def assert_same(found: Gradients, expected: Gradients) -> None:
 
 def assert_equal(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found.detach(), expected.detach(), rtol=1e-5, atol=1e-11)
-
-
-def online(seed: int = 0, multiplier: float = 1.7, critics: int = 2, spread: float = 0.15, **options: Any) -> OnlineSAC:
-    settings = Multiplier(start=multiplier, every=options.pop("every", 1))
-    return ready(OnlineSAC(multiplier=settings, **options), seed, critics=critics, spread=spread)

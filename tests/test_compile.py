@@ -9,48 +9,45 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import by_hand
 import pytest
 import sac_by_hand as sac
 import td3_by_hand as td3
-import test_phases_ppo_gradients as ppo
 import torch
-from conftest import HIDDEN, Fit, Run
+from by_hand import HIDDEN, SECOND, A, Checkpoint, S, cached, descend, ready, step, transitions
+from conftest import Fit, Run
 from functorch.compile import make_boxed_func
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 
-from o2o_lightning.agents.base import ActorCritic, Agent
-from o2o_lightning.agents.ppo import PPOAgent
-from o2o_lightning.cli.lightning import argument_names
+from o2o_lightning.cli.models import argument_names
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
+from o2o_lightning.engine.compiled import CompiledEngine
+from o2o_lightning.engine.engine import Engine
 from o2o_lightning.errors import UserError
+from o2o_lightning.methods.awac import AWAC
+from o2o_lightning.methods.bc import BC
+from o2o_lightning.methods.clone import Clone
+from o2o_lightning.methods.cql import CQL
+from o2o_lightning.methods.dt import DT
+from o2o_lightning.methods.iql import IQL
+from o2o_lightning.methods.method import Method
+from o2o_lightning.methods.o2 import ppo as o2ppo
+from o2o_lightning.methods.o2 import sac as o2sac
+from o2o_lightning.methods.o2 import td3 as o2td3
+from o2o_lightning.methods.o2.constraint import Reference
+from o2o_lightning.methods.odt import ODT
+from o2o_lightning.methods.td3_bc import TD3BC
 from o2o_lightning.nn.critics import Critics
-from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.gaussian import GaussianActor
-from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
-from o2o_lightning.nn.values import ValueNet
-from o2o_lightning.phases import (
-    AWAC,
-    BC,
-    CQL,
-    TD3BC,
-    AlignSAC,
-    AlignTD3,
-    ClonePolicy,
-    OnlinePPO,
-    OnlineTD3,
-    ReevaluatePPO,
-    ReevaluateSAC,
-    ReevaluateTD3,
-)
-from o2o_lightning.phases import steps as steps_module
+from o2o_lightning.phases import base
 from o2o_lightning.phases.hardware import check_compilable
-from o2o_lightning.phases.settings import Reference
-from o2o_lightning.phases.steps import StepCompiler
+from o2o_lightning.phases.offline import Offline
+from o2o_lightning.phases.online import Online
 
-CPU = torch.device("cpu")
+B, T = 48, 4
 Made = tuple[Any, TensorDict]
 
 
@@ -60,85 +57,78 @@ def forget_graphs() -> Any:
     torch._dynamo.reset()
 
 
-def of_sac(phase: Any, frozen: tuple[str, ...] = (), cached: bool = True, **options: Any) -> Made:
-    phase = sac.ready(phase, **options)
-    for name in frozen:
-        getattr(phase.agent, name).requires_grad_(False)
-    batch = sac.draw()
-    return phase, sac.cached(phase, batch) if cached else sac.transitions(batch)
+def of_sac(method: Any, **options: Any) -> Made:
+    method = sac.ready(method, **options)
+    return method, cached(method, sac.draw())
 
 
-def of_td3(phase: Any, frozen: tuple[str, ...] = (), layer_norm: bool = True) -> Made:
-    phase = td3.ready(phase, 0, layer_norm)
-    for name in frozen:
-        getattr(phase.agent, name).requires_grad_(False)
-    return phase, td3.cached(phase, td3.draw(0))
+def of_td3(method: Any, **options: Any) -> Made:
+    method = td3.ready(method, **options)
+    return method, cached(method, td3.draw())
 
 
-def of_ppo(phase: Any) -> Made:
+def of_data(method: Any, source: Checkpoint | None = None) -> Made:
+    """With all columns that any method asks for."""
+    batch = transitions(by_hand.draw(0, B))
+    more = {name: torch.randn(B) for name in ("log_prob", "advantage", "value_target", "return_to_go")}
+    batch.update({**more, "teacher_action": torch.rand(B, A)})
+    return ready(method, source=source), batch.double()
+
+
+def of_windows(method: Any) -> Made:
     torch.manual_seed(0)
-    agent = PPOAgent(GaussianActor(ppo.S, ppo.A, HIDDEN), ValueNet(ppo.S, HIDDEN, "tanh"), 0.99)
-    columns = {name: torch.randn(ppo.B) for name in ("log_prob", "advantage", "value_target", "return_to_go")}
-    rows = {"observation": torch.randn(ppo.B, ppo.S), "action": torch.rand(ppo.B, ppo.A), **columns}
-    return ppo.shaken(phase, agent), TensorDict(rows, [ppo.B]).double()
+    method.build(by_hand.TASK._replace(horizon=T, best_return=1.0))
+    rows = {"return_to_go": torch.randn(B, T), "observation": torch.randn(B, T, S), "action": torch.rand(B, T, A)}
+    made = TensorDict(rows, [B, T]).double()
+    return method.double(), made.update({"timestep": torch.arange(T).expand(B, T), "real": torch.rand(B, T) < 0.8})
 
 
-def of_imitation(phase: Any, actor: Any) -> Made:
-    torch.manual_seed(0)
-    phase.agent = Agent(actor(ppo.S, ppo.A, HIDDEN))
-    rows = {name: torch.rand(ppo.B, ppo.A) for name in ("action", "teacher_action")}
-    phase.teacher = SimpleNamespace(kind="deterministic")
-    return phase.double(), TensorDict({"observation": torch.randn(ppo.B, ppo.S), **rows}, [ppo.B]).double()
-
-
-def of_awac() -> Made:
-    torch.manual_seed(0)
-    phase = AWAC()
-    phase.agent = ActorCritic(GaussianActor(ppo.S, ppo.A, HIDDEN, mean="linear"), Critics(ppo.S, ppo.A, HIDDEN, False))
-    return phase.double(), ppo.draw(0)
-
-
+WINDOWS = {"context": T, "acting_context": T, "width": 16, "layers": 1, "heads": 2, "dropout": 0.0}
 MADE: dict[str, Callable[[], Made]] = {
-    "SAC": lambda: (sac.online(), sac.transitions(sac.draw())),
-    "SAC without constraint": lambda: (sac.online(constraint=False), sac.transitions(sac.draw())),
-    "SAC re-evaluation": lambda: of_sac(ReevaluateSAC("unused"), ("actor", "log_alpha")),
-    "SAC alignment": lambda: of_sac(AlignSAC("unused"), ("log_alpha",)),
+    "SAC": lambda: (sac.online(), transitions(sac.draw())),
+    "SAC without constraint": lambda: (sac.online(constraint=False), transitions(sac.draw())),
+    "SAC re-evaluation": lambda: of_sac(o2sac.Reevaluate(hidden=HIDDEN)),
+    "SAC alignment": lambda: of_sac(o2sac.Align()),
     "CQL": lambda: of_sac(CQL(samples=3), layer_norm=False),
     "CQL, Lagrange": lambda: of_sac(CQL(samples=3, lagrange_gap=0.8, gap_min=-200.0, max_target=True)),
-    "TD3": lambda: (td3.online(0), td3.transitions(td3.draw(0))),
-    "TD3 re-evaluation": lambda: of_td3(ReevaluateTD3("unused"), ("actor",)),
-    "TD3 alignment": lambda: of_td3(AlignTD3("unused")),
+    "TD3": lambda: (td3.online(), transitions(td3.draw())),
+    "TD3 re-evaluation": lambda: of_td3(o2td3.Reevaluate(hidden=HIDDEN)),
+    "TD3 alignment": lambda: of_td3(o2td3.Align()),
     "TD3+BC": lambda: of_td3(TD3BC(), layer_norm=False),
-    "IQL": lambda: (ppo.iql(0), ppo.draw(0)),
-    "PPO": lambda: of_ppo(OnlinePPO()),
-    "PPO re-evaluation": lambda: of_ppo(ReevaluatePPO("unused")),
-    "AWAC": of_awac,
-    "BC, deterministic": lambda: of_imitation(BC(), DeterministicActor),
-    "BC, Gaussian": lambda: of_imitation(BC("gaussian"), GaussianActor),
-    "clone": lambda: of_imitation(ClonePolicy("unused", labels="mode"), SquashedGaussianActor),
+    "IQL": lambda: of_data(IQL(hidden=HIDDEN)),
+    "PPO": lambda: of_data(o2ppo.Online(hidden=HIDDEN, value_hidden=HIDDEN)),
+    "PPO re-evaluation": lambda: of_data(
+        o2ppo.Reevaluate(hidden=HIDDEN), Checkpoint(lambda: GaussianActor(S, A, HIDDEN))
+    ),
+    "AWAC": lambda: of_data(AWAC(hidden=HIDDEN)),
+    "BC, deterministic": lambda: of_data(BC(hidden=HIDDEN)),
+    "BC, Gaussian": lambda: of_data(BC(family="gaussian", hidden=HIDDEN)),
+    "clone": lambda: of_data(Clone(hidden=HIDDEN)),
+    "DT": lambda: of_windows(DT(**WINDOWS)),
+    "ODT": lambda: of_windows(ODT(**WINDOWS)),
 }
 
 
-def gradients(phase: Any, batch: TensorDict) -> list[dict[str, Tensor]]:
+def noise_of(method: Method, batch: TensorDict) -> dict[str, Tensor]:
+    return by_hand.noise_of(method, batch["action"].shape, 5)
+
+
+def gradients(engine: Engine, batch: TensorDict) -> list[dict[str, Tensor]]:
     """What each loss of one update descends, all at the networks as they are."""
     found = []
-    for loss in phase.update(batch):
-        phase.zero_grad(set_to_none=True)
-        loss.value.backward()
-        named = {name: p.grad.clone() for name, p in phase.named_parameters() if p.grad is not None}
+    for loss in engine.losses(SECOND, batch, noise_of(engine.method, batch)):
+        named = descend(engine.method, loss)
         found.append(named | {f"metric {name}": value.detach().clone() for name, value in loss.metrics.items()})
     return found
 
 
 def assert_compiled_is_eager(name: str, backend: Any) -> None:
-    (phase, batch), (compiled, _) = MADE[name](), MADE[name]()
-    phase.noise.generator.manual_seed(5)
-    compiled.noise.generator.manual_seed(5)
-    compiled.compiles, compiled._compiler = True, StepCompiler(CPU, backend)
-    for expected, found in zip(gradients(phase, batch), gradients(compiled, batch), strict=True):
-        assert found.keys() == expected.keys()
+    (method, batch), (compiled, _) = MADE[name](), MADE[name]()
+    eagerly, found = gradients(Engine(method), batch), gradients(CompiledEngine(compiled, backend), batch)
+    for expected, one in zip(eagerly, found, strict=True):
+        assert one.keys() == expected.keys()
         for key, value in expected.items():
-            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-11, msg=lambda m, n=key: f"{n}: {m}")
+            torch.testing.assert_close(one[key], value, rtol=1e-5, atol=1e-11, msg=lambda m, n=key: f"{n}: {m}")
 
 
 # the two left out differ from their neighbours by an option only; the slow test below has them
@@ -148,27 +138,27 @@ def test_one_graph_a_step_function_has_the_gradients_and_metrics_of_plain_python
 
 
 def test_a_compiled_loss_that_is_scaled_or_added_to_has_the_gradient_of_what_is_descended() -> None:
-    (phase, batch), (compiled, _) = MADE["TD3 re-evaluation"](), MADE["TD3 re-evaluation"]()
-    compiled.compiles, compiled._compiler = True, StepCompiler(CPU, "aot_eager")
     found = []
-    for one in (phase, compiled):
-        one.noise.generator.manual_seed(5)
+    for engine in (Engine, lambda method: CompiledEngine(method, "aot_eager")):
+        method, batch = MADE["TD3 re-evaluation"]()
         own = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
-        (next(one.update(batch)).value * 3.0 + own.square()).backward()
-        found.append([p.grad for p in one.agent.critic.parameters()] + [own.grad])
+        loss = engine(method).evaluate(method.critic_step, batch, noise_of(method, batch))
+        (loss.value * 3.0 + own.square()).backward()
+        found.append([p.grad for p in method.critic.parameters()] + [own.grad])
     for expected, value in zip(*found, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_compiled_phases_of_one_class_do_not_share_their_graphs() -> None:
+def test_compiled_methods_of_one_class_do_not_share_their_graphs() -> None:
     made = [MADE["TD3 re-evaluation"]() for _ in range(2)]
-    made[1][0].agent.critic = Critics(td3.S, td3.A, [5], False).double()
-    expected = [next(phase.update(batch)).value for phase, batch in made]
-    for phase, _ in made:
-        phase.noise._used.clear()
-        phase.noise.generator.manual_seed(phase.noise.generator.initial_seed())
-        phase.compiles, phase._compiler = True, StepCompiler(CPU, "aot_eager")
-    found = [next(phase.update(batch)).value for phase, batch in made]
+    made[1][0].critic = Critics(S, A, [5], False).double()
+    noise = [noise_of(*one) for one in made]
+    expected = [method.critic_step(batch, own).value for (method, batch), own in zip(made, noise, strict=True)]
+    engines = [CompiledEngine(method, "aot_eager") for method, _ in made]
+    found = [
+        engine.evaluate(method.critic_step, batch, own).value
+        for engine, (method, batch), own in zip(engines, made, noise, strict=True)
+    ]
     assert expected[0] != expected[1]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
@@ -176,15 +166,14 @@ def test_compiled_phases_of_one_class_do_not_share_their_graphs() -> None:
 
 def test_under_autocast_a_compiled_step_rounds_what_the_plain_one_rounds() -> None:
     found = []
-    for compiles in (False, True):
-        phase, batch = MADE["TD3 re-evaluation"]()
-        phase, batch = phase.float(), batch.float()
-        phase.compiles, phase._compiler = compiles, StepCompiler(CPU, "aot_eager") if compiles else None
-        phase.noise.generator.manual_seed(5)
+    for engine in (Engine, lambda method: CompiledEngine(method, "aot_eager")):
+        method, batch = MADE["TD3 re-evaluation"]()
+        method, batch = method.float(), batch.float()
+        noise = {name: value.float() for name, value in noise_of(method, batch).items()}
         with torch.autocast("cpu", torch.bfloat16):
-            loss = next(phase.update(batch)).value
+            loss = engine(method).evaluate(method.critic_step, batch, noise).value
         loss.backward()
-        found.append([p.grad for p in phase.agent.critic.parameters()])
+        found.append([p.grad for p in method.critic.parameters()])
     for expected, value in zip(*found, strict=True):
         assert value.dtype == expected.dtype == torch.float32
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
@@ -225,7 +214,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         graphs.append(str(module))
         return inner(module, inputs)
 
-    monkeypatch.setattr(steps_module, "StepCompiler", lambda device: StepCompiler(device, backend))
+    monkeypatch.setattr(base, "CompiledEngine", lambda method: CompiledEngine(method, backend))
     return graphs
 
 
@@ -238,13 +227,15 @@ def test_nothing_is_compiled_after_the_first_chunk(
 ) -> None:
     seen: list[int] = []
 
-    class Counting(OnlineTD3):
+    class Counting(Online):
         def training_step(self, *args: Any) -> None:
             super().training_step(*args)
             seen.append(len(counted))
 
     run = fit(
-        lambda: Counting(str(chain["align"].checkpoint), reference=Reference("interval", period=6), compile=True),
+        lambda: Counting(
+            o2td3.Online(reference=Reference("interval", period=6)), str(chain["align"].checkpoint), compile=True
+        ),
         lambda: OnlineData(
             dataset=pendulum, env_steps=40, warmup_steps=2, batch_size=32, eval_every=20, eval_episodes=1, chunk=8
         ),
@@ -256,7 +247,7 @@ def test_nothing_is_compiled_after_the_first_chunk(
 def test_the_chunk_changes_nothing_in_a_compiled_run(fit: Fit, pendulum: str, counted: list[str]) -> None:
     runs = [
         fit(
-            lambda: TD3BC(hidden=HIDDEN, compile=True),
+            lambda: Offline(TD3BC(hidden=HIDDEN), compile=True),
             lambda chunk=chunk: OfflineData(dataset=pendulum, batch_size=32, eval_episodes=1, chunk=chunk),
             steps=21,
         )
@@ -267,20 +258,22 @@ def test_the_chunk_changes_nothing_in_a_compiled_run(fit: Fit, pendulum: str, co
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_every_phase_but_those_of_sequences_offers_it() -> None:
-    import o2o_lightning.phases as phases
-
-    without = {name for name in phases.__all__ if "compile" not in argument_names(f"o2o_lightning.phases.{name}")}
-    assert without == {"DT", "ODT"}
+@pytest.mark.parametrize(
+    "phase", ["offline.Offline", "clone.ClonePolicy", "reevaluate.Reevaluate", "align.Align", "online.Online",
+              "on_policy.OnPolicy"]
+)  # fmt: skip
+def test_every_phase_that_learns_offers_it(phase: str) -> None:
+    assert "compile" in argument_names(f"o2o_lightning.phases.{phase}")
 
 
 # ---- CUDA graphs, as far as a CPU can tell ---------------------------------------------------------------------------
 
 
 def test_on_a_gpu_the_graphs_are_recorded_and_replayed() -> None:
-    compiler = StepCompiler(torch.device("cuda"))
-    assert compiler.replays
-    assert compiler.options["triton.cudagraphs"]
+    elsewhere = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda"))]))
+    engine = CompiledEngine(elsewhere)  # type: ignore[arg-type]
+    assert engine.replays
+    assert engine.options["triton.cudagraphs"]
 
 
 def overwriting(module: Any, inputs: Any) -> Any:
@@ -304,30 +297,23 @@ REPLAYED = aot_autograd(fw_compiler=overwriting, bw_compiler=overwriting)
 
 
 def test_results_outlive_the_replay_that_overwrites_them() -> None:
-    phase, batch = MADE["TD3"]()
+    method, batch = MADE["TD3"]()
     other = copy.deepcopy(batch).apply(lambda column: column * 0.5)
-    assert phase.compiler is None
-    expected = [_descended(phase, b) for b in (batch, other)]
-    phase, _ = MADE["TD3"]()
-    phase.compiles, phase._compiler = True, StepCompiler(CPU, REPLAYED)
-    phase._compiler.replays = True
-    found = [_descended(phase, b) for b in (batch, other)]
+    plain = Engine(method)
+    expected = [_descended(plain, b) for b in (batch, other)]
+    engine = CompiledEngine(MADE["TD3"]()[0], REPLAYED)
+    engine.replays = True
+    found = [_descended(engine, b) for b in (batch, other)]
     # looked at after both updates, as the chunk's record is
     for one, two in zip(expected, found, strict=True):
         for key, value in one.items():
             torch.testing.assert_close(two[key], value, rtol=1e-9, atol=1e-11, msg=lambda m, n=key: f"{n}: {m}")
 
 
-def _descended(phase: Any, batch: TensorDict) -> dict[str, Tensor]:
-    parameters = nn.ParameterList(p for p in phase.parameters() if p.requires_grad)
+def _descended(engine: Engine, batch: TensorDict) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
-    for i, loss in enumerate(phase.update(batch)):
-        for parameter in parameters:
-            parameter.grad = None
-        loss.value.backward()
-        with torch.no_grad():
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter -= 0.01 * parameter.grad
+    for i, loss in enumerate(engine.losses(SECOND, batch, noise_of(engine.method, batch))):
+        descend(engine.method, loss)
+        step(engine.method, 0.01)
         result |= {f"{i} {name}": value for name, value in loss.metrics.items()} | {f"{i} loss": loss.value}
     return result

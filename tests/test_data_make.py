@@ -24,7 +24,7 @@ from o2o_lightning.policies.read import read_policy
 from o2o_lightning.recording.behaviour import PolicyBehaviour
 from o2o_lightning.recording.making import Rollouts, replay
 from o2o_lightning.recording.writer import closed, write_dataset
-from o2o_lightning.replay.buffer import OnlineBuffer
+from o2o_lightning.replay.ring import Ring
 
 TINY = [
     "--data.batch_size", "8", "--data.warmup_steps", "50", "--data.eval_every", "40", "--data.eval_episodes", "2",
@@ -151,9 +151,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("trained")
     seen: list[tuple[Any, ...]] = []
     performed: list[Any] = []
-    add, log_prob = OnlineBuffer.add, PolicyBehaviour.log_prob
+    add, log_prob = Ring.add, PolicyBehaviour.log_prob
 
-    def keep(self: OnlineBuffer, *row: Any) -> None:
+    def keep(self: Ring, *row: Any) -> None:
         seen.append(row)
         add(self, *row)
 
@@ -164,7 +164,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     run = ["--env", "Hopper-v5", "--run_dir", folder / "run", "--stop_return", -1000, "--train_steps", 300, *TINY]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OnlineBuffer, "add", keep)
+        patch.setattr(Ring, "add", keep)
         patch.setattr(PolicyBehaviour, "log_prob", watch)
         assert make(*run, "--level", "medium-replay", "--output", folder / "replay.hdf5") == 0
     assert make(*run, "--level", "medium", "--transitions", 400, "--output", folder / "medium.hdf5") == 0
@@ -326,7 +326,7 @@ def test_a_minari_dataset_that_was_half_written_is_written_again_and_anothers_is
 
 
 def test_a_buffer_that_went_round_is_written_oldest_first():
-    buffer = OnlineBuffer(5, 1, 1)
+    buffer = Ring(5, 1, 1)
     for step in range(8):
         observation = np.array([step], np.float32)
         buffer.add(observation, np.zeros(1, np.float32), float(step), observation + 1, step == 6, False)

@@ -26,7 +26,8 @@ from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.phases.align import Align
 from o2o_lightning.phases.offline import Offline
 from o2o_lightning.phases.reevaluate import Reevaluate
-from o2o_lightning.replay.buffer import OnlineBuffer, Replay
+from o2o_lightning.replay.buffer import Replay
+from o2o_lightning.replay.ring import Ring
 
 
 def toy(rows: int = 23) -> RawDataset:
@@ -87,9 +88,19 @@ def test_bad_data_leaves_no_map(tmp_path: Path) -> None:
 def test_a_damaged_map_is_named_in_one_line(tmp_path: Path) -> None:
     mapped_store(toy(), env_of(), tmp_path)
     (folder,) = folders(tmp_path)
-    (folder / "index.pt").write_bytes(b"rubbish")
-    with pytest.raises(Failure, match=r"its memory map \S+ cannot be read .* Delete that folder"):
-        mapped_store(toy(), env_of(), tmp_path)
+    for file, damage in (("index.pt", b"rubbish"), ("table.memmap", b"short")):
+        whole = (folder / file).read_bytes()
+        (folder / file).write_bytes(damage)
+        with pytest.raises(Failure, match=r"its memory map \S+ cannot be read .* Delete that folder"):
+            mapped_store(toy(), env_of(), tmp_path)
+        (folder / file).write_bytes(whole)
+
+
+def test_what_a_run_writes_to_its_rows_never_reaches_the_map(tmp_path: Path) -> None:
+    store = mapped_store(toy(), env_of(), tmp_path)
+    Replay(store)[3] = Replay(store)[4]
+    assert torch.equal(store["action"][3], store["action"][4])
+    assert torch.equal(mapped_store(toy(), env_of(), tmp_path)["action"], build_store(toy(), env_of())["action"])
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch) -> None:
@@ -174,7 +185,7 @@ def test_constants_of_chosen_rows_are_those_of_a_copy(monkeypatch: pytest.Monkey
 
 def test_a_buffer_smaller_than_the_dataset_takes_its_newest_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("o2o_lightning.data.raw.blocks.__defaults__", (4,))
-    store, buffer = build_store(toy(), env_of()), OnlineBuffer(9, 3, 2)
-    Replay("all", store, buffer, 4)
+    store, ring = build_store(toy(), env_of()), Ring(9, 3, 2)
+    Replay(store).mix("all", store, ring)
     assert store.td_rows is not None
-    assert buffer.gather(torch.arange(9))["observation"][:, 0].tolist() == store.td_rows[-9:].tolist()
+    assert ring.gather(torch.arange(9))["observation"][:, 0].tolist() == store.td_rows[-9:].tolist()

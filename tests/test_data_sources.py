@@ -16,7 +16,7 @@ from o2o_lightning.data.build import build_store
 from o2o_lightning.data.d4rl import D4RL_TASKS
 from o2o_lightning.data.spec import EMBEDDED, list_specs, load_raw
 from o2o_lightning.envs.make import env_spec
-from o2o_lightning.envs.scores import REFERENCE_SCORES, normalized_score, reference_scores
+from o2o_lightning.envs.scores import normalized_score, reference_scores
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.normalizer import Normalizer
 
@@ -196,7 +196,7 @@ def test_without_minari_the_error_says_what_to_install(monkeypatch: pytest.Monke
 
 
 @settings(max_examples=50)
-@given(st.sampled_from(sorted(REFERENCE_SCORES)), st.floats(-2, 3))
+@given(st.sampled_from(sorted(D4RL_TASKS)), st.floats(-2, 3))
 def test_the_score_is_affine_between_random_0_and_expert_100(name: str, mix: float) -> None:
     reference = reference_scores(name)
     assert reference is not None

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from o2o_lightning.data.build import build_store
 from o2o_lightning.errors import UserError
+from o2o_lightning.replay.buffer import Replay
 from o2o_lightning.replay.store import TransitionStore
 
 KINDS = st.lists(st.sampled_from(["on", "on", "on", "terminated", "truncated"]), min_size=1, max_size=60)
@@ -191,7 +192,7 @@ def test_an_attached_cache_is_gathered_until_it_is_detached() -> None:
 
 def test_leaves_are_the_buffers_own_memory() -> None:
     store = store_of(["on"] * 6)
-    assert store.leaves["reward"].data_ptr() == store.buffer.storage[:]["reward"].data_ptr()
+    assert store.leaves["reward"].data_ptr() == Replay(store)[:]["reward"].data_ptr() == store["reward"].data_ptr()
 
 
 def test_a_memory_mapped_store_equals_one_in_memory(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,9 +200,9 @@ def test_a_memory_mapped_store_equals_one_in_memory(tmp_path, monkeypatch: pytes
     terminated, truncated = np.zeros((2, 11), np.bool_)
     terminated[4] = truncated[7] = True
     raw = raw_of(terminated, truncated)
-    small, mapped = build_store(raw, env_of()), build_store(raw, env_of(), tmp_path / "map")
+    small, mapped = build_store(raw, env_of()), build_store(raw, env_of(), tmp_path / "map.memmap")
     assert mapped.manifest.memmapped and not small.manifest.memmapped
-    assert list((tmp_path / "map").rglob("*.memmap"))
+    assert (tmp_path / "map.memmap").stat().st_size == 11 * small.layout.width * 4
     for key in ("observation", "action", "reward", ("next", "observation"), ("next", "terminated")):
         assert torch.equal(small.leaves[key], mapped.leaves[key])
         assert type(mapped.leaves[key]) is torch.Tensor

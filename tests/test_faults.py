@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -28,8 +29,8 @@ from o2o_lightning.data.stream import count_chunks, next_boundary
 from o2o_lightning.envs.make import make_env
 from o2o_lightning.envs.snapshot import can_restore, restore, snapshot
 from o2o_lightning.errors import Failure, UserError
-from o2o_lightning.replay.buffer import OnlineBuffer
 from o2o_lightning.replay.interaction import Interaction
+from o2o_lightning.replay.ring import Ring
 
 RUN = [
     "fit", "--phase", "online", "online=td3", "--data.env_id", "Pendulum-v1", "--data.mix", "none",
@@ -148,6 +149,19 @@ def test_side_state_of_another_checkpoint_is_refused(tmp_path):
         side_state.read(checkpoint, "bbb", 0)
     with pytest.raises(UserError, match="is missing"):
         side_state.read(checkpoint, "aaa", 0)
+
+
+def test_a_damaged_side_state_is_one_line_whichever_byte_it_is(tmp_path):
+    checkpoint = tmp_path / "last.ckpt"
+    side_state.write(checkpoint, "aaa", 0, {"x": [1, {"y": torch.ones(3)}]})
+    path = tmp_path / "last.aaa.state" / "rank-0.pt"
+    content = path.read_bytes()
+    for place in range(0, len(content), 3):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x55
+        path.write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            side_state.read(checkpoint, "aaa", 0)
 
 
 def test_metrics_after_the_checkpoint_are_dropped_and_half_a_line_with_them(tmp_path):
@@ -327,7 +341,7 @@ def test_an_environment_that_hides_its_state_restarts_its_episode_and_says_so(ca
     gym.register("Hidden-v0", Hidden, max_episode_steps=50)
 
     def run() -> Interaction:
-        return Interaction(lambda: make_env("Hidden-v0"), OnlineBuffer(30, 1, 1), seed=5)
+        return Interaction(lambda: make_env("Hidden-v0"), Ring(30, 1, 1), seed=5)
 
     assert not can_restore(lambda: make_env("Hidden-v0"))
     first = run()
@@ -345,15 +359,15 @@ def test_an_environment_that_hides_its_state_restarts_its_episode_and_says_so(ca
 
 
 def test_a_full_buffer_comes_back_row_by_row_and_a_larger_one_takes_it_oldest_first():
-    def filled(capacity: int, steps: range) -> OnlineBuffer:
-        buffer = OnlineBuffer(capacity, 1, 1)
+    def filled(capacity: int, steps: range) -> Ring:
+        buffer = Ring(capacity, 1, 1)
         for i in steps:
             zero = np.zeros(1, np.float32)
             buffer.add(zero, zero, float(i), zero, False, False)
         return buffer
 
     state = filled(5, range(8)).state()
-    same, larger = OnlineBuffer(5, 1, 1), OnlineBuffer(9, 1, 1)
+    same, larger = Ring(5, 1, 1), Ring(9, 1, 1)
     same.load_state(state)
     larger.load_state(state)
     assert same.gather(torch.arange(5))["reward"].tolist() == [5, 6, 7, 3, 4] and same.cursor == 3

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from by_hand import SECOND, losses, transitions
 from hypothesis import given
 from hypothesis import strategies as st
-from sac_by_hand import draw, one_update, online, plain, transitions
+from sac_by_hand import draw, noise_of, one_update, online, plain
 
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian
 from o2o_lightning.objectives.alignment import alignment_loss, alignment_target_sac, calibrated_value_sac
@@ -194,15 +195,14 @@ def test_the_floor_on_the_reference_stops_value_and_gradient_there():
 
 
 def test_a_fresh_reference_leaves_the_plain_sac_target():
-    phase, free = online(constraint=True, spread=0.05), online(constraint=False, spread=0.05)
-    for made in (phase, free):
-        made.agent.actor.load_state_dict(online(spread=0.05).agent.actor.state_dict())
-    phase.reference.load_state_dict(phase.agent.actor.state_dict())
-    batch = draw()
-    constrained, _ = one_update(phase, transitions(batch))
-    plain_sac, _ = one_update(free, transitions(batch))
-    assert float(constrained.metrics["divergence"].abs().max()) < 1e-5
-    torch.testing.assert_close(constrained.metrics["target"], plain_sac.metrics["target"], rtol=0, atol=1e-5)
+    method, free = online(spread=0.05), online(constraint=False, spread=0.05)
+    free.actor.load_state_dict(method.actor.state_dict())
+    free.target_critic.load_state_dict(method.target_critic.state_dict())
+    method.reference_policy.load_state_dict(method.actor.state_dict())
+    batch, noise = transitions(draw()), noise_of(method)
+    constrained, plain_sac = method.step(batch, noise).metrics, free.step(batch, noise).metrics
+    assert float(constrained["divergence"].abs().max()) < 1e-5
+    torch.testing.assert_close(constrained["target"], plain_sac["target"], rtol=0, atol=1e-5)
 
 
 def test_a_satisfied_constraint_lets_the_multiplier_fall_and_a_violated_one_raises_it_faster():
@@ -234,25 +234,25 @@ def test_the_threshold_rises_from_half_a_deviation_to_two():
 
 
 def test_a_terminal_transition_has_neither_bootstrap_nor_penalty():
-    phase, batch = online(multiplier=1000.0), draw()
+    method, batch = online(multiplier=1000.0), draw()
     batch["d"] = torch.ones_like(batch["d"])
-    loss, _ = one_update(phase, transitions(batch))
+    loss, _ = one_update(method, transitions(batch), noise_of(method))
     assert torch.equal(loss.metrics["target"], batch["r"])
 
 
 def test_temperature_and_multiplier_receive_no_gradient_through_the_policy_loss():
-    phase, batch = online(), draw()
-    phase._multiplier_moved = True  # as in the later updates of an environment step
-    _, found = one_update(phase, transitions(batch))
+    method, batch = online(), draw()
+    noise, later = noise_of(method), SECOND._replace(place=1)  # of the updates of an environment step, not the first
+    nets = plain(method, noise)
+    ((_, found),) = losses(method, transitions(batch), noise, later)
     assert "log_multiplier" not in found
-    nets = plain(phase)
-    _, log_prob = nets.actor.draw(batch["s"], phase.draws[0])
-    torch.testing.assert_close(found["agent.log_alpha"], -(log_prob.mean() - 3).detach())
+    _, log_prob = nets.actor.draw(batch["s"], noise["policy"])
+    torch.testing.assert_close(found["log_alpha"], -(log_prob.mean() - 3).detach())
 
 
 def test_rewards_and_critics_are_vectors_so_that_nothing_broadcasts_to_a_square():
-    phase, batch = online(), draw()
-    loss, _ = one_update(phase, transitions(batch))
+    method, batch = online(), draw()
+    loss, _ = one_update(method, transitions(batch), noise_of(method))
     size = batch["r"].shape
     assert loss.metrics["target"].shape == size and loss.metrics["divergence"].shape == size
     assert loss.metrics["q"].shape == (2, *size)

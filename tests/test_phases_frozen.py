@@ -15,8 +15,11 @@ from torch import Tensor
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.envs.episodes import Evaluation
-from o2o_lightning.phases import AlignTD3, OnlineTD3
-from o2o_lightning.phases.settings import Reference
+from o2o_lightning.methods.o2 import td3
+from o2o_lightning.methods.o2.constraint import Reference
+from o2o_lightning.phases.align import Align
+from o2o_lightning.phases.online import Online
+from o2o_lightning.phases.reevaluate import Reevaluate
 
 State = dict[str, Tensor]
 
@@ -45,9 +48,9 @@ class Recorder(Checkpoint):
         self.best: list[float] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.policy.append(state_of(pl_module.agent.actor))
-        self.reference.append(state_of(pl_module.reference))
-        self.best.append(float(pl_module.reference_score))
+        self.policy.append(state_of(pl_module.method.actor))
+        self.reference.append(state_of(pl_module.method.reference_policy))
+        self.best.append(float(pl_module.method.reference_score))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         self.on_train_start(trainer, pl_module)
@@ -68,7 +71,8 @@ def online(
         made.evaluate = lambda actor: Evaluation([next(given)], [1], None)  # type: ignore[method-assign]
         return made
 
-    run = fit(lambda: OnlineTD3(str(chain["align"].checkpoint), reference=reference), data, callbacks=[recorder])
+    start = str(chain["align"].checkpoint)
+    run = fit(lambda: Online(td3.Online(reference=reference), start), data, callbacks=[recorder])
     assert len(recorder.policy) == steps + 1
     return run, recorder
 
@@ -79,54 +83,52 @@ def online(
 def test_re_evaluation_leaves_the_policy_and_trains_a_fresh_critic(chain: dict[str, Run]) -> None:
     offline, run = saved(chain["offline"]), chain["reevaluate"]
     end = saved(run)
-    for actor in ("agent.actor", "agent.offline_actor", "agent.target_actor"):
-        assert same(part(end, actor), part(offline, "agent.actor")), actor
-    for critic in ("agent.critic", "agent.target_critic"):
+    for actor in ("method.actor", "method.offline_actor"):  # the latter is the target actor
+        assert same(part(end, actor), part(offline, "method.actor")), actor
+    for critic in ("method.critic", "method.target_critic"):
         assert not same(part(end, critic), part(run.start, critic)), critic
     # fresh: not the offline critic, which has no LayerNorm
-    assert "members.0.norms.0.weight" in part(run.start, "agent.critic")
-    assert same(part(run.start, "agent.critic"), part(run.start, "agent.target_critic"))
+    assert "members.0.norms.0.weight" in part(run.start, "method.critic")
+    assert same(part(run.start, "method.critic"), part(run.start, "method.target_critic"))
 
 
 def test_re_evaluation_tracks_the_target_at_every_update(chain: dict[str, Run], fit: Fit, pendulum: str) -> None:
-    from o2o_lightning.phases import ReevaluateTD3
-
     run = fit(
-        lambda: ReevaluateTD3(str(chain["offline"].checkpoint), hidden=HIDDEN),
+        lambda: Reevaluate(td3.Reevaluate(hidden=HIDDEN), str(chain["offline"].checkpoint)),
         lambda: OfflineData(dataset=pendulum, batch_size=32),
         1,
     )
-    end, key = run.end(), "agent.{}.members.1.linears.0.weight"
+    end, key = run.end(), "method.{}.members.1.linears.0.weight"
     expected = 0.995 * run.start[key.format("target_critic")] + 0.005 * end[key.format("critic")]
     torch.testing.assert_close(end[key.format("target_critic")], expected)
 
 
-def test_alignment_leaves_the_target_critics_and_both_offline_policies(chain: dict[str, Run]) -> None:
+def test_alignment_leaves_the_target_critics_and_the_offline_policy(chain: dict[str, Run]) -> None:
     before, run = saved(chain["reevaluate"]), chain["align"]
     end = saved(run)
-    for frozen in ("agent.target_critic", "agent.offline_actor", "agent.target_actor"):
+    for frozen in ("method.target_critic", "method.offline_actor"):
         assert same(part(end, frozen), part(before, frozen)), frozen
-    assert not same(part(end, "agent.actor"), part(before, "agent.actor"))
+    assert not same(part(end, "method.actor"), part(before, "method.actor"))
     for i in range(2):
-        assert not same(part(end, f"agent.critic.members.{i}"), part(before, f"agent.critic.members.{i}")), i
+        assert not same(part(end, f"method.critic.members.{i}"), part(before, f"method.critic.members.{i}")), i
 
 
 def test_alignment_starts_from_the_re_evaluated_critic_and_its_own_target(chain: dict[str, Run]) -> None:
     before, run = saved(chain["reevaluate"]), chain["align"]
-    for net in ("agent.critic", "agent.target_critic", "agent.actor"):
+    for net in ("method.critic", "method.target_critic", "method.actor"):
         assert same(part(run.start, net), part(before, net)), net
 
 
 def test_alignment_may_start_from_the_offline_critic(chain: dict[str, Run], fit: Fit, pendulum: str) -> None:
     before = saved(chain["offline"])
     run = fit(
-        lambda: AlignTD3(str(chain["offline"].checkpoint)),
+        lambda: Align(td3.Align(), str(chain["offline"].checkpoint)),
         lambda: OfflineData(dataset=pendulum, batch_size=32, eval_episodes=1),
         2,
     )
-    for net in ("agent.critic", "agent.target_critic", "agent.actor"):
+    for net in ("method.critic", "method.target_critic", "method.actor"):
         assert same(part(run.start, net), part(before, net)), net
-    assert same(part(run.end(), "agent.offline_actor"), part(before, "agent.actor"))
+    assert same(part(run.end(), "method.offline_actor"), part(before, "method.actor"))
 
 
 # ---- online ------------------------------------------------------------------------------------------------------
@@ -136,14 +138,14 @@ def test_online_targets_start_as_copies_of_what_was_aligned(chain: dict[str, Run
     aligned = saved(chain["align"])
     run, _ = online(fit, chain, pendulum, [2.0, 1.0, 0.0], Reference(), 1)
     for net, source in (
-        ("agent.critic", "agent.critic"),
-        ("agent.target_critic", "agent.critic"),
-        ("agent.actor", "agent.actor"),
-        ("agent.target_actor", "agent.actor"),
-        ("agent.offline_actor", "agent.offline_actor"),
+        ("method.critic", "method.critic"),
+        ("method.target_critic", "method.critic"),
+        ("method.actor", "method.actor"),
+        ("method.target_actor", "method.actor"),
+        ("method.offline_actor", "method.offline_actor"),
     ):
         assert same(part(run.start, net), part(aligned, source)), net
-    assert not same(part(aligned, "agent.target_critic"), part(aligned, "agent.critic"))
+    assert not same(part(aligned, "method.target_critic"), part(aligned, "method.critic"))
 
 
 @pytest.mark.parametrize("source", ["reevaluate", "offline"])
@@ -152,11 +154,13 @@ def test_without_alignment_the_online_targets_go_on_from_the_phase_before(
 ) -> None:
     before = saved(chain[source])
     run = fit(
-        lambda: OnlineTD3(str(chain[source].checkpoint), constraint=False),
+        lambda: Online(td3.Online(constraint=False), str(chain[source].checkpoint)),
         lambda: OnlineData(dataset=pendulum, env_steps=2, warmup_steps=2, eval_episodes=1),
     )
-    for net in ("agent.critic", "agent.target_critic", "agent.actor", "agent.target_actor"):
-        assert same(part(run.start, net), part(before, net)), net
+    for net in ("method.critic", "method.target_critic", "method.actor", "method.target_actor"):
+        # re-evaluation moves no policy, so that its target actor is its actor
+        gone = source == "reevaluate" and net == "method.target_actor"
+        assert same(part(run.start, net), part(before, "method.actor" if gone else net)), net
 
 
 def test_the_reference_moves_only_where_a_score_beats_every_earlier_one(
@@ -176,8 +180,8 @@ def test_fine_tuning_leaves_the_offline_policy_and_moves_all_that_learns(
 ) -> None:
     run, _ = online(fit, chain, pendulum, [1.0] * 4, Reference(), 4)
     end = saved(run)
-    assert same(part(end, "agent.offline_actor"), part(saved(chain["offline"]), "agent.actor"))
-    for net in ("agent.actor", "agent.critic", "agent.target_actor", "agent.target_critic"):
+    assert same(part(end, "method.offline_actor"), part(saved(chain["offline"]), "method.actor"))
+    for net in ("method.actor", "method.critic", "method.target_actor", "method.target_critic"):
         assert not same(part(end, net), part(run.start, net)), net
 
 
@@ -199,19 +203,19 @@ def test_a_frozen_reference_never_moves(chain: dict[str, Run], fit: Fit, pendulu
 @pytest.mark.parametrize(
     ("start", "aligned", "offline", "expected"),
     [
-        ("best", 2.0, 1.0, "agent.actor"),
-        ("best", 1.0, 2.0, "agent.offline_actor"),
-        ("best", 1.0, 1.0, "agent.offline_actor"),
-        ("aligned", 1.0, 2.0, "agent.actor"),
-        ("offline", 2.0, 1.0, "agent.offline_actor"),
+        ("best", 2.0, 1.0, "method.actor"),
+        ("best", 1.0, 2.0, "method.offline_actor"),
+        ("best", 1.0, 1.0, "method.offline_actor"),
+        ("aligned", 1.0, 2.0, "method.actor"),
+        ("offline", 2.0, 1.0, "method.offline_actor"),
     ],
 )
 def test_the_first_reference_is_the_better_policy_or_the_one_asked_for(
     chain: dict[str, Run], fit: Fit, pendulum: str, start: Any, aligned: float, offline: float, expected: str
 ) -> None:
     run, recorder = online(fit, chain, pendulum, [aligned, offline, 0.0], Reference(start=start), 1)
-    assert same(part(run.start, "reference"), part(run.start, expected))
-    assert recorder.best[0] == (aligned if expected == "agent.actor" else offline)
+    assert same(part(run.start, "method.reference_policy"), part(run.start, expected))
+    assert recorder.best[0] == (aligned if expected == "method.actor" else offline)
     assert run.module.returns["aligned"] == aligned
     assert run.module.returns["offline"] == offline
 
@@ -240,21 +244,21 @@ def assert_same_moments(found: dict[str, State], expected: dict[str, State]) -> 
 def test_no_moments_are_carried_out_of_the_offline_phase(chain: dict[str, Run], fit: Fit, pendulum: str) -> None:
     assert chain["reevaluate"].start_moments == {}
     run = fit(
-        lambda: OnlineTD3(str(chain["offline"].checkpoint), constraint=False),
+        lambda: Online(td3.Online(constraint=False), str(chain["offline"].checkpoint)),
         lambda: OnlineData(dataset=pendulum, env_steps=1, eval_episodes=1),
     )
     assert run.start_moments == {}
 
 
 def test_the_critics_moments_go_from_re_evaluation_into_alignment(chain: dict[str, Run]) -> None:
-    assert_same_moments(chain["align"].start_moments, ends_with(chain["reevaluate"], "agent.critic"))
+    assert_same_moments(chain["align"].start_moments, ends_with(chain["reevaluate"], "method.critic"))
 
 
 def test_the_moments_of_actor_and_critic_go_from_alignment_into_fine_tuning(
     chain: dict[str, Run], fit: Fit, pendulum: str
 ) -> None:
     run, _ = online(fit, chain, pendulum, [1.0] * 3, Reference(), 1)
-    assert_same_moments(run.start_moments, ends_with(chain["align"], "agent."))
+    assert_same_moments(run.start_moments, ends_with(chain["align"], "method."))
     assert {name.split(".")[1] for name in run.start_moments} == {"actor", "critic"}
 
 
@@ -262,7 +266,7 @@ def test_learning_rates_are_the_online_phases_own_and_not_the_carried_ones(
     chain: dict[str, Run], fit: Fit, pendulum: str
 ) -> None:
     run = fit(
-        lambda: OnlineTD3(str(chain["align"].checkpoint), actor_lr=0.5, critic_lr=0.25),
+        lambda: Online(td3.Online(actor_lr=0.5, critic_lr=0.25), str(chain["align"].checkpoint)),
         lambda: OnlineData(dataset=pendulum, env_steps=1, eval_episodes=1),
     )
     groups = run.trainer.optimizers[0].param_groups
@@ -275,4 +279,4 @@ def test_the_first_multiplier_update_moves_its_logarithm_by_5e_5(
     # the first step has no update (one transition is no batch), the second and third make one each
     run, _ = online(fit, chain, pendulum, [1.0] * 5, Reference(), 3)
     assert run.module.updates == 2
-    assert abs(float(run.module.log_multiplier.detach())) == pytest.approx(5e-5, rel=1e-3)
+    assert abs(float(run.module.method.log_multiplier.detach())) == pytest.approx(5e-5, rel=1e-3)

@@ -1,4 +1,4 @@
-"""The networks that TD3's phases are made of: their order of layers, and one set of weights in three uses."""
+"""The networks that TD3's methods are made of: their order of layers, and one set of weights in three uses."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from o2o_lightning.engine.engine import Engine
+from o2o_lightning.methods.method import Follow, Method
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.mlp import MLP, orthogonal_
-from o2o_lightning.nn.targets import Polyak, frozen_copy, hard_update
+from o2o_lightning.nn.targets import frozen_copy, hard_update
 
 
 @given(scale=st.floats(0.05, 50.0), seed=st.integers(0, 2**16))
@@ -90,7 +92,7 @@ def test_a_polyak_average_is_the_weighted_mean_in_place(rate: float) -> None:
     source, other = nn.Linear(3, 2), nn.Linear(3, 2)
     target = frozen_copy(other)
     address = target.weight.data_ptr()
-    Polyak(target, source)(rate)
+    Engine(Method()).follow(Follow(target, source, rate))
     torch.testing.assert_close(target.weight, ((1 - rate) * other.weight + rate * source.weight).detach())
     assert target.weight.data_ptr() == address
     assert not target.weight.requires_grad

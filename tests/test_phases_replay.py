@@ -15,7 +15,8 @@ from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.methods.o2 import td3
 from o2o_lightning.phases.online import Online
-from o2o_lightning.replay.buffer import OnlineBuffer, Replay
+from o2o_lightning.replay.buffer import Replay
+from o2o_lightning.replay.ring import Ring
 from o2o_lightning.replay.store import TransitionStore
 
 EMBEDDED = "embedded:hopper-medium"
@@ -29,12 +30,19 @@ def store_of(dataset: str) -> TransitionStore:
     return data.store
 
 
-def buffer_of(count: int, observation_dim: int, action_dim: int, capacity: int = 1000) -> OnlineBuffer:
+def ring_of(count: int, observation_dim: int, action_dim: int, capacity: int = 1000) -> Ring:
     """``count`` transitions whose reward is MARK + their number."""
-    buffer = OnlineBuffer(capacity, observation_dim, action_dim)
+    ring = Ring(capacity, observation_dim, action_dim)
     for i in range(count):
         observation = np.full(observation_dim, i, np.float32)
-        buffer.add(observation, np.zeros(action_dim, np.float32), MARK + i, observation + 1, False, False)
+        ring.add(observation, np.zeros(action_dim, np.float32), MARK + i, observation + 1, False, False)
+    return ring
+
+
+def half(store: TransitionStore, count: int = 40) -> Replay:
+    """A buffer in the mode `half`, with ``count`` online transitions."""
+    buffer = Replay(store)
+    buffer.mix("half", store, ring_of(count, 11, 3))
     return buffer
 
 
@@ -56,25 +64,25 @@ class Keeping(Online):
 
 def test_half_is_128_online_then_128_offline_transitions() -> None:
     store = store_of(EMBEDDED)
-    replay = Replay("half", store, buffer_of(40, 11, 3), 256)
+    buffer = half(store)
     known = {tuple(row) for row in store.leaves["observation"].tolist()}
     for seed in range(3):
-        batch = replay.sample(torch.Generator().manual_seed(seed))
-        assert batch.shape == (256,)
-        assert (batch["reward"][:128] >= MARK).all()
-        assert (batch["reward"][128:] < MARK).all()
-        assert all(tuple(row) in known for row in batch["observation"][128:].tolist())
+        drawn = store.layout.columns(buffer.rows(256, torch.Generator().manual_seed(seed)))
+        for batch in (drawn, buffer.sample(256)):
+            assert batch["observation"].shape == (256, 11)
+            assert (batch["reward"][:128] >= MARK).all()
+            assert (batch["reward"][128:] < MARK).all()
+            assert all(tuple(row) in known for row in batch["observation"][128:].tolist())
 
 
 def test_what_was_drawn_of_the_dataset_and_not_used_is_part_of_the_state() -> None:
     store = store_of(EMBEDDED)
-    first, second = (Replay("half", store, buffer_of(40, 11, 3), 32) for _ in range(2))
+    first, second = (half(store) for _ in range(2))
     generator, other = torch.Generator().manual_seed(0), torch.Generator()
     for taken in range(18):  # one block of 16 and the start of the next
-        second.load_state(first.state())
+        second.rule.load_state_dict(first.rule.state_dict())
         other.set_state(generator.get_state())
-        found, expected = second.sample(other), first.sample(generator)
-        assert (found == expected).all(), taken
+        assert torch.equal(second.rows(32, other), first.rows(32, generator)), taken
 
 
 def test_the_dataset_never_changes_while_fine_tuning(fit: Fit, chain: dict[str, Run], pendulum: str) -> None:
@@ -122,9 +130,9 @@ def test_rewards_are_mapped_for_learning_and_stored_raw(fit: Fit, chain: dict[st
 
 
 def test_a_full_buffer_overwrites_its_oldest_transitions() -> None:
-    buffer = buffer_of(25, 3, 1, capacity=10)
-    assert len(buffer) == 10
-    assert sorted(buffer.leaves["reward"][:10].tolist()) == [MARK + i for i in range(15, 25)]
+    ring = ring_of(25, 3, 1, capacity=10)
+    assert len(ring) == 10
+    assert sorted(ring.leaves["reward"][:10].tolist()) == [MARK + i for i in range(15, 25)]
 
 
 # ---- interaction -------------------------------------------------------------------------------------------------

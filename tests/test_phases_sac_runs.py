@@ -301,8 +301,8 @@ def test_from_scratch_the_warm_up_is_uniform_then_the_policy_s_own(make: Callabl
         eval_every=60, eval_episodes=1,
     )  # fmt: skip
     run = Run(make(), data, tmp_path)
-    assert data.replay is not None
-    actions = data.replay.buffer.leaves["action"][:40, 0]
+    assert data.interaction is not None
+    actions = data.interaction.buffer.leaves["action"][:40, 0]
     assert run.phase.updates == 20
     assert float((actions.abs() > 0.7).float().mean()) > 0.1  # σ ≤ 0.37 of a new policy: 2 % of draws
     assert float(actions.abs().max()) <= 1.0

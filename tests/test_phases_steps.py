@@ -8,26 +8,36 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
+import by_hand
 import numpy as np
 import pytest
 import sac_by_hand as sac
 import td3_by_hand as td3
-import test_phases_ppo_gradients as ppo
 import torch
-from o2o_lightning.phases.handed import carry_moments
+from by_hand import HIDDEN, SECOND, A, S, cached, ready, transitions
+from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from o2o_lightning.engine.noise import Noise
+from o2o_lightning.checkpoint.handover import Handover
+from o2o_lightning.engine.engine import Engine
+from o2o_lightning.engine.noise import NoiseBlocks
+from o2o_lightning.methods.cql import CQL
+from o2o_lightning.methods.iql import IQL
+from o2o_lightning.methods.method import Normal, Uniform
+from o2o_lightning.methods.o2 import sac as o2sac
+from o2o_lightning.methods.o2 import td3 as o2td3
+from o2o_lightning.methods.td3_bc import TD3BC
 from o2o_lightning.nn.adam import Adam
 from o2o_lightning.nn.mlp import MLP
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
-from o2o_lightning.phases import CQL, TD3BC, AlignSAC, AlignTD3, ReevaluateSAC, ReevaluateTD3
 
 # ---- matrix products ---------------------------------------------------------------------------------------------
 
-S, A, N = 5, 3, 4
-ACTOR, DETERMINISTIC, CRITIC, VALUE = [S, 16, 12, 2 * A], [S, 16, 12, A], [S + A, 16, 12, 1], [S, 16, 12, 1]
+N = 4
+ACTOR, DETERMINISTIC, CRITIC, VALUE = (
+    [inputs, *HIDDEN, outputs] for inputs, outputs in ((S, 2 * A), (S, A), (S + A, 1), (S, 1))
+)
 
 
 def forward(widths: list[int], rows: int) -> int:
@@ -44,72 +54,69 @@ def climbed(widths: list[int], rows: int) -> int:
     return 2 * forward(widths, rows)
 
 
-def sac_phase(phase: Any, *frozen: str, **options: Any) -> tuple[Any, Any]:
-    phase = sac.ready(phase, **options)
-    for name in frozen:
-        getattr(phase.agent, name).requires_grad_(False)
-    return phase, sac.cached(phase, sac.draw())
+def of_sac(method: Any, **options: Any) -> tuple[Any, TensorDict]:
+    method = sac.ready(method, **options)
+    return method, cached(method, sac.draw())
 
 
-def td3_phase(phase: Any, *frozen: str, layer_norm: bool = True) -> tuple[Any, Any]:
-    phase = td3.ready(phase, 0, layer_norm)
-    for name in frozen:
-        getattr(phase.agent, name).requires_grad_(False)
-    return phase, td3.cached(phase, td3.draw(0))
+def of_td3(method: Any, **options: Any) -> tuple[Any, TensorDict]:
+    method = td3.ready(method, **options)
+    return method, cached(method, td3.draw())
 
 
-B, C, D = sac.B, td3.B, ppo.B
-LEAST: dict[str, tuple[Callable[[], tuple[Any, Any]], int]] = {
+B, C = sac.B, td3.B
+LEAST: dict[str, tuple[Callable[[], tuple[Any, TensorDict]], int]] = {
     "SAC": (
-        lambda: (sac.online(), sac.transitions(sac.draw())),
+        lambda: (sac.online(), transitions(sac.draw())),
         trained(ACTOR, B) + 3 * forward(ACTOR, B)  # π(s); π(s'), π_ref(s), π_ref(s')
         + 2 * (trained(CRITIC, B) + climbed(CRITIC, B) + forward(CRITIC, B)),
     ),
     "SAC re-evaluation": (
-        lambda: sac_phase(ReevaluateSAC("unused"), "actor", "log_alpha"),
+        lambda: of_sac(o2sac.Reevaluate(hidden=HIDDEN)),
         2 * (trained(CRITIC, B) + forward(CRITIC, B)),  # no policy at all
     ),
     "SAC alignment": (
-        lambda: sac_phase(AlignSAC("unused"), "log_alpha"),
+        lambda: of_sac(o2sac.Align()),
         trained(ACTOR, B) + 2 * (trained(CRITIC, 2 * B) + climbed(CRITIC, B) + forward(CRITIC, B)),
     ),
     "CQL": (
-        lambda: sac_phase(CQL(samples=N), layer_norm=False),
+        lambda: of_sac(CQL(samples=N), layer_norm=False),
         trained(ACTOR, B) + forward(ACTOR, B)  # one pass for each set of states, not one a draw
         + 2 * (trained(CRITIC, B) + trained(CRITIC, 3 * N * B) + climbed(CRITIC, B) + forward(CRITIC, B)),
     ),
     "TD3": (
-        lambda: (td3.online(0), td3.transitions(td3.draw(0))),
+        lambda: (td3.online(), transitions(td3.draw())),
         3 * forward(DETERMINISTIC, C) + 2 * (trained(CRITIC, C) + forward(CRITIC, C))
         + trained(DETERMINISTIC, C) + forward(DETERMINISTIC, C) + climbed(CRITIC, C),
     ),
     "TD3 re-evaluation": (
-        lambda: td3_phase(ReevaluateTD3("unused"), "actor"),
+        lambda: of_td3(o2td3.Reevaluate(hidden=HIDDEN)),
         2 * (trained(CRITIC, C) + forward(CRITIC, C)),
     ),
     "TD3 alignment": (
-        lambda: td3_phase(AlignTD3("unused")),
+        lambda: of_td3(o2td3.Align()),
         trained(DETERMINISTIC, C) + climbed(CRITIC, C) + 2 * (trained(CRITIC, 2 * C) + forward(CRITIC, C)),
     ),
     "TD3+BC": (
-        lambda: td3_phase(TD3BC(), layer_norm=False),
+        lambda: of_td3(TD3BC(), layer_norm=False),
         forward(DETERMINISTIC, C) + 2 * (trained(CRITIC, C) + forward(CRITIC, C))
         + trained(DETERMINISTIC, C) + climbed(CRITIC, C),
     ),
     "IQL": (
-        lambda: (ppo.iql(0), ppo.draw(0)),
-        trained(DETERMINISTIC, D) + trained(VALUE, D) + forward(VALUE, D)
-        + 2 * (trained(CRITIC, D) + forward(CRITIC, D)),
+        lambda: (ready(IQL(hidden=HIDDEN)), transitions(by_hand.draw(0, B))),
+        trained(DETERMINISTIC, B) + trained(VALUE, B) + forward(VALUE, B)
+        + 2 * (trained(CRITIC, B) + forward(CRITIC, B)),
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LEAST)
 def test_a_step_makes_no_matrix_product_that_its_mathematics_does_not_need(name: str) -> None:
-    (phase, batch), expected = LEAST[name][0](), LEAST[name][1]
+    (method, batch), expected = LEAST[name][0](), LEAST[name][1]
+    noise = by_hand.noise_of(method, batch["action"].shape)
     with FlopCounterMode(display=False) as counter:
-        for loss in phase.update(batch):
-            phase.zero_grad(set_to_none=True)
+        for loss in Engine(method).losses(SECOND, batch, noise):
+            method.zero_grad(set_to_none=True)
             loss.value.backward()
     assert counter.get_total_flops() == expected
 
@@ -170,9 +177,9 @@ def test_adam_takes_moments_of_another_memory_layout() -> None:
 
 def test_carried_moments_and_their_count_go_where_the_parameters_are() -> None:
     net = nn.Linear(3, 2, device="meta")
-    optimizer = Adam([{"params": list(net.named_parameters()), "lr": 0.1, "name": "net"}])
+    optimizer = Adam([{"params": list(net.named_parameters("method")), "lr": 0.1, "name": "net"}])
     state = {"exp_avg": torch.ones(2, 3), "exp_avg_sq": torch.ones(2, 3), "step": torch.tensor(5.0)}
-    carry_moments(optimizer, SimpleNamespace(adam={"weight": state}))  # type: ignore[arg-type]
+    Handover.carry_moments(SimpleNamespace(adam={"weight": state}), optimizer)  # type: ignore[arg-type]
     assert {value.device.type for value in optimizer.state[net.weight].values()} == {"meta"}
     assert net.bias not in optimizer.state
 
@@ -194,29 +201,34 @@ def test_adam_unscales_and_refuses_as_torch_s_own(scale: float | None, found_inf
 # ---- noise -------------------------------------------------------------------------------------------------------
 
 
-def noise(seed: int = 3) -> Noise:
-    return Noise(seed, torch.device("cpu"))
+def noise(seed: int = 3) -> NoiseBlocks:
+    return NoiseBlocks(seed, torch.device("cpu"))
 
 
 def test_noise_is_standard_normal_and_uniform_on_both_sides_of_zero() -> None:
-    source = noise()
-    normal = torch.stack([source.normal((50, 3)) for _ in range(200)])
-    uniform = torch.stack([source.uniform((50, 3)) for _ in range(200)])
+    source, wanted = noise(), {"normal": Normal((50, 3)), "uniform": Uniform((50, 3))}
+    drawn = [source.draw(wanted) for _ in range(200)]
+    normal, uniform = (torch.stack([one[name] for one in drawn]) for name in wanted)
     assert abs(float(normal.mean())) < 0.03 and abs(float(normal.std()) - 1.0) < 0.03
     assert abs(float(uniform.mean())) < 0.02 and abs(float(uniform.var()) - 1 / 3) < 0.01  # of U(−1, 1)
     assert -1.0 <= float(uniform.min()) < -0.99 and 0.99 < float(uniform.max()) < 1.0
     assert len(torch.unique(normal)) > 0.99 * normal.numel()  # no number is handed out twice
 
 
+def test_two_draws_of_one_shape_are_not_the_same_numbers() -> None:
+    drawn = noise().draw({"policy": Normal((4, 2)), "target": Normal((4, 2))})
+    assert len(torch.unique(torch.stack(list(drawn.values())))) == 16
+
+
 def test_noise_goes_on_in_the_middle_of_a_block() -> None:
     first, second = noise(), noise(9)
     for _ in range(21):
-        first.normal((4, 2))
-    first.uniform((3,))
+        first.draw({"normal": Normal((4, 2))})
+    first.draw({"uniform": Uniform((3,))})
     second.load_state(first.state())
     for _ in range(30):
-        assert torch.equal(first.normal((4, 2)), second.normal((4, 2)))
-        assert torch.equal(first.uniform((3,)), second.uniform((3,)))
+        one, other = (source.draw({"normal": Normal((4, 2)), "uniform": Uniform((3,))}) for source in (first, second))
+        assert all(torch.equal(one[name], other[name]) for name in ("normal", "uniform"))
 
 
 # ---- views of the weights ----------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from every_phase import HIDDEN, SEQUENCES
 from lightning.pytorch.plugins import MixedPrecision
 from torch.nn import functional
 
+from o2o_lightning.methods.method import Loss
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
-from o2o_lightning.phases.base import Loss, Phase
+from o2o_lightning.phases.base import Phase
 
 UPDATES, BATCH = 6, 32
 CASES = {**BATCHES, **SEQUENCES}
@@ -82,14 +83,14 @@ def test_every_phase_learns_in_mixed_precision_with_its_losses_in_full(name, pre
         return result
 
     def watch(phase: Phase) -> None:
-        update = phase.update
+        losses = phase.engine.losses
 
-        def watched(batch: Any) -> Any:
-            for loss in update(batch):
+        def watched(*args: Any) -> Any:
+            for loss in losses(*args):
                 seen.append(loss)
                 yield loss
 
-        phase.update = watched  # type: ignore[method-assign]
+        phase.engine.losses = watched  # type: ignore[method-assign]
 
     monkeypatch.setattr(functional, "linear", counted)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)

@@ -25,7 +25,7 @@ from o2o_lightning.errors import Failure
 from o2o_lightning.nn.actor import Actor, Policy
 from o2o_lightning.nn.decision_transformer import SequencePolicy, Window
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.phases.base import Phase
+from o2o_lightning.phases.descent import Descent
 from o2o_lightning.policies import onnx_file
 from o2o_lightning.policies.history import player_of
 
@@ -136,15 +136,15 @@ def test_what_is_loaded_scores_what_was_saved(made: Made, pendulum: str, capsys:
 def test_an_interrupted_fit_ends_with_the_bits_of_one_that_was_not(
     made: Made, pendulum: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    descend, folder = Phase._descend, tmp_path / "run"
+    descend, folder = Descent.__call__, tmp_path / "run"
 
-    def power_cut(self: Phase, *arguments: Any, **options: Any) -> None:
-        if self.updates == 18:
+    def power_cut(self: Descent, *arguments: Any, **options: Any) -> None:
+        if self.phase.updates == 18:
             raise Failure("the power is gone")
         descend(self, *arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Phase, "_descend", power_cut)
+        patched.setattr(Descent, "__call__", power_cut)
         assert fit(made.source, pendulum, folder) == 1
     assert torch.load(folder / "offline/checkpoints/last.ckpt", weights_only=True)["o2o_progress"]["updates"] == 16
     assert main(["resume", str(folder)]) == 0

@@ -136,27 +136,24 @@ class PhaseCheckpoint(PhaseCallback, ModelCheckpoint):
     # ---- how ---------------------------------------------------------------------------------------------------
 
     def _save(self, trainer: L.Trainer, phase: Any, name: str) -> None:
-        assert self.dirpath is not None
         check_weights(phase.phase, phase)
-        path = Path(self.dirpath) / f"{name}.ckpt"
+        path = self._path(name)
         self.best_model_path = str(path)
         if name == "last":
             self.saved_at = phase.clock
             self._token = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
             self._write_side_state(trainer, phase, path, self._token)
         self._save_checkpoint(trainer, str(path))
-        if name == "last" and trainer.is_global_zero:
-            assert self._token is not None
+        if self._token is not None and trainer.is_global_zero:
             side_state.remove_others(path, self._token)
         self._token = None
 
     def _settle(self, trainer: L.Trainer, candidate: str, is_best: bool) -> None:
         """The candidate becomes ``best.ckpt`` or goes; one that is not there has done so before the run was resumed."""
-        assert self.dirpath is not None
-        path = Path(self.dirpath) / f"{candidate}.ckpt"
+        path = self._path(candidate)
         if trainer.is_global_zero and path.exists():
             if is_best:
-                os.replace(path, path.with_name("best.ckpt"))
+                os.replace(path, self._path("best"))
             else:
                 path.unlink()
 
@@ -170,14 +167,16 @@ class PhaseCheckpoint(PhaseCallback, ModelCheckpoint):
     def _interrupted(self, phase: Watched) -> Interrupted:
         number = self.signals.received or signal.SIGTERM
         self.signals.received = None
-        assert self.dirpath is not None
-        run_dir = Path(self.dirpath).parents[1]
         unit = phase.clock_name.replace("_", " ")
         return Interrupted(
             f"{signal.Signals(number).name}: phase {phase.phase} stopped and saved after {phase.clock:,} {unit}. "
-            f"Go on with `o2o resume {run_dir}`.",
+            f"Go on with `o2o resume {self._path('last').parents[2]}`.",
             number,
         )
+
+    def _path(self, name: str) -> Path:
+        assert self.dirpath is not None
+        return Path(self.dirpath) / f"{name}.ckpt"
 
 
 def _check_same(path: str, phase: Watched, saved: dict[str, Any]) -> None:

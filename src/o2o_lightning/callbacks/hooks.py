@@ -7,13 +7,11 @@ from typing import Any, ClassVar, Protocol
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from o2o_lightning.envs.episodes import Evaluation, Player
-from o2o_lightning.nn.actor import Policy
-from o2o_lightning.nn.normalizer import Normalizer
+from o2o_lightning.envs.episodes import Evaluation
 
 
 class Watched(Protocol):
-    """What callbacks use of any phase; what one callback wants of one kind of phase, it says itself."""
+    """What callbacks read of any phase; a callback of one kind of phase takes it as what it is."""
 
     phase: ClassVar[str]
     clock_name: ClassVar[str]
@@ -24,7 +22,6 @@ class Watched(Protocol):
     scores: dict[str, float | None]
     returns: dict[str, float]
     display: dict[str, Any]
-    normalizer: Normalizer
 
     @property
     def clock(self) -> int: ...
@@ -37,12 +34,6 @@ class Watched(Protocol):
 
     @property
     def data(self) -> Any: ...
-
-    def policy(self) -> Policy: ...
-
-    def log_now(self, metrics: dict[str, float]) -> None: ...
-
-    def evaluate_player(self, player: Player) -> Evaluation: ...
 
     def status(self) -> list[str]: ...
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from o2o_lightning.callbacks.hooks import PhaseCallback, Watched
@@ -58,22 +67,15 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         self._best = max((score_or_return(score, return_) for _, return_, score in phase.curve), default=None)
         if not (self._enabled and self._console.is_terminal):
             return
-        self._bar = TwoLines(
-            TextColumn("[bold cyan]{task.description:<10}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
+        self._bar = TwoLines(*_columns(), console=self._console)
         unit = phase.clock_name.replace("_", " ")
         self._task = self._bar.add_task(phase.phase, total=phase.total, unit=unit, status="")
         self._bar.start()
 
     def on_train_batch_start(self, trainer: L.Trainer, phase: Any, batch: Any, batch_idx: int) -> None:
         note, self._note = self._note, None  # not before all callbacks have accepted the run
-        if note is not None and self._enabled:
-            self._console.print(f"{phase.phase}: {note}", highlight=False, soft_wrap=True)
+        if note is not None:
+            self._say(f"{phase.phase}: {note}")
 
     def on_train_batch_end(self, trainer: L.Trainer, phase: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         now = time.monotonic()
@@ -86,33 +88,55 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         phase.display["now"] = result.value
         if self._enabled and self._bar is None:
             clock = f"{phase.curve[-1][0]:,}/{phase.total:,} {phase.clock_name.replace('_', ' ')}"
-            line = f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}"
-            self._console.print(line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
+            self._say(f"{phase.phase:<10} {clock}  {self._status(phase, time.monotonic())}")
 
     def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:
         if self._bar is not None:  # not at the end of training: one more evaluation comes there
             self._bar.update(self._task, completed=phase.clock, status=self._status(phase, time.monotonic()))
-            self._bar.stop()
-            self._bar = None
-        line = phase.conclusion()
-        if line is not None and self._enabled:
-            self._console.print(line, highlight=False, soft_wrap=True)
+        self._stop()
+        if (line := phase.conclusion()) is not None:
+            self._say(line)
 
     def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
+        self._stop()
+
+    def _say(self, line: str) -> None:
+        if self._enabled:
+            self._console.print(line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
+
+    def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def _status(self, phase: Watched, now: float) -> str:
         since, updates = self._speed_mark
-        parts = []
-        offline = score_or_return(phase.scores.get("offline"), phase.returns.get("offline"))
-        shown = phase.display
-        scores = [("π_off", offline), ("now", shown.get("now")), ("best", self._best)]
-        for name, value in [*scores, ("sampled", shown.get("sampled")), ("goal", shown.get("goal"))]:
-            if value is not None:
-                parts.append(f"{name} {value:.1f}")
+        shown, offline = phase.display, score_or_return(phase.scores.get("offline"), phase.returns.get("offline"))
+        values = {"π_off": offline, "now": shown.get("now"), "best": self._best}
+        values |= {name: shown.get(name) for name in ("sampled", "goal")}
+        parts = [f"{name} {value:.1f}" for name, value in values.items() if value is not None]
         parts += phase.status()
         if now > since:
             parts.append(f"{(phase.updates - updates) / (now - since):,.0f} upd/s")
         return "  ".join(parts)
+
+
+@contextmanager
+def transitions(total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how many of ``total`` transitions there are, live on a terminal, as one line at the end elsewhere."""
+    console = Console(stderr=True)
+    with Progress(*_columns(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("rollouts", total=total, unit="transitions")
+        yield lambda done: bar.update(task, completed=done)
+    if not console.is_terminal:
+        console.print(f"rollouts   {total:,}/{total:,} transitions", highlight=False)
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return (
+        TextColumn("[bold cyan]{task.description:<10}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )

@@ -47,10 +47,9 @@ class Recorder(PhaseCallback):
         assert self._before is not None and self._file is not None
         state, observation, generator = self._before
         actor = phase.policy()
-        uniform = phase.warming_up
-        behaviour: Behaviour = (
-            UniformBehaviour(actor.spec.action_dim) if uniform else PolicyBehaviour(actor, phase.normalizer)
-        )
+        behaviour: Behaviour = PolicyBehaviour(actor, phase.normalizer)
+        if phase.warming_up:
+            behaviour = UniformBehaviour(actor.spec.action_dim)
         # the phase's generator as it was before the step draws the same noise again
         log_prob = behaviour.log_prob(observation[None], behaviour.draw(generator)[None])
         assert log_prob is not None
@@ -72,8 +71,7 @@ class Recorder(PhaseCallback):
 
     def _look(self, phase: Any) -> None:
         interaction = phase.data.interaction
-        parts = [*simulator_state(interaction.env).values()]
-        state = np.concatenate(parts) if parts else np.empty(0, np.float32)
+        state = np.concatenate([np.empty(0, np.float32), *simulator_state(interaction.env).values()])
         self._before = state, interaction.observation, copy.deepcopy(phase.data.generator)
 
     def _close(self) -> None:

@@ -80,7 +80,12 @@ class EvaluationWorker:
         try:
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise self._died() from error
+            self._process.join(5)
+            raise Failure(
+                f"the evaluation process ended unexpectedly (exit code {self._process.exitcode}; -9 is often a lack of "
+                "memory). `o2o resume RUN_DIR` goes on from the last checkpoint; without --data.eval_async evaluations "
+                "need no second process."
+            ) from error
         if isinstance(answer, str):
             raise Failure(answer)
         return Evaluation(*answer)
@@ -92,14 +97,6 @@ class EvaluationWorker:
             self._process.terminate()
             self._process.join()
             self._connection = self._process = None
-
-    def _died(self) -> Failure:
-        self._process.join(5)
-        code = self._process.exitcode
-        return Failure(
-            f"the evaluation process ended unexpectedly (exit code {code}; -9 is often a lack of memory). `o2o resume "
-            "RUN_DIR` goes on from the last checkpoint; without --data.eval_async evaluations need no second process."
-        )
 
 
 def _send(connection: Connection[Any, Any], content: bytes) -> None:

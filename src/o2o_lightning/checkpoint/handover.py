@@ -141,6 +141,11 @@ class Handover:
         load_weights(net, state, f"checkpoint {self.path}: {prefix}")
         return net
 
+    def load_scalar(self, parameter: nn.Parameter, name: str) -> None:
+        """``parameter`` as it is stored under ``name``, or as it is where nothing is."""
+        if name in self.state:
+            parameter.data.copy_(self.state[name])
+
 
 def load_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Loads ``state`` strictly; another set of names or shapes is a one-line :class:`UserError`."""

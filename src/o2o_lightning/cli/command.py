@@ -16,27 +16,19 @@ _HYDRA_TOKEN = re.compile(r"^(~|\+{0,2})[A-Za-z_][\w./@]*(=.*)?$", re.DOTALL)
 
 @dataclass(frozen=True)
 class Option:
-    """A dotted option: ``--online.model.init_args.threshold.end 0.5`` sets ``model.threshold.end`` of ``online``.
+    """A dotted option: ``--online.model.init_args.threshold.end 0.5`` sets ``model.threshold.end`` of ``online``."""
 
-    Attributes:
-        phase: the one phase that it is for, None for all that know it.
-        name: what it sets.
-        value: None of a flag.
-        tokens: as it was typed.
-    """
-
-    phase: str | None
+    phase: str | None  # the one phase that it is for, None for all that know it
     name: str
-    value: str | None
-    tokens: tuple[str, ...]
+    value: str | None  # None of a flag
+    tokens: tuple[str, ...]  # as it was typed
 
     @classmethod
-    def of(cls, tokens: list[str]) -> Option:
-        """The option of one or two words."""
-        name, joined, value = tokens[0].removeprefix("--").partition("=")
+    def of(cls, name: str, value: str | None, tokens: list[str]) -> Option:
+        """The option that was typed as ``--name value``."""
         own = _OF_ONE_PHASE.match(name)
-        name = (name[own.end() :] if own else name).replace(".init_args.", ".")
-        return cls(own[1] if own else None, name, tokens[1] if tokens[1:] else value if joined else None, (*tokens,))
+        within = name[own.end() :] if own else name
+        return cls(own[1] if own else None, within.replace(".init_args.", "."), value, tuple(tokens))
 
     def at(self, name: str) -> list[str]:
         """The words that set ``name`` instead, in the parser of one phase."""
@@ -47,21 +39,13 @@ class Option:
 
 @dataclass
 class Command:
-    """A command line, taken apart.
+    """A command line, taken apart."""
 
-    Attributes:
-        phase: one of :data:`PHASES`, or ``all``.
-        run_dir: where results go, None for a new folder under ``runs/``.
-        overrides: Hydra tokens such as ``online=o2td3`` or ``steps.env=5000``.
-        options: dotted options and ``--config``, for LightningCLI; and flags.
-        own: ``--phase`` and ``--run_dir``, where they were typed.
-    """
-
-    phase: str = "all"
-    run_dir: str | None = None
-    overrides: list[str] = field(default_factory=list)
-    options: list[Option] = field(default_factory=list)
-    own: list[Option] = field(default_factory=list)
+    phase: str = "all"  # or one of PHASES
+    run_dir: str | None = None  # where results go, None for a new folder under runs/
+    overrides: list[str] = field(default_factory=list)  # Hydra tokens such as online=o2td3 or steps.env=5000
+    options: list[Option] = field(default_factory=list)  # for LightningCLI, with --config and flags
+    own: list[Option] = field(default_factory=list)  # --phase and --run_dir, where they were typed
 
     @property
     def values(self) -> dict[str, str]:
@@ -112,15 +96,16 @@ def split(argv: list[str]) -> Command:
         token = rest.pop(0)
         name, joined, value = token.partition("=")
         if token.startswith("-"):
-            full = _SHORT.get(name, name)
+            full, given = _SHORT.get(name, name), value if joined else None
             own = full in ("--phase", "--run_dir")
             tokens = [f"{full}{joined}{value}"]
             if (not joined and full not in _FLAGS) or (own and not value):
                 if rest and not rest[0].startswith("--"):
-                    tokens.append(rest.pop(0))
+                    given = rest.pop(0)
+                    tokens.append(given)
                 elif not name.endswith(".help"):
                     raise UserError(f"{name}: a value is missing. Write `{name} VALUE`.")
-            option = Option.of(tokens)
+            option = Option.of(full.removeprefix("--"), given, tokens)
             if own:
                 setattr(command, option.name, option.value)
             (command.own if own else command.options).append(option)

@@ -10,6 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from o2o_lightning.cli.command import Command, hydra_key
 from o2o_lightning.cli.messages import hydra_message
 from o2o_lightning.errors import UserError
@@ -36,33 +43,52 @@ def compose(phase: str, command: Command) -> dict[str, Any]:
     Raises:
         UserError: an unknown group, option or key, with the choices that exist.
     """
-    return copy.deepcopy(_compose(phase, (*infer_dataset(command)[0], *command.overrides)))
+    tokens = [plain for token in command.overrides for plain in _own_rule(token)]
+    return copy.deepcopy(_compose(phase, (*infer_dataset(command)[0], *tokens)))
+
+
+def _own_rule(token: str) -> list[str]:
+    """``online=my_package.my_rule:MyRule`` as the recipe of a user's own rule; any other token as it is."""
+    group, _, name = token.partition("=")
+    if group not in ("offline", "online") or ":" not in name:
+        return [token]
+    from o2o_lightning.cli.models import rule_of
+
+    rule = rule_of(name)
+    tokens = [f"{group}=own", f"{group}.class_path={name.replace(':', '.')}"]
+    if group == "online":
+        tokens += [f"family={rule.policy_family({})}"] if rule.policy_family({}) else []
+        tokens += [f"online_data={ONLINE_DATA[1]}"] if rule.on_policy else []
+    return tokens
 
 
 @cache
 def _compose(phase: str, tokens: tuple[str, ...]) -> dict[str, Any]:
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     GlobalHydra.instance().clear()
-
-    def keys() -> list[str]:
-        return _keys(OmegaConf.to_container(hydra_compose("config", [f"phase={phase}"])))
-
     with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"), warnings.catch_warnings():
-        if any(token.startswith("+") for token in tokens):
-            _refuse_new_roots(tokens, keys())
+        for token in tokens:
+            root = re.split(r"[.@/]", hydra_key(token), maxsplit=1)[0]
+            # Hydra would accept `+offlin=td3_bc` as a new key that nothing reads
+            if token.startswith("+") and root not in _known(phase):
+                raise UserError(f"{token}: nothing reads '{root}'. Groups are {', '.join(groups())}; see `o2o fit -h`.")
         warnings.filterwarnings("error", message=".*path=.* is not available")
         try:
             resolved = OmegaConf.to_container(hydra_compose("config", [*tokens, f"phase={phase}"]), resolve=True)
         except (HydraException, OmegaConfBaseException, UserWarning) as error:
-            raise UserError(hydra_message(error, [*groups(), *keys()])) from error
+            raise UserError(hydra_message(error, _known(phase))) from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+@cache
+def _known(phase: str) -> list[str]:
+    """Every group, and every dotted key of the defaults; while Hydra is initialised."""
+    return [*groups(), *_keys(OmegaConf.to_container(hydra_compose("config", [f"phase={phase}"])))]
+
+
+def _keys(config: Any, prefix: str = "") -> list[str]:
+    items = config.items() if isinstance(config, Mapping) else ()
+    return [name for key, value in items for name in (f"{prefix}{key}", *_keys(value, f"{prefix}{key}."))]
 
 
 def groups() -> dict[str, list[str]]:
@@ -113,17 +139,3 @@ def lightning_config(phase: str, composed: dict[str, Any]) -> dict[str, Any]:
     }
     kept = {part: composed[part] for part in ("seed_everything", "trainer")}
     return {**kept, "model": held(phase, composed["model"]), "data": {"class_path": path, "init_args": data}}
-
-
-def _keys(config: Any, prefix: str = "") -> list[str]:
-    """Every dotted key of nested mappings."""
-    items = config.items() if isinstance(config, Mapping) else ()
-    return [name for key, value in items for name in (f"{prefix}{key}", *_keys(value, f"{prefix}{key}."))]
-
-
-def _refuse_new_roots(tokens: tuple[str, ...], known: list[str]) -> None:
-    # Hydra would accept `+offlin=td3_bc` as a new key that nothing reads
-    for token in tokens:
-        root = re.split(r"[.@/]", hydra_key(token), maxsplit=1)[0]
-        if token.startswith("+") and root not in {*known, *groups()}:
-            raise UserError(f"{token}: nothing reads '{root}'. Groups are {', '.join(groups())}; see `o2o fit -h`.")

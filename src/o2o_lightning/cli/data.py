@@ -6,12 +6,17 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from o2o_lightning.cli.data_make import add_parser, make
-
 if TYPE_CHECKING:
     from o2o_lightning.data.raw import RawDataset
     from o2o_lightning.envs.make import EnvSpec
 
+LEVELS = ("random", "medium", "medium-replay", "expert")
+MAKE = """\
+Makes a dataset from an environment, by D4RL's protocol: SAC from scratch, stopped when its sampled policy reaches the
+level, then stochastic rollouts (medium, expert) or the replay buffer so far (medium-replay); or uniformly random
+actions. The same command given again goes on with one that was interrupted, and ends with the same bytes. What else is
+typed are options of `o2o fit` for the training.
+"""
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 
 
@@ -19,7 +24,7 @@ def main(argv: list[str]) -> int:
     """Runs ``o2o data ARGV`` and returns the exit code: 1 when a check fails, else 0."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.run is not make:
+    if rest and arguments.run is not _make:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     code: int = arguments.run(arguments)
@@ -53,7 +58,23 @@ def _parser() -> argparse.ArgumentParser:
     cut.add_argument("--keep_next", action="store_true", help="keep next_observations")
     cut.set_defaults(run=_cut)
 
-    add_parser(commands)
+    made = commands.add_parser(
+        "make", help="record one: an environment is enough", description=MAKE, allow_abbrev=False
+    )
+    made.add_argument("--env", "--env_id", "--data.env_id", dest="env_id", metavar="ID", help="in Gymnasium")
+    made.add_argument("--level", choices=LEVELS, help="of the policy that acts")
+    made.add_argument("--transitions", type=int, help="rows; of medium-replay the newest (default: the whole replay)")
+    made.add_argument("--output", help="file to write, or Minari's id; must not exist (default: ENV-LEVEL.hdf5)")
+    made.add_argument("--format", default="hdf5", choices=("hdf5", "minari"), help="default: hdf5")
+    made.add_argument("--stop_score", type=float, help="score that ends training (default of the medium ones: 33.3)")
+    made.add_argument("--stop_return", type=float, help="return that ends training, instead of a score")
+    made.add_argument("--train_steps", type=int, help="most environment steps of training (default: 1000000)")
+    made.add_argument("--policy", metavar="CKPT", help="roll out this checkpoint's policy instead of training one")
+    made.add_argument("--run_dir", help="keep the training here, for other datasets of it (default: with the output)")
+    made.add_argument("--seed", "--seed_everything", type=int, default=0, help="default: 0")
+    made.add_argument("--device", choices=("auto", "cpu", "gpu", "cuda", "mps"), help="to train on (default: auto)")
+    made.add_argument("--json", action="store_true", help="print JSON")
+    made.set_defaults(run=_make)
     return parser
 
 
@@ -66,22 +87,25 @@ def info(spec: str, env_id: str | None, as_json: bool) -> None:
     """Prints what a dataset holds."""
     from o2o_lightning.data.mapped import load_store
     from o2o_lightning.data.spec import load_raw
-    from o2o_lightning.envs.scores import normalized_score
+    from o2o_lightning.envs.scores import normalized_score, reference_scores
 
     raw = load_raw(spec, env_id=env_id)
     env, note = _environment(raw, env_id)
     manifest = load_store(raw, env).manifest
-    facts = manifest.to_dict()
-    reference = _reference(raw, manifest.env_id)
-    scored = reference is not None and manifest.return_mean is not None
-    facts["normalized_score"] = normalized_score(manifest.return_mean, reference) if scored else None  # type: ignore[arg-type]
-    facts["metadata"] = dict(raw.metadata)
+    reference, mean = reference_scores(raw.source) or reference_scores(manifest.env_id or ""), manifest.return_mean
+    score = None if reference is None or mean is None else normalized_score(mean, reference)
+    facts = {**manifest.to_dict(), "normalized_score": score}
     if as_json:
-        print(json.dumps(facts, indent=2, default=str))
+        print(json.dumps({**facts, "metadata": dict(raw.metadata)}, indent=2, default=str))
         return
-    _print_facts(spec, facts)
+    from rich.console import Console
+
+    from o2o_lightning.cli.show import show_facts
+
+    shown = {key.replace("_", " "): _text(value) for key, value in facts.items()}
+    show_facts(spec, shown, {key: _text(value) for key, value in raw.metadata.items()})
     if note:
-        _print_note(note)
+        Console().print(note, style="yellow", markup=False)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -90,12 +114,11 @@ def _check(arguments: argparse.Namespace) -> int:
 
     raw = load_raw(arguments.spec, check=False, env_id=arguments.env_id)
     checks = check(raw, arguments.env_id, arguments.replay_rows)
-    good = passed(checks)
+    code = 0 if passed(checks) else 1
     if arguments.json:
-        print(
-            json.dumps({"spec": arguments.spec, "passed": good, "checks": [row.to_dict() for row in checks]}, indent=2)
-        )
-        return 0 if good else 1
+        report = {"spec": arguments.spec, "passed": code == 0, "checks": [row._asdict() for row in checks]}
+        print(json.dumps(report, indent=2))
+        return code
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -104,7 +127,7 @@ def _check(arguments: argparse.Namespace) -> int:
     for row in checks:
         table.add_row(row.name, f"[{_COLOURS[row.status]}]{row.status}[/]", escape(row.detail))
     Console().print(table)
-    return 0 if good else 1
+    return code
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -126,7 +149,8 @@ def _list(arguments: argparse.Namespace) -> int:
     for title in ("environment", "where", "returns of score 0 … 100"):
         table.add_column(title)
     for row in rows:
-        table.add_row(row["spec"], row["env_id"] or "–", row["where"], _span(row["reference"]))
+        span = "–" if row["reference"] is None else "{:.1f} … {:.1f}".format(*row["reference"])
+        table.add_row(row["spec"], row["env_id"] or "–", row["where"], span)
     Console().print(table)
     return 0
 
@@ -134,12 +158,18 @@ def _list(arguments: argparse.Namespace) -> int:
 def _cut(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from o2o_lightning.recording.cut import cut
+    from o2o_lightning.recording.writer import cut
 
     rows = cut(arguments.source, arguments.target, arguments.transitions, arguments.keep_infos, arguments.keep_next)
     size = Path(arguments.target).stat().st_size / 1e6
     print(f"{arguments.target}: {rows} transitions, {size:.1f} MB")
     return 0
+
+
+def _make(arguments: argparse.Namespace) -> int:
+    from o2o_lightning.cli.data_make import make
+
+    return make(arguments)
 
 
 def _environment(raw: RawDataset, env_id: str | None) -> tuple[EnvSpec | None, str | None]:
@@ -157,39 +187,6 @@ def _environment(raw: RawDataset, env_id: str | None) -> tuple[EnvSpec | None, s
         if env_id is not None:
             raise
         return None, f"Actions are unchecked: {error}"
-
-
-def _reference(raw: RawDataset, env_id: str | None) -> tuple[float, float] | None:
-    from o2o_lightning.envs.scores import reference_scores
-
-    return reference_scores(raw.source) or reference_scores(env_id or "")
-
-
-def _span(reference: Any) -> str:
-    return "–" if reference is None else f"{reference[0]:.1f} … {reference[1]:.1f}"
-
-
-def _print_facts(spec: str, facts: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=escape(spec), show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    metadata = facts.pop("metadata")
-    for key, value in facts.items():
-        table.add_row(key.replace("_", " "), escape(_text(value)))
-    table.add_section()
-    for key, value in metadata.items():
-        table.add_row(key, escape(_text(value)))
-    Console().print(table)
-
-
-def _print_note(note: str) -> None:
-    from rich.console import Console
-
-    Console().print(note, style="yellow", markup=False)
 
 
 def _text(value: Any) -> str:

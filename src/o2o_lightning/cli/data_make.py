@@ -3,61 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from o2o_lightning.callbacks.progress import transitions
+from o2o_lightning.checkpoint.handover import Handover, read_handover
+from o2o_lightning.cli.data import LEVELS, info
 from o2o_lightning.cli.data_train import RESERVED, Goal, Trained, train
+from o2o_lightning.data.hdf5 import file_sha256
+from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id, make_env
+from o2o_lightning.envs.scores import reference_scores
 from o2o_lightning.errors import Failure, Interrupted, UserError
+from o2o_lightning.policies.d4rl_group import policy_group
+from o2o_lightning.recording.behaviour import Behaviour, PolicyBehaviour, UniformBehaviour
+from o2o_lightning.recording.making import Rollouts, replay
+from o2o_lightning.recording.working import Working
+from o2o_lightning.recording.writer import Block
+from o2o_lightning.versions import library_versions
 
-if TYPE_CHECKING:
-    from o2o_lightning.checkpoint.handover import Handover
-    from o2o_lightning.envs.make import EnvSpec, UnitAction
-    from o2o_lightning.recording.behaviour import Behaviour
-    from o2o_lightning.recording.working import Working
-    from o2o_lightning.recording.writer import Block
-
-LEVELS = ("random", "medium", "medium-replay", "expert")
+ENDS = "a time-out wins over a termination in the same step; the last (cut) episode is flagged as a timeout"
+ROLLOUTS = "rollouts"
 MEDIUM_SCORE = 100 / 3  # D4RL: about a third of the expert
-DESCRIPTION = """\
-Makes a dataset from an environment, by D4RL's protocol: SAC from scratch, stopped when its sampled policy reaches the
-level, then stochastic rollouts (medium, expert) or the replay buffer so far (medium-replay); or uniformly random
-actions. The same command given again goes on with one that was interrupted, and ends with the same bytes. What else is
-typed are options of `o2o fit` for the training.
-"""
-
-
-def add_parser(commands: Any) -> None:
-    """Adds ``make`` to the parsers of ``o2o data``."""
-    parser = commands.add_parser("make", help="record one: an environment is enough", description=DESCRIPTION,
-                               allow_abbrev=False)  # fmt: skip
-    parser.add_argument("--env", "--env_id", "--data.env_id", dest="env_id", metavar="ID", help="in Gymnasium")
-    parser.add_argument("--level", choices=LEVELS, help="of the policy that acts")
-    parser.add_argument("--transitions", type=int, help="rows; of medium-replay the newest (default: the whole replay)")
-    parser.add_argument("--output", help="file to write, or Minari's id; must not exist (default: ENV-LEVEL.hdf5)")
-    parser.add_argument("--format", default="hdf5", choices=("hdf5", "minari"), help="default: hdf5")
-    parser.add_argument("--stop_score", type=float, help="score that ends training (default of the medium ones: 33.3)")
-    parser.add_argument("--stop_return", type=float, help="return that ends training, instead of a score")
-    parser.add_argument("--train_steps", type=int, help="most environment steps of training (default: 1000000)")
-    parser.add_argument("--policy", metavar="CKPT", help="roll out this checkpoint's policy instead of training one")
-    parser.add_argument("--run_dir", help="keep the training here, for other datasets of it (default: with the output)")
-    parser.add_argument("--seed", "--seed_everything", type=int, default=0, help="default: 0")
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu", "cuda", "mps"), help="to train on (default: auto)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=make)
 
 
 def make(arguments: argparse.Namespace) -> int:
     """Runs ``o2o data make``."""
-    from o2o_lightning.data.hdf5 import file_sha256
-    from o2o_lightning.recording.working import Working
-
     _check(arguments)
-    source = _policy(arguments)
+    source = None if arguments.policy is None else read_handover(arguments.policy)
     env = _environment(arguments, source)
     goal = _goal(arguments, env.env_id)
     level = arguments.level or "policy"
-    name = f"{env.env_id.replace('/', '-').replace(':', '-').lower()}"
+    name = env.env_id.replace("/", "-").replace(":", "-").lower()
     named = f"{name}/{level}-v0" if arguments.format == "minari" else f"{name}-{level}.hdf5"
     working = Working(arguments.output or named, arguments.format)
     request = {
@@ -79,7 +58,10 @@ def make(arguments: argparse.Namespace) -> int:
         raise Failure(f"{error}{hint}") from error
     finally:
         working.release()
-    return _report(working, env, arguments.json)
+    info(working.spec, env.env_id, arguments.json)
+    if not arguments.json and working.sha256 is not None:
+        print(f"sha256 {working.sha256}  {working.output}")
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -108,15 +90,7 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"{token}: `o2o data make` sets it itself. See `o2o data make -h` for its own options.")
 
 
-def _policy(arguments: argparse.Namespace) -> Handover | None:
-    from o2o_lightning.checkpoint.handover import read_handover
-
-    return None if arguments.policy is None else read_handover(arguments.policy)
-
-
 def _environment(arguments: argparse.Namespace, source: Handover | None) -> EnvSpec:
-    from o2o_lightning.envs.make import env_spec, foreign_id
-
     env_id: str | None = arguments.env_id
     if env_id is None and source is not None:
         env_id = foreign_id(source.env_id, f"checkpoint {arguments.policy}")
@@ -131,8 +105,6 @@ def _environment(arguments: argparse.Namespace, source: Handover | None) -> EnvS
 
 def _goal(arguments: argparse.Namespace, env_id: str) -> Goal | None:
     """What ends the training early; None for its whole budget."""
-    from o2o_lightning.envs.scores import reference_scores
-
     if arguments.stop_return is not None:
         return Goal(arguments.stop_return, "return")
     by_level = arguments.level in ("medium", "medium-replay") and arguments.policy is None
@@ -146,23 +118,14 @@ def _goal(arguments: argparse.Namespace, env_id: str) -> Goal | None:
 
 
 def _fill(
-    arguments: argparse.Namespace,
-    env: EnvSpec,
-    source: Handover | None,
-    goal: Goal | None,
-    working: Working,
+    arguments: argparse.Namespace, env: EnvSpec, source: Handover | None, goal: Goal | None, working: Working
 ) -> None:
     """Trains if need be, records, and writes the dataset into the working directory."""
-    from o2o_lightning.checkpoint.handover import read_handover
-    from o2o_lightning.data.hdf5 import file_sha256
-    from o2o_lightning.envs.make import env_spec
-    from o2o_lightning.policies.d4rl_group import policy_group
-    from o2o_lightning.recording.provenance import provenance
-
     trained: Trained | None = None
     if source is None and arguments.level != "random":
         folder = Path(arguments.run_dir).absolute() if arguments.run_dir else working.path / "training"
-        trained = train(folder, arguments, env.env_id, goal, working.forget_rollouts)
+        forget = partial(shutil.rmtree, working.path / ROLLOUTS, ignore_errors=True)  # of a policy that learns on
+        trained = train(folder, arguments, env.env_id, goal, forget)
         source = read_handover(trained.checkpoint)
         env = env_spec(env.env_id, source.actor["observation_dim"], source.layout)
     facts: dict[str, Any] = {} if trained is None else trained.facts()
@@ -170,8 +133,7 @@ def _fill(
         facts = {"policy_file": Path(arguments.policy).name, "policy_sha256": file_sha256(Path(arguments.policy))}
     if arguments.rest:
         facts["training_options"] = " ".join(arguments.rest)
-    assert env.horizon is not None
-    facts = provenance(arguments.level or "policy", arguments.seed, env, source, env.horizon, facts)
+    facts = _provenance(arguments.level or "policy", arguments.seed, env, source, facts)
     group = {} if source is None else policy_group(source.build_actor(), source.build_normalizer())
     if arguments.level == "medium-replay":
         assert trained is not None and source is not None
@@ -183,37 +145,23 @@ def _fill(
 
 
 def _record(arguments: argparse.Namespace, env: EnvSpec, source: Handover | None, working: Working) -> Any:
-    from o2o_lightning.cli.progress import transitions
-    from o2o_lightning.recording.behaviour import PolicyBehaviour, UniformBehaviour
-    from o2o_lightning.recording.making import Rollouts
-
-    behaviour: Behaviour = (
-        UniformBehaviour(env.action_dim)
-        if source is None
-        else PolicyBehaviour(source.build_actor(), source.build_normalizer())
-    )
-    rollouts = Rollouts(working.path / "rollouts", lambda: _rollout_env(env), behaviour, arguments.seed)
+    behaviour: Behaviour = UniformBehaviour(env.action_dim)
+    if source is not None:
+        behaviour = PolicyBehaviour(source.build_actor(), source.build_normalizer())
+    environment = partial(make_env, env.env_id, env.observation_dim, env.layout)
+    rollouts = Rollouts(working.path / ROLLOUTS, environment, behaviour, arguments.seed)
     with transitions(arguments.transitions) as progress:
         rollouts.record(arguments.transitions, progress)
     return rollouts
 
 
-def _rollout_env(env: EnvSpec) -> UnitAction:
-    from o2o_lightning.envs.make import make_env
-
-    return make_env(env.env_id, env.observation_dim, env.layout)
-
-
 def _replay(trained: Trained, env: EnvSpec, source: Handover, newest: int | None) -> Block:
     from o2o_lightning.callbacks.recorder import read_record
-    from o2o_lightning.envs.make import make_env
-    from o2o_lightning.recording.making import replay
+    from o2o_lightning.cli.run import say
 
     state = trained.buffer()
     size = len(state["rows"]["reward"])
     if newest is not None and newest > size:
-        from o2o_lightning.cli.run import say
-
         say(f"the replay has {size:,} transitions, fewer than --transitions {newest}: all of them are written")
     live = make_env(env.env_id, source.actor["observation_dim"], source.layout)
     live.reset(seed=0)
@@ -222,10 +170,29 @@ def _replay(trained: Trained, env: EnvSpec, source: Handover, newest: int | None
     return replay(state, record, env.action_low, env.action_high, size if newest is None else newest)
 
 
-def _report(working: Working, env: EnvSpec, as_json: bool) -> int:
-    from o2o_lightning.cli.data import info
-
-    info(working.spec, env.env_id, as_json)
-    if not as_json and working.sha256 is not None:
-        print(f"sha256 {working.sha256}  {working.output}")
-    return 0
+def _provenance(level: str, seed: int, env: EnvSpec, source: Handover | None, facts: dict[str, Any]) -> dict[str, Any]:
+    """The group ``metadata``, texts and numbers; ``facts`` of the training, or of the policy's file."""
+    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    metadata = {"env_id": env.env_id, "level": level, "seed": seed, "versions": versions, **facts}
+    if env.layout:
+        metadata["obs_layout"] = ",".join(env.layout)
+    if source is None:
+        return {
+            "algorithm": "random",
+            "source": "uniformly random actions, recorded by o2o-lightning",
+            "protocol": f"rollout, at most {env.horizon} steps an episode; {ENDS}",
+            **metadata,
+        }
+    kind = "deterministic" if source.actor["kind"] == "deterministic" else "stochastic"
+    what = f"{kind} rollout of one policy, at most {env.horizon} steps an episode"
+    if level == "medium-replay":
+        what = "replay buffer of the run until the policy reached its level, oldest transition first"
+    origin = f"phase {source.phase} of o2o-lightning, in {source.env_id or 'an environment unknown'}"
+    if "training_steps" in facts:
+        origin = "from scratch, trained for this dataset by o2o-lightning"
+    return {
+        "algorithm": source.algorithm.upper(),
+        "source": f"{source.algorithm.upper()}, {origin}",
+        "protocol": f"{what}; next_observations stored; {ENDS}",
+        **metadata,
+    }

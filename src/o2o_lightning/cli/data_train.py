@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from o2o_lightning.checkpoint import side_state
+from o2o_lightning.checkpoint.handover import read_checkpoint
+from o2o_lightning.checkpoint.io import write_json
 from o2o_lightning.errors import Failure, UserError
 
 TRAIN_STEPS = 1_000_000
 RECORD = "record.f32"
 REQUEST = "make.json"
+LAST = Path("online", "checkpoints", "last.ckpt")
 # Options of `o2o fit` that are set here.
 RESERVED = ("--phase", "phase", "phases", "online", "experiment", "--config", "-c", "--data.env_id", "--data.env_steps",
             "steps.env", "--data.dataset", "dataset", "--data.mix", "--model", "--model.init_from", "--trainer.devices",
@@ -55,7 +59,7 @@ class Trained:
     @property
     def checkpoint(self) -> Path:
         """The policy that it ended with."""
-        return self.folder / "online" / "checkpoints" / "last.ckpt"
+        return self.folder / LAST
 
     @property
     def record(self) -> Path:
@@ -73,9 +77,6 @@ class Trained:
 
     def buffer(self) -> dict[str, Any]:
         """The replay buffer's state."""
-        from o2o_lightning.checkpoint import side_state
-        from o2o_lightning.checkpoint.handover import read_checkpoint
-
         token = read_checkpoint(self.checkpoint)["o2o_resume"]["token"]
         buffer: dict[str, Any] = side_state.read(self.checkpoint, token, 0)["data"]["interaction"]["buffer"]
         return buffer
@@ -84,14 +85,7 @@ class Trained:
 def train(
     folder: Path, arguments: argparse.Namespace, env_id: str, goal: Goal | None, before: Callable[[], None]
 ) -> Trained:
-    """Trains, goes on with a training, or finds one finished in ``folder``.
-
-    Args:
-        folder: the training's run directory.
-        arguments: of ``o2o data make``.
-        env_id: the environment.
-        goal: what ends it.
-        before: called before the policy changes.
+    """Trains, goes on with a training, or finds one finished in ``folder``; calls ``before`` when the policy changes.
 
     Raises:
         UserError: ``folder`` holds another training, or one that is longer than ``--train_steps``.
@@ -101,14 +95,11 @@ def train(
     request = {"env_id": env_id, "goal": goal and list(goal), "seed": arguments.seed, "device": arguments.device}
     _claim(folder, {**request, "rest": arguments.rest})
     found = _found(folder, goal)
-    if found is None or not (_finished(folder) and (found.reached or found.env_steps >= steps)):
+    finished = (folder / "online" / "summary.json").exists()
+    if found is None or not (finished and (found.reached or found.env_steps >= steps)):
         before()
         if found is None:
-            try:
-                _start(folder, arguments, env_id, goal, steps)
-            except UserError:
-                _forget(folder)
-                raise
+            _start(folder, arguments, env_id, goal, steps)
         else:
             _continue(folder, steps)
         found = _found(folder, goal)
@@ -119,7 +110,14 @@ def train(
             "or remove that folder."
         )
     if goal is not None and not found.reached:
-        raise Failure(_not_reached(found, goal, steps))
+        column = 1 if goal.unit == "return" else 2
+        best = max((value for point in found.curve if (value := point[column]) is not None), default=None)
+        said = "the policy has not been updated at all" if best is None else f"the best was {best:.4g}"
+        raise Failure(
+            f"--train_steps {steps}: the sampled policy did not reach {goal} in them; {said}. The training is kept in "
+            f"{folder}: the same command with a larger --train_steps goes on with it, another goal needs another "
+            "--output."
+        )
     return found
 
 
@@ -137,7 +135,12 @@ def _start(folder: Path, arguments: argparse.Namespace, env_id: str, goal: Goal 
     argv += _callback("recorder.Recorder", path=f"$RUN_DIR/$PHASE/{RECORD}")
     if goal is not None:
         argv += _callback("goal.StopAtGoal", goal=goal.value, unit=goal.unit)
-    fit.main(argv)
+    try:
+        fit.main(argv)
+    except UserError:
+        if {path.name for path in folder.iterdir()} == {REQUEST}:
+            shutil.rmtree(folder)  # bad input leaves nothing
+        raise
 
 
 def _continue(folder: Path, steps: int) -> None:
@@ -157,8 +160,6 @@ def _callback(name: str, **arguments: Any) -> list[str]:
 
 def _claim(folder: Path, request: dict[str, Any]) -> None:
     """Only one kind of training is in a folder."""
-    from o2o_lightning.checkpoint.io import write_json
-
     path = folder / REQUEST
     if path.exists():
         held = json.loads(path.read_text())
@@ -173,35 +174,10 @@ def _claim(folder: Path, request: dict[str, Any]) -> None:
         write_json(path, request)
 
 
-def _forget(folder: Path) -> None:
-    """Bad input leaves nothing."""
-    if {path.name for path in folder.iterdir()} == {REQUEST}:
-        shutil.rmtree(folder)
-
-
-def _finished(folder: Path) -> bool:
-    return (folder / "online" / "summary.json").exists()
-
-
 def _found(folder: Path, goal: Goal | None) -> Trained | None:
     """The training as its last checkpoint has it; None before there is one."""
-    from o2o_lightning.checkpoint.handover import read_checkpoint
-
-    path = folder / "online" / "checkpoints" / "last.ckpt"
-    if not path.exists():
+    if not (folder / LAST).exists():
         return None
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(folder / LAST)
     state = checkpoint["callbacks"].get("StopAtGoal", {"reached": False, "curve": []})
     return Trained(folder, checkpoint["o2o_progress"]["env_steps"], goal, state["reached"], state["curve"])
-
-
-def _not_reached(found: Trained, goal: Goal, steps: int) -> str:
-    column = 1 if goal.unit == "return" else 2
-    values = [point[column] for point in found.curve]
-    best = max((value for value in values if value is not None), default=None)
-    reached = "the policy has not been updated at all" if best is None else f"the best was {best:.4g}"
-    return (
-        f"--train_steps {steps}: the sampled policy did not reach {goal} in them; {reached}. The training is kept in "
-        f"{found.folder}: the same command with a larger --train_steps goes on with it, another goal needs another "
-        "--output."
-    )

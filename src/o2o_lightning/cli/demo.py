@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from o2o_lightning.cli.show import say
 from o2o_lightning.errors import UserError
 
 
@@ -24,12 +25,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed_everything", default="0", help="random seed (default: 0)")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. steps.env=10000")
     arguments = parser.parse_args(argv)
-    run_dir, console = Path(arguments.run_dir), Console()
+    run_dir = Path(arguments.run_dir)
     if (run_dir / "summary.json").exists():
         summary = _summary_of_a_demo(run_dir)
-        say = f"{run_dir}/summary.json exists: showing it. Remove {run_dir} to run the demo again."
-        console.print(say, markup=False, soft_wrap=True)
-        _show(summary, run_dir, console)
+        say(f"{run_dir}/summary.json exists: showing it. Remove {run_dir} to run the demo again.")
+        _show(summary, run_dir)
         return 0
     # One thread a process: both arms run side by side, and results do not depend on the number of cores.
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
             raise
         if direct.wait() != 0:
             raise UserError(f"demo: the naive run failed; {naive}.log says why.")
-    _finish(run_dir, {"o2td3": full, "direct": naive}, time.monotonic() - started, console)
+    _finish(run_dir, {"o2td3": full, "direct": naive}, time.monotonic() - started)
     return 0
 
 
@@ -101,7 +101,7 @@ def _summary_of_a_demo(run_dir: Path) -> dict[str, Any]:
     raise UserError(f"{path}: it is not a demo's. Pass another --run_dir.")
 
 
-def _finish(run_dir: Path, arms: dict[str, Path], seconds: float, console: Console) -> None:
+def _finish(run_dir: Path, arms: dict[str, Path], seconds: float) -> None:
     from o2o_lightning.checkpoint.io import write_json
     from o2o_lightning.report.curve import plot_curves
 
@@ -115,10 +115,10 @@ def _finish(run_dir: Path, arms: dict[str, Path], seconds: float, console: Conso
     title = f"{summaries['o2td3']['env_id']}, {summaries['o2td3']['dataset']}"
     plot_curves(curves, run_dir / "curve.png", summaries["o2td3"]["score"]["offline"], title, "D4RL score")
     write_json(run_dir / "summary.json", summary)
-    _show(summary, run_dir, console)
+    _show(summary, run_dir)
 
 
-def _show(summary: dict[str, Any], run_dir: Path, console: Console) -> None:
+def _show(summary: dict[str, Any], run_dir: Path) -> None:
     table = Table(title="Fine-tuning the same offline policy (D4RL score)")
     for column in ("method", "offline π_off", "aligned π_on", "lowest early", "final", "best", "env steps"):
         table.add_column(column, justify="left" if column == "method" else "right")
@@ -129,9 +129,8 @@ def _show(summary: dict[str, Any], run_dir: Path, console: Console) -> None:
         cells = [score["offline"], score["aligned"] if name == "o2td3" else None, early, score["final"], score["best"]]
         shown = ["–" if cell is None else f"{cell:.1f}" for cell in cells]
         table.add_row(names[name], *shown, f"{found['env_steps']:,}")
-    console.print(table)
-    facts = f"{summary['seconds'] / 60:.1f} minutes; curves in {run_dir}/curve.png, numbers in summary.json"
-    console.print(facts, markup=False, soft_wrap=True)
+    Console().print(table)
+    say(f"{summary['seconds'] / 60:.1f} minutes; curves in {run_dir}/curve.png, numbers in summary.json")
 
 
 if __name__ == "__main__":

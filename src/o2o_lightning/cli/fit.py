@@ -3,13 +3,50 @@
 from __future__ import annotations
 
 import os
+import textwrap
 import time
 from pathlib import Path
 
-from o2o_lightning.cli.command import PHASES, split
-from o2o_lightning.cli.compose import infer_dataset
+import yaml
+
+from o2o_lightning.cli.command import PHASES, Command, split
+from o2o_lightning.cli.compose import compose, config_dir, groups, infer_dataset
 from o2o_lightning.errors import UserError
 from o2o_lightning.launch import first_process, launched_with_others
+
+PAGE = """\
+o2o fit [--phase PHASE] [--run_dir DIR] [group=option …] [--name value …]
+
+Phases (--phase):
+{phases}
+  all         all of them, each from the one before (default)
+
+Groups (group=option, * is the default):
+{groups}
+
+Options [default]; they beat --config, which beats the groups:
+  --run_dir DIR            where results go [runs/DATE_TIME]; nothing in it is ever written over
+  --config FILE            options from a file, as --print_config writes it
+  --seed_everything N      [{seed}]
+  --data.dataset SPEC      FILE.hdf5, d4rl:NAME, minari:ID or embedded:NAME [{data[dataset]}]
+  --data.env_id ID         Gymnasium environment [the dataset's own]
+  --model.init_from CKPT   where a phase starts from, e.g. runs/a/offline/checkpoints/last.ckpt
+  --trainer.max_steps N    gradient updates of an offline phase
+  --data.env_steps N       environment steps of the online phase
+  --data.eval_every N      environment steps between evaluations [{data[eval_every]}]
+  --data.eval_episodes N   episodes of an evaluation [{data[eval_episodes]}]
+  steps.offline=N steps.reevaluate=N steps.align=N steps.env=N
+                           the counts of --phase all [{steps}]
+  phases=auto              only the phases of --phase all that the offline method needs
+
+Examples:
+  o2o fit experiment=quick --run_dir runs/quick
+  o2o fit --phase all --data.dataset walker2d.hdf5 --run_dir runs/walker
+  o2o fit --phase align --model.init_from runs/a/reevaluate/checkpoints/last.ckpt --run_dir runs/b
+
+`o2o fit --phase align --help` explains each option of a phase, its data and the Trainer;
+`o2o fit --phase align --print_config > a.yaml` writes them all with their values.
+"""
 
 
 def main(argv: list[str]) -> int:
@@ -17,9 +54,7 @@ def main(argv: list[str]) -> int:
     command = split(argv)
     wants_help = bool(command.named("help"))
     if not argv or (wants_help and command.phase == "all"):
-        from o2o_lightning.cli.help import fit_help
-
-        print(fit_help(), end="")
+        print(_help(), end="")
         return 0
     # the help needs none of what these import
     from o2o_lightning.cli.plan import phase_help, plan
@@ -55,3 +90,37 @@ def _new_run_dir() -> str:
         raise UserError("--run_dir: torchrun or SLURM runs this command several times. Name one directory for all.")
     os.environ["O2O_RUN_DIR"] = inherited or time.strftime("runs/%Y-%m-%d_%H-%M-%S")
     return os.environ["O2O_RUN_DIR"]
+
+
+def _help() -> str:
+    """What fits on a screen, read from ``configs/`` so that it cannot go stale."""
+    composed = compose("offline", Command())
+    steps = composed["steps"]
+    return PAGE.format(
+        phases="\n".join(f"  {phase:<12}{_first_comment(phase)}" for phase in PHASES),
+        groups="\n".join(_group_lines()),
+        seed=composed["seed_everything"],
+        data=composed["data"],
+        steps=", ".join(f"{steps[key]:,}" for key in ("offline", "reevaluate", "align", "env")),
+    )
+
+
+def _first_comment(phase: str) -> str:
+    lines = (config_dir() / "phase" / f"{phase}.yaml").read_text(encoding="utf-8").splitlines()
+    comment = next(line for line in lines if line.startswith("# ") and "@package" not in line)
+    return comment[2].lower() + comment[3:]
+
+
+def _group_lines() -> list[str]:
+    config = yaml.safe_load((config_dir() / "config.yaml").read_text(encoding="utf-8"))
+    default = {key: option for entry in config["defaults"] if isinstance(entry, dict) for key, option in entry.items()}
+    lines = []
+    for group, options in groups().items():
+        if group == "phase":
+            continue
+        shown = [option + "*" * (option == default.get(group)) for option in options]
+        named = [option for option in shown if not option.endswith("-v2")]
+        if len(named) < len(shown):
+            named += [f"and {len(shown) - len(named)} of D4RL's such as hopper-medium-v2"]
+        lines.append(textwrap.fill(f"  {group:<12}{' '.join(named)}", 100, subsequent_indent=" " * 14))
+    return lines

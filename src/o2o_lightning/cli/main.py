@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from importlib.metadata import version
 
 from o2o_lightning.errors import Failure, Lost, UserError
+from o2o_lightning.launch import first_process
 
 USAGE = """\
 o2o: fine-tune any offline policy online, without the collapse
@@ -23,17 +25,8 @@ o2o: fine-tune any offline policy online, without the collapse
 
 `o2o COMMAND -h` tells more. Results go to --run_dir; nothing is ever written over.
 """
-COMMANDS = {
-    "fit": "fit",
-    "sweep": "sweep",
-    "resume": "resume",
-    "test": "validate",
-    "validate": "validate",
-    "predict": "validate",
-    "data": "data",
-    "policy": "policy",
-    "demo": "demo",
-}
+COMMANDS = ("fit", "sweep", "resume", "test", "validate", "predict", "data", "policy", "demo")
+EVALUATIONS = ("test", "validate", "predict")  # one module, which is told which of them
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,14 +38,12 @@ def main(argv: list[str] | None = None) -> int:
     name, rest = argv[0], argv[1:]
     try:
         if name == "--version":
-            from importlib.metadata import version
-
             print(version("o2o-lightning"))
             return 0
         if name not in COMMANDS:
             raise UserError(f"unknown command '{name}'. Choose one of {', '.join(COMMANDS)}; `o2o -h` lists them.")
-        module = importlib.import_module(f"o2o_lightning.cli.{COMMANDS[name]}")
-        return int(module.main(rest) if COMMANDS[name] != "validate" else module.main(name, rest))
+        module = importlib.import_module(f"o2o_lightning.cli.{'validate' if name in EVALUATIONS else name}")
+        return int(module.main(name, rest) if name in EVALUATIONS else module.main(rest))
     except UserError as error:
         if os.environ.get("O2O_TRACEBACK"):
             raise
@@ -73,8 +64,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _speaks(error: UserError) -> bool:
     """Whether this process says so: with several, all find the same bad input, and one may meet its own misfortune."""
-    from o2o_lightning.launch import first_process
-
     return first_process() or (isinstance(error, Failure) and not isinstance(error, Lost))
 
 

@@ -12,11 +12,11 @@ from o2o_lightning.errors import UserError
 _HYDRA_NOISE = ("full_key:", "object_type=", "reference_type=", "Set the environment variable", "See https:")
 _NOISE = ("usage:", "Given value", "Subtypes:", "Errors:", "Does not validate", "tip:", "For more details")
 _TYPES = {"NoneType": "null", "str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+_DATA = ("OfflineData", "OnlineData", "RolloutData", "TrajectoryData")
 _CLASSES = {
     "--trainer.logger": "lightning.pytorch.loggers",
     "--trainer.callbacks": "lightning.pytorch.callbacks",
     "--model": "o2o_lightning.phases",
-    "--data": "o2o_lightning.data",
 }
 
 
@@ -47,16 +47,10 @@ def hydra_message(error: Exception, known: list[str]) -> str:
     return f"configuration: {text.rstrip('.')}. Check the Hydra override; `o2o fit -h` shows the form."
 
 
-def parser_message(
-    error: Exception, options: Iterable[str], arguments: dict[str, list[str]], files: list[str]
-) -> str:
+def parser_message(error: Exception, options: Iterable[str], arguments: dict[str, list[str]], files: list[str]) -> str:
     """One line for an error of jsonargparse.
 
-    Args:
-        error: what it raised.
-        options: the parser's own options, ``--trainer.max_steps`` and so on.
-        arguments: the names of the options of the model and of the data.
-        files: the user's configuration files.
+    ``options`` are the parser's own, ``arguments`` those of the model and of the data, ``files`` were read.
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     keys = re.findall(r'Parser key "([^"]+)"', text)
@@ -77,7 +71,8 @@ def parser_message(
     if syntax := re.search(r"Problems parsing config: (.*)", text, re.DOTALL):
         return f"--config {' '.join(files)}: it is not YAML ({' '.join(syntax[1].split())}). Correct the file."
     if classes := re.search(r"Expected a dot import path string: (\S+)", text):
-        guess = _guess_or_list(classes[1], _class_names(where))
+        names = importlib.import_module(_CLASSES[where]).__all__ if where in _CLASSES else _DATA
+        guess = _guess_or_list(classes[1], list(names))
         return f"{where} {classes[1]}: no such class{guess} A full import path, package.module.Class, will do too."
     return _type_message(text, where)
 
@@ -118,7 +113,3 @@ def _kind(kind: str) -> str:
         return f"one of {literal[1]}".replace("'", "")
     name = kind.removeprefix("<class '").removesuffix("'>")
     return _TYPES.get(name, name)
-
-
-def _class_names(where: str) -> list[str]:
-    return list(importlib.import_module(_CLASSES[where]).__all__) if where in _CLASSES else []

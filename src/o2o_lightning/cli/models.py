@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import re
+import sys
 from functools import cache
 from pkgutil import resolve_name
 from typing import Any
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
+from o2o_lightning.errors import UserError
 from o2o_lightning.methods.method import Method
 
 # An option of a class's argument; what jsonargparse adds to each class is none
@@ -38,6 +41,21 @@ FORMER = {
     **{f"Reevaluate{name}": f"o2.{name.lower()}.Reevaluate" for name in ("PPO", "SAC", "TD3")},
     "OnlinePPO": "o2.ppo.Online",
 }
+
+
+def rule_of(path: str) -> type[Method]:
+    """A user's own method, ``my_package.my_rule:MyRule``, from a module that Python finds here or is installed."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = resolve_name(path.replace(":", "."))
+    except Exception as error:  # the user's module may fail in any way
+        raise UserError(
+            f"{path}: {type(error).__name__}: {error}. Name a class of an importable module: my_package.my_rule:MyRule."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"{path}: it is no Method. Derive it from o2o_lightning.methods.method.Method, or from a rule.")
+    return found
 
 
 def method_of(model: dict[str, Any]) -> type[Method]:

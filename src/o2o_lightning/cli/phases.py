@@ -32,19 +32,12 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Offline:
-    """What there is to start from.
+    """What there is to start from."""
 
-    Attributes:
-        origin: the algorithm that made the policy, as checkpoints name it.
-        critic: whether an action-value critic comes with it.
-        cloned: whether the policy is, or will be, a clone: another one than the critic's.
-        same_rewards: whether the critic learned the rewards that the online algorithm learns.
-    """
-
-    origin: str
-    critic: bool
-    cloned: bool = False
-    same_rewards: bool = True
+    origin: str  # the algorithm that made the policy, as checkpoints name it
+    critic: bool  # whether an action-value critic comes with it
+    cloned: bool = False  # whether the policy is, or will be, a clone: another one than the critic's
+    same_rewards: bool = True  # whether the critic learned the rewards that the online algorithm learns
 
 
 def phases_of(command: Command) -> tuple[list[str], list[str]]:

@@ -13,6 +13,7 @@ from o2o_lightning.cli.lightning import Built, PhaseCLI
 from o2o_lightning.cli.messages import did_you_mean
 from o2o_lightning.cli.models import ARGUMENT, REQUIRED, accepts, default, known, owners, place, value_of
 from o2o_lightning.cli.phases import phases_of
+from o2o_lightning.data.spec import load_raw
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods.o2.constraint import Constrained
 
@@ -78,9 +79,13 @@ def check(built: list[Built]) -> None:
                 f"least 1. Pass --trainer.max_steps N (steps.{name}=N with --phase all)."
             )
     _check_critics(built)
-    last = built[-1]
-    if len(built) > 1 and last.model.clock_name == "env_steps":
-        _check_environment(last)
+    last, data = built[-1], built[-1].datamodule
+    unnamed = len(built) > 1 and last.model.clock_name == "env_steps" and data.env_id is None
+    if unnamed and data.dataset is not None and load_raw(data.dataset).env_id is None:
+        raise UserError(
+            f"dataset {data.dataset}: it does not name its environment, and the online phase needs one. "
+            "Pass --data.env_id."
+        )
 
 
 def phase_help(command: Command) -> None:
@@ -135,7 +140,10 @@ def _takers(command: Command, option: Option, configs: dict[str, dict[str, Any]]
     if option.name == "trainer.max_steps":
         # the online phase counts environment steps, and nobody types the cloning phase: steps.clone=N
         return [phase for phase in phases if phase not in ("online", "clone")]
-    part, _, name = option.name.partition(".")
+    match = ARGUMENT.match(option.name)
+    if match is None:
+        return phases
+    part, name = match.groups()
     if part in command.values or f"{part}.class_path" in command.values:  # another class than the composed one
         return phases
     knowing = [phase for phase in phases if place(option.name, configs[phase]) is not None]
@@ -183,17 +191,4 @@ def _check_critics(built: list[Built]) -> None:
         raise UserError(
             f"{where}: it hands on a policy without an action-value critic, and phase '{names[i]}' starts from one. "
             f"Run the re-evaluation before it: `--phase all 'phases=[{mended}]'`."
-        )
-
-
-def _check_environment(online: Built) -> None:
-    data = online.datamodule
-    if data.env_id is not None or data.dataset is None:
-        return
-    from o2o_lightning.data.spec import load_raw
-
-    if load_raw(data.dataset).env_id is None:
-        raise UserError(
-            f"dataset {data.dataset}: it does not name its environment, and the online phase needs one. "
-            "Pass --data.env_id."
         )

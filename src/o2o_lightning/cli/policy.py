@@ -7,8 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from o2o_lightning.cli.policy_import import facts_of, import_policy, read, say
+import numpy as np
+
+from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
+from o2o_lightning.cli.policy_import import facts_of, import_policy, read
+from o2o_lightning.cli.show import say, show_facts
+from o2o_lightning.envs.make import env_spec, foreign_id
 from o2o_lightning.errors import UserError
+from o2o_lightning.nn.decision_transformer import SequencePolicy
+from o2o_lightning.policies import black_box
+from o2o_lightning.policies.read import FORMATS, describe, recognise
 
 DEFAULTS = {"states": 1000, "episodes": 10, "seed": 1000}  # of an import that compares and evaluates
 FAMILIES = ("deterministic", "gaussian", "squashed_gaussian")
@@ -25,8 +33,6 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from o2o_lightning.policies.read import FORMATS
-
     parser = argparse.ArgumentParser(prog="o2o policy", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     source = argparse.ArgumentParser(add_help=False)
@@ -69,21 +75,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from o2o_lightning.policies.black_box import FORMATS
-
     format, reason = _format(arguments)
-    if format not in FORMATS:
-        for name, value in DEFAULTS.items():
-            if getattr(arguments, name) is None:
-                setattr(arguments, name, value)
-        return import_policy(arguments, format, reason)
-    say(f"{arguments.file}: {format} ({reason}). It is a black box: cloning it")
-    return _run_clone(arguments, format)
+    if format in black_box.FORMATS:
+        say(f"{arguments.file}: {format} ({reason}). It is a black box: cloning it")
+        return _run_clone(arguments, format)
+    for name, value in DEFAULTS.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    return import_policy(arguments, format, reason)
 
 
 def _format(arguments: argparse.Namespace) -> tuple[str, str]:
-    from o2o_lightning.policies.read import recognise
-
     return recognise(arguments.file) if arguments.format == "auto" else (arguments.format, "as asked")
 
 
@@ -91,12 +93,10 @@ def _format(arguments: argparse.Namespace) -> tuple[str, str]:
 
 
 def _clone(arguments: argparse.Namespace) -> int:
-    from o2o_lightning.policies.black_box import FORMATS
-
     if _is_checkpoint(arguments.file):
         return _run_clone(arguments, None)
     format, _ = _format(arguments)
-    if format not in FORMATS:
+    if format not in black_box.FORMATS:
         raise UserError(
             f"policy {arguments.file}: it is a {format} file. Import it first, then clone the checkpoint: "
             f"`o2o policy import {arguments.file}`."
@@ -107,26 +107,20 @@ def _clone(arguments: argparse.Namespace) -> int:
 def _run_clone(arguments: argparse.Namespace, format: str | None) -> int:
     from o2o_lightning.cli import fit
 
-    options = ["--phase", "clone"]
-    if format is None:
-        options += ["--model.init_from", arguments.file]
-    else:
-        options += ["--model.teacher", arguments.file, "--model.teacher_format", format]
     for name in ("normalizer", "activation", "mean", "time_feature", "states", "out"):
         if getattr(arguments, name, None) is not None:
             raise UserError(f"--{name}: it does not apply to {arguments.file}, which is cloned. Leave it out.")
-    given = {"--model.family": arguments.family, "--data.dataset": arguments.dataset, "--data.env_id": arguments.env_id,
-             "--data.eval_episodes": getattr(arguments, "episodes", None),
-             "--data.eval_seed": getattr(arguments, "seed", None), "--run_dir": arguments.run_dir}  # fmt: skip
     if arguments.family is None:
         raise UserError("o2o policy clone: no family. Pass --family squashed_gaussian, gaussian or deterministic.")
-    options += [token for name, value in given.items() if value is not None for token in (name, str(value))]
-    return fit.main([*options, *arguments.rest])
+    given = {"--model.teacher_format": format, "--model.family": arguments.family, "--data.dataset": arguments.dataset,
+             "--data.env_id": arguments.env_id, "--data.eval_episodes": getattr(arguments, "episodes", None),
+             "--data.eval_seed": getattr(arguments, "seed", None), "--run_dir": arguments.run_dir}  # fmt: skip
+    options = [token for name, value in given.items() if value is not None for token in (name, str(value))]
+    teacher = "--model.init_from" if format is None else "--model.teacher"
+    return fit.main(["--phase", "clone", teacher, arguments.file, *options, *arguments.rest])
 
 
 def _is_checkpoint(file: str) -> bool:
-    from o2o_lightning.checkpoint.handover import read_checkpoint
-
     try:
         read_checkpoint(file)
     except UserError:
@@ -138,14 +132,7 @@ def _is_checkpoint(file: str) -> bool:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    import numpy as np
-
-    from o2o_lightning.checkpoint.handover import read_handover
-    from o2o_lightning.envs.make import env_spec, foreign_id
-    from o2o_lightning.nn.actor import Actor
-    from o2o_lightning.nn.decision_transformer import SequencePolicy
-    from o2o_lightning.policies.export import Deployed, export
-    from o2o_lightning.policies.export_sequence import DeployedSequence, described, export_sequence
+    from o2o_lightning.policies.export import DeployedActor, DeployedSequence, export
 
     source = read_handover(arguments.file)
     suffix = "pt2" if arguments.format == "torch" else "onnx"
@@ -168,50 +155,34 @@ def _export(arguments: argparse.Namespace) -> int:
             )
         low, high = env.action_low, env.action_high
     units = f"the units of {env_id}" if env_id is not None else "[-1, 1]"
-    if isinstance(policy, SequencePolicy):
-        apart = export_sequence(DeployedSequence(policy, normalizer, low, high), target, arguments.format)
-        for line in described(policy.spec, units):
-            say(f"{target}: {line}")
-    else:
-        assert isinstance(policy, Actor)
-        apart = export(Deployed(policy, normalizer, low, high), target, arguments.format)
-        say(f"{target}: float32 observations [batch, {sizes[0]}] to actions [batch, {sizes[1]}] in {units}")
+    kind = DeployedSequence if isinstance(policy, SequencePolicy) else DeployedActor
+    deployed = kind(policy, normalizer, low, high)
+    apart = export(deployed, target, arguments.format)
+    for line in deployed.described(units):
+        say(f"{target}: {line}")
     say(f"checked on made-up inputs: at most {apart:.1g} of half the action range from the checkpoint")
     return 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from o2o_lightning.policies.black_box import FORMATS
-
-    if _is_checkpoint(arguments.file):
-        facts = _checkpoint_facts(arguments.file)
-    else:
-        format, reason = _format(arguments)
-        if format in FORMATS:
-            facts = {"file": arguments.file, "format": format, "recognised_by": reason, "notes": ["a black box"]}
-        else:
-            facts = facts_of(read(arguments, format), format, reason)
+    facts = _checkpoint_facts(arguments.file) if _is_checkpoint(arguments.file) else _file_facts(arguments)
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return 0
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(show_header=False, title=escape(arguments.file))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for key, value in facts.items():
-        text = "; ".join(map(str, value)) if isinstance(value, list) else value
-        table.add_row(key.replace("_", " "), escape("–" if text in (None, "") else str(text)))
-    Console().print(table)
+    texts = {key: "; ".join(map(str, value)) if isinstance(value, list) else value for key, value in facts.items()}
+    shown = {key.replace("_", " "): "–" if text in (None, "") else str(text) for key, text in texts.items()}
+    show_facts(arguments.file, shown)
     return 0
 
 
-def _checkpoint_facts(file: str) -> dict[str, Any]:
-    from o2o_lightning.checkpoint.handover import read_handover
-    from o2o_lightning.policies.read import describe
+def _file_facts(arguments: argparse.Namespace) -> dict[str, Any]:
+    format, reason = _format(arguments)
+    if format in black_box.FORMATS:
+        return {"file": arguments.file, "format": format, "recognised_by": reason, "notes": ["a black box"]}
+    return facts_of(read(arguments, format), format, reason)
 
+
+def _checkpoint_facts(file: str) -> dict[str, Any]:
     source = read_handover(file)
     nets = ("actor", "offline_actor", "target_actor", "reference", "critic", "target_critic", "value")
     return {

@@ -4,50 +4,51 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from o2o_lightning.checkpoint.handover import KEY, Handover
+from o2o_lightning.cli.show import say
+from o2o_lightning.data.raw import RawDataset
+from o2o_lightning.data.spec import load_raw
+from o2o_lightning.envs.episodes import Evaluator
+from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id, make_env
+from o2o_lightning.envs.scores import reference_scores
 from o2o_lightning.errors import UserError
+from o2o_lightning.nn.actor import FloatArray
+from o2o_lightning.nn.squashed_gaussian import ACTION_LIMIT
+from o2o_lightning.policies.read import describe, read_policy
+from o2o_lightning.policies.source import ImportedPolicy
+from o2o_lightning.versions import library_versions
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from o2o_lightning.data.raw import RawDataset
-    from o2o_lightning.envs.make import EnvSpec
-    from o2o_lightning.policies.source import ImportedPolicy
+TOLERANCE = 3e-5  # two orders of float32 sums, in states far outside the data, where activations are large
 
 
 def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> int:
     """Imports a policy whose format is no black box; reports parity and score."""
-    from o2o_lightning.checkpoint.io import write_json
-    from o2o_lightning.envs.make import env_spec, foreign_id
-    from o2o_lightning.policies.handover import write_handover
+    from o2o_lightning.checkpoint.io import save_atomically, write_json
 
     if arguments.rest:
         raise UserError(f"o2o policy import: '{arguments.rest[0]}' is no option of it. See `o2o policy import -h`.")
     policy = read(arguments, format)
     target = _target(arguments)
     env_id = arguments.env_id or foreign_id(policy.env_id, f"policy {policy.file}")
-    raw = _raw(arguments, format)
-    _check_sizes(policy, None, raw)
-    env_id = env_id or (foreign_id(raw.env_id, f"dataset {raw.source}") if raw is not None else None)
-    layout = raw.layout if raw is not None else ()
+    spec = arguments.dataset or (arguments.file if format == "d4rl" else None)
+    raw = None if spec is None else load_raw(spec, env_id=arguments.env_id)
+    layout: tuple[str, ...] = ()
+    if raw is not None:
+        _check_sizes(policy, f"dataset {raw.source}", (raw.observations.shape[1], raw.actions.shape[1]))
+        env_id, layout = env_id or foreign_id(raw.env_id, f"dataset {raw.source}"), raw.layout
     env = env_spec(env_id, policy.observation_dim, layout) if env_id is not None else None
-    _check_sizes(policy, env, raw)
+    if env is not None:
+        _check_sizes(policy, f"environment {env_id}", (env.observation_dim, env.action_dim))
     if policy.family == "gaussian" and policy.mean_kind == "linear" and policy.bounds is None and env is not None:
         _take_bounds(policy, env)
     report = _compare(arguments, policy, env, raw)
-    score = report.get("score")
-    scores, returns = ({}, {}) if score is None else ({"offline": score["score"]}, {"offline": score["return_mean"]})
-    manifest = {} if raw is None else {"source": raw.source, "sha256": raw.sha256}
-    write_handover(target, policy, env_id, scores, returns, manifest, layout)
-    facts = {
-        "phase": "import",
-        **facts_of(policy, format, reason),
-        "env_id": env_id,
-        "checkpoint": str(target),
-        **report,
-    }
+    save_atomically(target, _checkpoint(policy, env_id, report.get("score"), raw, layout))
+    facts = facts_of(policy, format, reason) | {"env_id": env_id, "checkpoint": str(target)}
+    facts = {"phase": "import", **facts, **report}
     write_json(_report_of(target, arguments), facts)
     _print_import(policy, facts, reason)
     return 0
@@ -55,17 +56,8 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
 
 def read(arguments: argparse.Namespace, format: str) -> ImportedPolicy:
     """The policy that the command line names."""
-    from o2o_lightning.policies.read import read_policy
-
-    return read_policy(
-        arguments.file,
-        format,
-        arguments.normalizer,
-        arguments.family,
-        arguments.mean,
-        arguments.activation,
-        arguments.time_feature,
-    )
+    options = ("normalizer", "family", "mean", "activation", "time_feature")
+    return read_policy(arguments.file, format, **{name: getattr(arguments, name) for name in options})
 
 
 def _target(arguments: argparse.Namespace) -> Path:
@@ -84,29 +76,42 @@ def _report_of(target: Path, arguments: argparse.Namespace) -> Path:
     return target.with_suffix(".json") if arguments.out else target.parent.parent / "summary.json"
 
 
-def _raw(arguments: argparse.Namespace, format: str) -> RawDataset | None:
-    from o2o_lightning.data.spec import load_raw
-
-    spec = arguments.dataset or (arguments.file if format == "d4rl" else None)
-    return None if spec is None else load_raw(spec, env_id=arguments.env_id)
-
-
-def _check_sizes(policy: ImportedPolicy, env: EnvSpec | None, raw: RawDataset | None) -> None:
+def _check_sizes(policy: ImportedPolicy, name: str, sizes: tuple[int, int]) -> None:
     own = (policy.observation_dim, policy.action_dim)
-    others = [] if env is None else [(f"environment {env.env_id}", (env.observation_dim, env.action_dim))]
-    if raw is not None:
-        others.append((f"dataset {raw.source}", (raw.observations.shape[1], raw.actions.shape[1])))
-    for name, sizes in others:
-        if sizes != own:
-            raise UserError(
-                f"policy {policy.file}: it takes {own[0]} observation values and gives {own[1]} actions, {name} has "
-                f"{sizes[0]} and {sizes[1]}. Pass the --dataset and --env_id it was trained for."
-            )
+    if sizes != own:
+        raise UserError(
+            f"policy {policy.file}: it takes {own[0]} observation values and gives {own[1]} actions, {name} has "
+            f"{sizes[0]} and {sizes[1]}. Pass the --dataset and --env_id it was trained for."
+        )
+
+
+def _checkpoint(
+    policy: ImportedPolicy,
+    env_id: str | None,
+    score: dict[str, Any] | None,
+    raw: RawDataset | None,
+    layout: tuple[str, ...],
+) -> dict[str, Any]:
+    """What every phase accepts where it accepts an offline policy: tensors and primitives only."""
+    actor = policy.build_actor()
+    handover = Handover(
+        phase="import",
+        algorithm=policy.algorithm,
+        actor=actor.spec.to_dict(),
+        critic=None,
+        normalizer=policy.build_normalizer().state(),
+        env_id=env_id,
+        manifest={} if raw is None else {"source": raw.source, "sha256": raw.sha256},
+        scores={} if score is None else {"offline": score["score"]},
+        returns={} if score is None else {"offline": score["return_mean"]},
+        versions=library_versions(),
+        layout=list(layout),
+    )
+    state = {f"agent.actor.{name}": value for name, value in actor.state_dict().items()}
+    return {KEY: handover.pack(), "state_dict": state}
 
 
 def _take_bounds(policy: ImportedPolicy, env: EnvSpec) -> None:
-    import numpy as np
-
     low, high = env.action_low.astype(np.float64), env.action_high.astype(np.float64)
     if np.any(low != -1.0) or np.any(high != 1.0):
         policy.bounds = (low, high)
@@ -117,38 +122,57 @@ def _take_bounds(policy: ImportedPolicy, env: EnvSpec) -> None:
 def _compare(
     arguments: argparse.Namespace, policy: ImportedPolicy, env: EnvSpec | None, raw: RawDataset | None
 ) -> dict[str, Any]:
-    from o2o_lightning.policies.parity import compare
-
     actor, normalizer = policy.build_actor(), policy.build_normalizer()
 
-    def act(observation: NDArray[np.float32]) -> NDArray[np.float32]:
+    def act(observation: FloatArray) -> FloatArray:
         return actor.act(normalizer.numpy(observation))
 
     states, where = _states(arguments, policy, env, raw)
-    parity = compare(act(states), policy.actions(states))
-    verdict = parity.verdict() if policy.altered is None else f"with {policy.altered}: {parity.verdict()}"
-    report: dict[str, Any] = {"states_from": where, "parity": parity.to_dict(), "verdict": verdict}
+    parity, verdict = _parity(act(states), policy.actions(states))
+    if policy.altered is not None:
+        verdict = f"with {policy.altered}: {verdict}"
+    report: dict[str, Any] = {"states_from": where, "parity": parity, "verdict": verdict}
     if env is not None and arguments.episodes > 0:
-        from o2o_lightning.envs.episodes import Evaluator
-        from o2o_lightning.envs.scores import reference_scores
-
         reference = reference_scores(raw.source if raw is not None else "") or reference_scores(env.env_id)
         width, episodes = policy.observation_dim, arguments.episodes
         found = Evaluator(env.env_id, width, episodes, arguments.seed, reference, env.layout).run(act)
-        report["score"] = {
-            "return_mean": found.return_mean,
-            "score": found.score,
-            "episodes": len(found.returns),
-            "returns": found.returns,
-        }
+        score = {"return_mean": found.return_mean, "score": found.score, "episodes": len(found.returns)}
+        report["score"] = {**score, "returns": found.returns}
     return report
+
+
+def _parity(actions: FloatArray, source: FloatArray) -> tuple[dict[str, Any], str]:
+    """How far two policies' deterministic actions ``[N, A]`` in the same states are apart, and that in one line.
+
+    ``clipped``: the only difference is ours of clipping squashed actions at ±(1 − 1e-4); ``same``: none beyond rounding
+    and that clip; ``dimension`` and ``state``: where it is largest.
+    """
+    apart = np.abs(actions - source)
+    beyond = np.abs(actions - np.clip(source, -ACTION_LIMIT, ACTION_LIMIT))
+    state, dimension = np.unravel_index(int(apart.argmax()), apart.shape)
+    largest, rmse = float(apart.max()), float(np.sqrt(np.square(apart).mean()))
+    plain, clipped = largest <= TOLERANCE, bool(np.minimum(apart, beyond).max() <= TOLERANCE)
+    facts = {
+        "states": len(actions),
+        "largest": largest,
+        "rmse": rmse,
+        "clipped": clipped and not plain,
+        "same": plain or clipped,
+        "dimension": int(dimension),
+        "state": int(state),
+    }
+    if not facts["same"]:
+        return facts, (
+            f"differs: actions are up to {largest:.2g} apart, RMSE {rmse:.2g} over {len(actions):,} states, most in "
+            f"dimension {dimension} of state {state}"
+        )
+    clip = f", all of it from clipping actions at ±{ACTION_LIMIT:g}" if facts["clipped"] else ""
+    return facts, f"same policy: actions are at most {largest:.1g} apart over {len(actions):,} states{clip}"
 
 
 def _states(
     arguments: argparse.Namespace, policy: ImportedPolicy, env: EnvSpec | None, raw: RawDataset | None
-) -> tuple[NDArray[np.float32], str]:
-    import numpy as np
-
+) -> tuple[FloatArray, str]:
     count = max(arguments.states, 1)
     if raw is not None:
         rows = np.unique(np.linspace(0, len(raw) - 1, min(count, len(raw))).astype(int))
@@ -158,10 +182,8 @@ def _states(
         normal = policy.build_normalizer()
         noise = generator.standard_normal((count, policy.observation_dim), dtype=np.float32)
         return noise * (normal.std.numpy() + normal.eps) + normal.mean.numpy(), "random observations"
-    from o2o_lightning.envs.make import make_env
-
     simulator = make_env(env.env_id, policy.observation_dim, env.layout)
-    found: list[NDArray[np.float32]] = []
+    found: list[FloatArray] = []
     observation, _ = simulator.reset(seed=arguments.seed)
     while len(found) < count:
         found.append(observation)
@@ -175,8 +197,6 @@ def _states(
 
 def facts_of(policy: ImportedPolicy, format: str, reason: str) -> dict[str, Any]:
     """What was found in the file, as JSON primitives."""
-    from o2o_lightning.policies.read import describe
-
     return {
         "file": policy.file,
         "format": format,
@@ -204,10 +224,3 @@ def _print_import(policy: ImportedPolicy, facts: dict[str, Any], reason: str) ->
         shown = "" if score["score"] is None else f", score {score['score']:.1f}"
         say(f"evaluated in {facts['env_id']}: return {score['return_mean']:.1f}{shown} ({score['episodes']} episodes)")
     say(f"written: {facts['checkpoint']}; go on with `o2o fit --phase reevaluate --model.init_from` that file")
-
-
-def say(line: str) -> None:
-    """One line for the user, however long."""
-    from rich.console import Console
-
-    Console(highlight=False, markup=False, soft_wrap=True).print(line)

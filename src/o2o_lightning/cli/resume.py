@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +9,14 @@ from typing import Any
 
 import yaml
 
+from o2o_lightning.callbacks.metrics import MetricsFile
+from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
+from o2o_lightning.checkpoint.io import remove_temporaries
+from o2o_lightning.checkpoint.run import lock, read_plan
 from o2o_lightning.cli.command import Option, split
+from o2o_lightning.cli.lightning import PhaseCLI
+from o2o_lightning.cli.models import place, rule_of
+from o2o_lightning.cli.plan import check, plan
 from o2o_lightning.cli.run import LAST, say, write_run_summary
 from o2o_lightning.errors import UserError
 from o2o_lightning.launch import first_process
@@ -27,22 +33,13 @@ options that may change on the way, e.g. `--data.env_steps 200000`:
 # What changes how long a run takes and how it is watched; anything else would make it another run.
 LENGTH = ("trainer.max_steps", "data.env_steps")
 SAFE = (
-    *LENGTH,
-    "trainer.logger",
-    "trainer.log_every_n_steps",
-    "trainer.enable_progress_bar",
-    "data.eval_every",
-    "data.eval_every_updates",
-    "data.memmap",
-    "data.memory_limit_gb",
-)
+    *LENGTH, "trainer.logger", "trainer.log_every_n_steps", "trainer.enable_progress_bar",
+    "data.eval_every", "data.eval_every_updates", "data.memmap", "data.memory_limit_gb",
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o resume``."""
-    from o2o_lightning.checkpoint.io import remove_temporaries
-    from o2o_lightning.checkpoint.run import lock, read_plan
-
     if argv and argv[0] in ("-h", "--help"):
         print(USAGE.format(safe=", ".join(f"--{name}" for name in SAFE)), end="")
         return 0
@@ -52,10 +49,10 @@ def main(argv: list[str]) -> int:
     inherited = None if first_process() else os.environ.get("O2O_RUN_DIR")
     run_dir, changes = Path(inherited or argv[0]).resolve(), _changes(argv[1:])
     os.environ["O2O_RUN_DIR"] = str(run_dir)
-    plan = read_plan(run_dir)
-    if not plan:
+    entries = read_plan(run_dir)
+    if not entries:
         raise UserError(f"{argv[0]}: no run of o2o is in it. Pass the --run_dir of one that had begun.")
-    planned = {phase: entry for entry in plan for phase in entry["phases"]}
+    planned = {phase: entry for entry in entries for phase in entry["phases"]}
     lengths = [change.name for change in changes if change.name in LENGTH]
     if "data.env_steps" in lengths and "online" not in planned:
         raise UserError(f"--data.env_steps: this run has no online phase, only {', '.join(planned)}. Leave it out.")
@@ -85,10 +82,6 @@ def main(argv: list[str]) -> int:
 
 def _begin(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Option]) -> None:
     """Starts a phase of the ``o2o fit`` that ``entry`` remembers: one that follows, or has no checkpoint yet."""
-    from o2o_lightning.callbacks.metrics import MetricsFile
-    from o2o_lightning.cli.plan import check
-    from o2o_lightning.cli.plan import plan as plan_of
-
     given = [
         token
         for change in changes
@@ -96,7 +89,7 @@ def _begin(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Optio
         for token in change.at(f"{phase}.{change.name}" if change.name == "trainer.max_steps" else change.name)
     ]
     command = split(["--phase", entry["phase"], *entry["overrides"], *entry["options"], *given])
-    step = next(step for step in plan_of(command)[0] if step.phase == phase)
+    step = next(step for step in plan(command)[0] if step.phase == phase)
     built = step.cli.build(run_dir, phase, entry)
     check([built])
     if (run_dir / phase / "config.yaml").exists():
@@ -110,11 +103,6 @@ def _begin(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Optio
 
 def _continue(phase: str, run_dir: Path, changes: list[Option]) -> None:
     """Goes on with one phase from its last checkpoint."""
-    from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
-    from o2o_lightning.cli.lightning import PhaseCLI
-    from o2o_lightning.cli.models import place
-    from o2o_lightning.cli.plan import check
-
     checkpoint, written = run_dir / phase / LAST, run_dir / phase / "config.yaml"
     read_handover(checkpoint, (phase,), "o2o resume")
     try:
@@ -126,6 +114,8 @@ def _continue(phase: str, run_dir: Path, changes: list[Option]) -> None:
     clock = found["o2o_progress"]["env_steps" if phase == "online" else "updates"]
     if trainer.get("logger") is not None:
         trainer["logger"] = going_on(trainer["logger"], clock, found.get("o2o_resume", {}).get("loggers", []))
+    if "method" in config["model"].get("init_args", {}):
+        rule_of(config["model"]["init_args"]["method"]["class_path"])  # perhaps a file of the user's, here
     places = ((change, place(change.name, config)) for change in changes)
     options = [token for change, name in places if name is not None for token in change.at(name)]
     built = PhaseCLI(config, options).build(run_dir, phase)
@@ -145,13 +135,12 @@ def going_on(config: Any, clock: int, versions: list[Any]) -> Any:
         return [going_on(logger, clock, known[i : i + 1]) for i, logger in enumerate(config)]
     if not isinstance(config, dict) or "class_path" not in config:
         return config
-    config, name = copy.deepcopy(config), config["class_path"].rpartition(".")[2]
-    extra = config.get("dict_kwargs") or {}
-    if name == "TensorBoardLogger":
-        config["dict_kwargs"] = {**extra, "purge_step": clock + 1}  # what was logged at the clock itself stays
+    name, extra = config["class_path"].rpartition(".")[2], config.get("dict_kwargs") or {}
+    if name == "TensorBoardLogger":  # what was logged at the clock itself stays
+        return {**config, "dict_kwargs": {**extra, "purge_step": clock + 1}}
     if name == "WandbLogger" and versions and versions[0]:
-        config["init_args"] = {**(config.get("init_args") or {}), "id": versions[0]}
-        config["dict_kwargs"] = {**extra, "resume": "allow"}
+        arguments = {**(config.get("init_args") or {}), "id": versions[0]}
+        return {**config, "init_args": arguments, "dict_kwargs": {**extra, "resume": "allow"}}
     return config
 
 

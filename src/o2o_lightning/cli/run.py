@@ -17,6 +17,7 @@ from o2o_lightning.checkpoint.run import LOCK, PLAN, Busy, lock, read_plan, unlo
 from o2o_lightning.cli.command import PHASES
 from o2o_lightning.cli.lightning import Built
 from o2o_lightning.cli.plan import Step, check
+from o2o_lightning.data.module import OfflineData
 from o2o_lightning.engine.health import NonFinite
 from o2o_lightning.errors import UserError
 from o2o_lightning.launch import first_process
@@ -30,7 +31,12 @@ def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, A
     built = [step.cli.build(run_dir, step.phase, command) for step in steps]
     check(built)
     say(*notes, *(_waits(phase) for phase in built if phase.datamodule.eval_async and phase.model.waits_for_scores))
-    for phase in built:
+    before: OfflineData | None = None
+    while built:
+        phase = built.pop(0)  # what is finished leaves the memory, but for the data that the next one learns from
+        if before is not None:
+            phase.datamodule.follow(before)
+        before = phase.datamodule
         with _tidy(phase, run_dir):
             phase.fit()
         if first_process():

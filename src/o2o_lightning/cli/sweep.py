@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -9,11 +10,20 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
+
+from hydra import version
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from o2o_lightning.cli.command import Command, hydra_key, split
 from o2o_lightning.cli.compose import config_dir, groups
@@ -34,7 +44,6 @@ submitit_local ('o2o-lightning[slurm]'), ray ('o2o-lightning[ray]').
 The same command again skips what is finished and goes on with what was interrupted. Exit code 1 if a job has failed.
 """
 PLUGINS = {"joblib": "sweep", "submitit": "slurm", "ray": "ray"}  # launchers, and the extras that install them
-QUIET = ("hydra/hydra_logging=disabled", "hydra/job_logging=disabled")
 # of the job that a launcher started, not of the processes that Lightning is to start
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "O2O_RUN_DIR")
 
@@ -56,57 +65,53 @@ class Job:
 
     def __call__(self, config: Any) -> int:
         """Runs, resumes or skips the job that Hydra has set up; its exit code."""
-        from hydra.core.hydra_config import HydraConfig
-
-        return self.run([str(token) for token in HydraConfig.get().overrides.task])
-
-    def run(self, tokens: list[str]) -> int:
-        """As :meth:`__call__`, for the job of these Hydra tokens."""
-        from o2o_lightning.checkpoint.run import read_plan
         from o2o_lightning.cli.run import say
 
-        folder, log = self.folder(tokens), self.log(tokens)
-        plan = read_plan(folder)
-        if self.refuses(tokens):
+        tokens = [str(token) for token in HydraConfig.get().overrides.task]
+        folder, state = self.folder(tokens), self.state(tokens)
+        log = Path(f"{folder}.log")
+        if state == "foreign":
             with log.open("a") as file:
                 file.write(f"o2o: {folder}: it was begun with other options. Pass another --run_dir.\n")
             return 2
-        if finished(folder):
+        if state == "finished":
             say(f"{folder.name}: finished before")
             return 0
         argv = ["fit", "--phase", self.phase, *tokens, *self.searchpath, *self.options, "--run_dir", str(folder)]
-        say(f"{folder.name}: {'going on' if plan else 'starting'}, its output is in {log}")
-        return self._process(["resume", str(folder)] if plan else argv, log)
+        say(f"{folder.name}: {'going on' if state == 'begun' else 'starting'}, its output is in {log}")
+        return self._process(["resume", str(folder)] if state == "begun" else argv, log)
 
-    def refuses(self, tokens: list[str]) -> bool:
-        """Whether the job's folder was begun with other options."""
+    def state(self, tokens: list[str]) -> str:
+        """``new``, ``begun``, ``finished``, or ``foreign`` where the folder was begun with other options."""
         from o2o_lightning.checkpoint.run import read_plan
 
-        plan = read_plan(self.folder(tokens))
+        folder = self.folder(tokens)
+        plan = read_plan(folder)
+        if not plan:
+            return "new"
         asked = {"phase": self.phase, "overrides": [*tokens, *self.searchpath], "options": list(self.options)}
-        return bool(plan) and any(plan[-1][key] != value for key, value in asked.items())
+        if any(plan[-1][key] != value for key, value in asked.items()):
+            return "foreign"
+        places = [folder, *(folder / phase for entry in plan for phase in entry["phases"])]
+        return "finished" if all((place / "summary.json").exists() for place in places) else "begun"
 
-    def folder(self, tokens: Iterable[str]) -> Path:
-        """The job's run directory, named after the choices that make it differ from the others."""
+    def folder(self, tokens: list[str]) -> Path:
+        """The job's run directory, named after the choices that make it differ from the others; its log is beside."""
         chosen = [token.lstrip("+") for token in tokens if hydra_key(token) in self.swept]
         return self.run_dir / (",".join(re.sub(r"[^\w.+=-]+", "-", choice) for choice in chosen) or "run")
 
-    def log(self, tokens: Iterable[str]) -> Path:
-        """What the job has said."""
-        return self.run_dir / f"{self.folder(tokens).name}.log"
-
     def _process(self, argv: list[str], log: Path) -> int:
         command = [sys.executable, "-m", "o2o_lightning.cli.main", *argv]
-        inherited = {key: value for key, value in os.environ.items() if not _of_launcher(key)}
+        inherited = {
+            key: value for key, value in os.environ.items() if key not in LAUNCHED and not key.startswith("SLURM_")
+        }
         with log.open("ab") as file:
             process = subprocess.Popen(command, cwd=self.cwd, env=inherited, stdout=file, stderr=subprocess.STDOUT)
         try:
             return process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # the terminal has interrupted it as well, and it is saving
-            raise
-        except BaseException:
-            process.terminate()
+        except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt):  # the terminal interrupts it as well, and it is saving
+                process.terminate()
             process.wait()
             raise
 
@@ -130,38 +135,17 @@ def main(argv: list[str]) -> int:
     _check_launcher(own)
     run_dir = Path(command.run_dir).resolve()
     jobs, swept = _jobs(command)
-    job = Job(
-        command.phase,
-        tuple(command.tokens),
-        tuple(token for token in own if token.startswith("hydra.searchpath=")),
-        swept,
-        run_dir,
-        os.getcwd(),
-    )
+    searchpath = tuple(token for token in own if token.startswith("hydra.searchpath="))
+    job = Job(command.phase, tuple(command.tokens), searchpath, swept, run_dir, os.getcwd())
     if len({job.folder(tokens) for tokens in jobs}) < len(jobs):
         raise UserError("two jobs of the sweep have the same name. Give each choice once.")
     # what no job could take is refused by the first one, as `o2o fit` does before it starts
     plan(replace(command.without("print_config"), overrides=[*jobs[0], *job.searchpath]))
     run_dir.mkdir(parents=True, exist_ok=True)
-    trouble = _launch(job, command.overrides, own)
-    return _report(job, jobs, trouble)
-
-
-def finished(folder: Path) -> bool:
-    """Whether every phase that the run was to have has ended."""
-    from o2o_lightning.checkpoint.run import read_plan
-
-    phases = [phase for entry in read_plan(folder) for phase in entry["phases"]]
-    done = all((folder / phase / "summary.json").exists() for phase in phases)
-    return bool(phases) and done and (folder / "summary.json").exists()
+    return _report(job, jobs, _launch(job, command.overrides, own))
 
 
 def _hydra() -> Any:
-    from hydra import version
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.global_hydra import GlobalHydra
-
     version.setbase("1.3")
     GlobalHydra.instance().clear()
     return Hydra.create_main_hydra2("o2o", create_config_search_path(str(config_dir())))
@@ -169,10 +153,6 @@ def _hydra() -> Any:
 
 def _jobs(command: Command) -> tuple[list[list[str]], frozenset[str]]:
     """The Hydra tokens of every job, and the keys in which they differ."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     try:
         parsed = OverridesParser.create(_hydra().config_loader).parse_overrides(command.overrides)
         jobs = BasicSweeper.split_arguments(parsed, None)[0]
@@ -183,15 +163,11 @@ def _jobs(command: Command) -> tuple[list[list[str]], frozenset[str]]:
 
 def _launch(job: Job, overrides: list[str], own: list[str]) -> str | None:
     """Hands the jobs to Hydra; what the launcher itself has failed of, if it has."""
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.types import Quote, QuotedString
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     # what Hydra itself writes: nothing into the run directories
     place = QuotedString(str(job.run_dir), Quote.single).with_quotes()
-    places = [f"hydra.sweep.dir={place}", "hydra.sweep.subdir=.hydra", *QUIET]
-    previous = signal.signal(signal.SIGTERM, _stop)
+    places = [f"hydra.sweep.dir={place}", "hydra.sweep.subdir=.hydra"]
+    places += ["hydra/hydra_logging=disabled", "hydra/job_logging=disabled"]
+    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         _hydra().multirun("config", job, [*overrides, *places, *own], with_log_configuration=False)
     except (HydraException, OmegaConfBaseException) as error:
@@ -210,10 +186,11 @@ def _report(job: Job, jobs: list[list[str]], trouble: str | None) -> int:
     failed = []
     for tokens in jobs:
         folder = job.folder(tokens)
-        if finished(folder) and not job.refuses(tokens):
-            say(f"{folder.name}: finished{_score(folder)}")
+        if job.state(tokens) == "finished":
+            final = json.loads((folder / "summary.json").read_text())["score"].get("final")
+            say(f"{folder.name}: finished" + ("" if final is None else f", final {final:.1f}"))
         else:
-            failed.append(f"{folder.name}: {_reason(job.log(tokens))}")
+            failed.append(f"{folder.name}: {_reason(Path(f'{folder}.log'))}")
     say(*failed)
     if trouble is not None:
         raise Failure(f"the launcher failed: {trouble}. The same command goes on with what is left.")
@@ -231,28 +208,14 @@ def _reason(log: Path) -> str:
     return (said or lines or ["it was never started"])[-1].removeprefix("o2o: ")
 
 
-def _score(folder: Path) -> str:
-    final = json.loads((folder / "summary.json").read_text())["score"].get("final")
-    return "" if final is None else f", final {final:.1f}"
-
-
 def _check_launcher(tokens: list[str]) -> None:
     for token in tokens:
-        name = token.partition("=")[2].partition("_")[0]
-        if token.startswith("hydra/launcher=") and name in PLUGINS:
-            try:
-                found = importlib.util.find_spec(f"hydra_plugins.hydra_{name}_launcher")
-            except ModuleNotFoundError:
-                found = None
-            if found is None:
-                raise UserError(
-                    f"{token}: its plugin is not installed. Run `pip install 'o2o-lightning[{PLUGINS[name]}]'`."
-                )
-
-
-def _of_launcher(variable: str) -> bool:
-    return variable in LAUNCHED or variable.startswith("SLURM_")
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+        key, _, launcher = token.partition("=")
+        name = launcher.partition("_")[0]
+        if key == "hydra/launcher" and name in PLUGINS:
+            with contextlib.suppress(ModuleNotFoundError):
+                if importlib.util.find_spec(f"hydra_plugins.hydra_{name}_launcher") is not None:
+                    continue
+            raise UserError(
+                f"{token}: its plugin is not installed. Run `pip install 'o2o-lightning[{PLUGINS[name]}]'`."
+            )

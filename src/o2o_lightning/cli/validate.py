@@ -24,6 +24,8 @@ o2o {name} --ckpt_path CKPT [options]
 
 `test` is the paper's protocol: deterministic actions, fixed start states, mean undiscounted return and D4RL score.
 """
+MODEL = "o2o_lightning.phases.evaluate.EvaluatePolicy"
+DATA = "o2o_lightning.data.observations.EvaluationData"
 
 
 def main(name: str, argv: list[str]) -> int:
@@ -38,8 +40,7 @@ def main(name: str, argv: list[str]) -> int:
     if not argv or "-h" in argv or "--help" in argv:
         print(HELP.format(name=name, episodes=episodes), end="")
         return 0
-    # Lightning's name for the same
-    command = split([token.replace("--ckpt_path", "--model.init_from", 1) for token in argv])
+    command = split([token.replace("--ckpt_path", "--model.init_from", 1) for token in argv])  # Lightning's own name
     fits = [option.tokens[0] for option in command.own if option.name == "phase"] + command.overrides
     if fits:
         raise UserError(f"{fits[0]}: `o2o {name}` takes no choices of `o2o fit`. Its options are in `o2o {name} -h`.")
@@ -48,36 +49,34 @@ def main(name: str, argv: list[str]) -> int:
         raise UserError(f"o2o {name}: no checkpoint. Pass --ckpt_path RUN_DIR/PHASE/checkpoints/last.ckpt.")
     source = read_handover(path)
     config = lightning_config("offline", compose("offline", command))
-    config["model"] = {
-        "class_path": "o2o_lightning.phases.evaluate.EvaluatePolicy",
-        "init_args": {"init_from": path},
-    }
     env_id = command.values.get("data.env_id") or foreign_id(source.env_id, f"checkpoint {path}")
     if name != "predict" and env_id is None:
         raise UserError(f"checkpoint {path}: it names no environment to play in. Pass --data.env_id ID.")
-    run_dir = Path(command.run_dir) if command.run_dir else None
-    if name != "predict" and run_dir is not None:
-        _refuse_existing(run_dir / f"{name}.json")
+    run_dir = Path(command.run_dir or ".")
+    target = run_dir / ("actions.npz" if name == "predict" else f"{name}.json")
+    if (name == "predict" or command.run_dir) and target.exists():
+        raise UserError(f"{target}: it exists, and nothing is written over. Pass another --run_dir.")
     data: dict[str, Any] = {"env_id": env_id, "eval_episodes": episodes, "observation_layout": source.layout}
     if name == "predict":
         data["dataset"] = source.manifest.get("source")
-    config["data"] = {"class_path": "o2o_lightning.data.observations.EvaluationData", "init_args": data}
+    config["model"] = {"class_path": MODEL, "init_args": {"init_from": path}}
+    config["data"] = {"class_path": DATA, "init_args": data}
     config["trainer"] |= {"logger": False, "callbacks": [], "enable_checkpointing": False, "enable_progress_bar": False}
     options = command.without("config").tokens
-    built = PhaseCLI(config, options, command.files).build(run_dir or Path("."), "evaluate")
+    built = PhaseCLI(config, options, command.files).build(run_dir, "evaluate")
     if built.trainer.world_size > 1:
         raise UserError(f"--trainer.devices: `o2o {name}` runs on one. Pass --trainer.devices 1.")
     built.trainer.callbacks = []  # type: ignore[attr-defined]
     if name == "predict":
-        _predict(built, run_dir or Path("."))
+        _predict(built, target)
         return 0
     run = built.trainer.validate if name == "validate" else built.trainer.test
     run(built.model, datamodule=built.datamodule, verbose=False)
-    _report(name, path, built, run_dir)
+    _report(name, path, built, target if command.run_dir else None)
     return 0
 
 
-def _report(name: str, path: str, built: Any, run_dir: Path | None) -> None:
+def _report(name: str, path: str, built: Any, target: Path | None) -> None:
     from o2o_lightning.checkpoint.io import write_json
 
     result, env_id = built.model.result, built.datamodule.env_id
@@ -97,22 +96,15 @@ def _report(name: str, path: str, built: Any, run_dir: Path | None) -> None:
     spread = f"{result.return_mean:.1f} ± {facts['return_std']:.1f}"
     table.add_row(built.model.which, env_id, str(len(result.returns)), spread, score)
     Console().print(table)
-    if run_dir is not None:
-        write_json(run_dir / f"{name}.json", facts)
+    if target is not None:
+        write_json(target, facts)
 
 
-def _refuse_existing(target: Path) -> None:
-    if target.exists():
-        raise UserError(f"{target}: it exists, and nothing is written over. Pass another --run_dir.")
-
-
-def _predict(built: Any, run_dir: Path) -> None:
-    target = run_dir / "actions.npz"
-    _refuse_existing(target)
+def _predict(built: Any, target: Path) -> None:
     unit = np.concatenate([part.numpy() for part in built.trainer.predict(built.model, datamodule=built.datamodule)])
     env = built.datamodule.env
     native = unit if env is None else env.action_low + (unit + 1) * (env.action_high - env.action_low) / 2
-    run_dir.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     np.savez(target, actions=native.astype(np.float32))
     units = "[-1, 1]" if env is None else "the environment's own units"
     Console().print(f"{target}: {len(native):,} actions, in {units}", markup=False, soft_wrap=True)

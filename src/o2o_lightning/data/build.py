@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
 
 from o2o_lightning.blocks import blocks
 from o2o_lightning.data.raw import RawDataset, validate
 from o2o_lightning.envs.make import EnvSpec, unit_actions
 from o2o_lightning.errors import UserError
-from o2o_lightning.replay.manifest import Manifest, versions
+from o2o_lightning.replay.manifest import Manifest
 from o2o_lightning.replay.store import TransitionStore, episode_sums
+from o2o_lightning.replay.table import TERMINATED, TRUNCATED, Layout, Table
+from o2o_lightning.versions import DATASET, library_versions
 
 ACTION_TOLERANCE = 1e-3
 
-# one line a buffer on stderr, of no use to a user
-logging.getLogger("torchrl").setLevel(logging.WARNING)
 
-
-def build_store(raw: RawDataset, env: EnvSpec | None, folder: Path | None = None) -> TransitionStore:
+def build_store(raw: RawDataset, env: EnvSpec | None, file: Path | None = None) -> TransitionStore:
     """Converts a raw dataset to transitions.
 
     A time-out wins over a termination in the same row, as in D4RL. Without ``next_observations`` in the source, the
@@ -35,7 +32,7 @@ def build_store(raw: RawDataset, env: EnvSpec | None, folder: Path | None = None
     Args:
         raw: the dataset.
         env: sizes, bounds and horizon of its environment; without it, actions stay as they are, unchecked.
-        folder: an empty or new one to memory-map the transitions to; None keeps them in memory.
+        file: a new one to memory-map the transitions to; None keeps them in memory.
 
     Raises:
         UserError: as :func:`validate`; widths other than the environment's; actions outside its bounds.
@@ -52,30 +49,27 @@ def build_store(raw: RawDataset, env: EnvSpec | None, folder: Path | None = None
         known = ~truncated
         known[-1] = False
 
-    storage = LazyTensorStorage(len(raw)) if folder is None else LazyMemmapStorage(len(raw), scratch_dir=folder)
-    buffer = ReplayBuffer(storage=storage)
+    layout = layout_of(raw)
+    size = len(raw) * layout.width
+    matrix = torch.empty(size) if file is None else torch.from_file(str(file), shared=True, size=size)
+    table = Table(layout, matrix := matrix.view(len(raw), layout.width))
+    flags = {TERMINATED: torch.from_numpy(terminated), TRUNCATED: torch.from_numpy(truncated)}
     for rows in blocks(len(raw)):
-        buffer.extend(_block(raw, env, terminated, truncated, end, rows))
+        table.put(rows, {key: flag[rows] for key, flag in flags.items()})
+        table.put(rows, _block(raw, env, end, rows))
 
     episodes = _episodes(end)
     complete = _complete(end, truncated, episodes, env.horizon if env else None)
     return TransitionStore(
-        buffer=buffer,
+        matrix=matrix,
         td_rows=None if known.all() else torch.from_numpy(np.flatnonzero(known)),
         episodes=episodes,
         complete=complete,
-        manifest=_manifest(raw, env, terminated, int(known.sum()), episodes, complete, folder is not None),
+        manifest=_manifest(raw, env, terminated, int(known.sum()), episodes, complete, file is not None),
     )
 
 
-def _block(
-    raw: RawDataset,
-    env: EnvSpec | None,
-    terminated: NDArray[np.bool_],
-    truncated: NDArray[np.bool_],
-    end: NDArray[np.bool_],
-    rows: slice,
-) -> TensorDict:
+def _block(raw: RawDataset, env: EnvSpec | None, end: NDArray[np.bool_], rows: slice) -> dict[Any, Any]:
     observation = np.asarray(raw.observations[rows], np.float32)
     action = np.asarray(raw.actions[rows], np.float32)
     if env is not None:
@@ -87,24 +81,22 @@ def _block(
         successor = observation.copy()
         successor[: len(following)] = following
         successor[end[rows]] = observation[end[rows]]
-    return TensorDict(
-        {
-            "observation": torch.from_numpy(observation),
-            "action": torch.from_numpy(action),
-            "reward": torch.from_numpy(raw.rewards[rows]),
-            "next": {
-                "observation": torch.from_numpy(successor),
-                "terminated": torch.from_numpy(terminated[rows]),
-                "truncated": torch.from_numpy(truncated[rows]),
-            },
-        },
-        batch_size=[rows.stop - rows.start],
-    )
+    return {
+        "observation": torch.from_numpy(observation),
+        "action": torch.from_numpy(action),
+        "reward": torch.from_numpy(raw.rewards[rows]),
+        ("next", "observation"): torch.from_numpy(successor),
+    }
+
+
+def layout_of(raw: RawDataset) -> Layout:
+    """The columns of its transitions."""
+    return Layout.of_transitions(raw.observations.shape[1], raw.actions.shape[1])
 
 
 def store_bytes(raw: RawDataset) -> int:
-    """What the transitions take, in memory or in files."""
-    return len(raw) * (4 * (2 * raw.observations.shape[1] + raw.actions.shape[1] + 1) + 2)
+    """What the transitions take, in memory or in a file."""
+    return len(raw) * layout_of(raw).width * 4
 
 
 def _check_widths(raw: RawDataset, env: EnvSpec) -> None:
@@ -191,5 +183,5 @@ def _manifest(
         action_low=env.action_low.tolist() if env else None,
         action_high=env.action_high.tolist() if env else None,
         memmapped=memmapped,
-        versions=versions(),
+        versions=library_versions(DATASET),
     )

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from o2o_lightning.data.physics import replay_check
+from o2o_lightning.data.physics import Check, replay_check
 from o2o_lightning.data.raw import RawDataset, validate
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
 from o2o_lightning.errors import UserError
 
-Status = Literal["ok", "warn", "fail", "skip"]
 SATURATED = 1e-4
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding; ``skip`` where it could not be looked at."""
-
-    name: str
-    status: Status
-    detail: str
-
-    def to_dict(self) -> dict[str, str]:
-        """JSON primitives."""
-        return asdict(self)
 
 
 def check(raw: RawDataset, env_id: str | None = None, replay_rows: int = 200, seed: int = 0) -> list[Check]:
@@ -43,16 +28,7 @@ def check(raw: RawDataset, env_id: str | None = None, replay_rows: int = 200, se
         validate(raw)
     except UserError as error:
         return [Check("form", "fail", str(error))]
-    observation = np.asarray(raw.observations[slice(None)])
-    rows = [
-        Check("form", "ok", f"{len(raw)} rows, observations {observation.shape[1]}, actions {raw.actions.shape[1]}"),
-        Check("finite", "ok", "no NaN, no infinity"),
-        _range("observation range", observation),
-        _constant(observation),
-        _rewards(raw),
-        _flags(raw),
-        _boundaries(raw),
-    ]
+    rows = [*_own_checks(raw)]
     try:
         env_id = env_id or foreign_id(raw.env_id, "the dataset")
         if env_id is None:
@@ -60,10 +36,9 @@ def check(raw: RawDataset, env_id: str | None = None, replay_rows: int = 200, se
         env = env_spec(env_id, raw.observations.shape[1], raw.layout)
     except UserError as error:
         return [*rows, Check("environment", "fail", str(error))]
-    rows += [_widths(raw, env), _actions(raw, env), _lengths(raw, env)]
-    if rows[-3].status == "ok":
-        rows += [Check(*row) for row in replay_check(raw, env_id, replay_rows, seed)]
-    return rows
+    fits = raw.actions.shape[1] == env.action_dim
+    rows += [*_environment_checks(raw, env, fits)]
+    return [*rows, *replay_check(raw, env_id, replay_rows, seed)] if fits else rows
 
 
 def passed(checks: list[Check]) -> bool:
@@ -71,78 +46,66 @@ def passed(checks: list[Check]) -> bool:
     return all(row.status != "fail" for row in checks)
 
 
-def _range(name: str, values: NDArray[np.float32]) -> Check:
-    low, high = float(values.min()), float(values.max())
-    status: Status = "warn" if max(-low, high) > 1e4 else "ok"
-    return Check(name, status, f"[{low:.4g}, {high:.4g}]")
+def _own_checks(raw: RawDataset) -> Iterator[Check]:
+    observation = np.asarray(raw.observations[slice(None)])
+    yield Check("form", "ok", f"{len(raw)} rows, observations {observation.shape[1]}, actions {raw.actions.shape[1]}")
+    yield Check("finite", "ok", "no NaN, no infinity")
 
-
-def _constant(observation: NDArray[np.float32]) -> Check:
+    low, high = float(observation.min()), float(observation.max())
+    yield Check("observation range", "warn" if max(-low, high) > 1e4 else "ok", f"[{low:.4g}, {high:.4g}]")
     constant = np.flatnonzero(np.ptp(observation, axis=0) == 0).tolist()
-    if constant:
-        return Check("constant columns", "warn", f"observation columns {constant} never change")
-    return Check("constant columns", "ok", "none")
+    detail = f"observation columns {constant} never change" if constant else "none"
+    yield Check("constant columns", "warn" if constant else "ok", detail)
 
-
-def _rewards(raw: RawDataset) -> Check:
-    low, high, mean = float(raw.rewards.min()), float(raw.rewards.max()), float(raw.rewards.mean())
-    detail = f"[{low:.4g}, {high:.4g}], mean {mean:.4g}"
+    low, high = float(raw.rewards.min()), float(raw.rewards.max())
+    detail = f"[{low:.4g}, {high:.4g}], mean {float(raw.rewards.mean()):.4g}"
     if low == high:
-        return Check("rewards", "warn", f"{detail}: always the same, nothing to learn from")
-    return Check("rewards", "ok", detail)
+        detail += ": always the same, nothing to learn from"
+    yield Check("rewards", "warn" if low == high else "ok", detail)
 
-
-def _flags(raw: RawDataset) -> Check:
     terminated, truncated = int(raw.terminated.sum()), int(raw.truncated.sum())
     both = int((raw.terminated & raw.truncated).sum())
     detail = f"{terminated} terminated, {truncated} truncated"
     if both:
-        return Check("flags", "warn", f"{detail}, {both} rows both: they count as truncated")
-    if terminated + truncated == 0:
-        return Check("flags", "warn", f"{detail}: one endless episode, so no returns")
-    return Check("flags", "ok", detail)
+        yield Check("flags", "warn", f"{detail}, {both} rows both: they count as truncated")
+    elif terminated + truncated == 0:
+        yield Check("flags", "warn", f"{detail}: one endless episode, so no returns")
+    else:
+        yield Check("flags", "ok", detail)
 
-
-def _boundaries(raw: RawDataset) -> Check:
     if raw.next_observations is None:
-        return Check("boundaries", "skip", "no next_observations; successors are the next rows'")
-    wrong = successor_errors(raw, len(raw))
-    if len(wrong):
+        yield Check("boundaries", "skip", "no next_observations; successors are the next rows'")
+    elif len(wrong := successor_errors(raw, len(raw))):
         inside = int((~(raw.terminated | raw.truncated))[:-1].sum())
         detail = f"{len(wrong)} of {inside} rows inside episodes are not followed by their next observation"
-        return Check("boundaries", "fail", f"{detail}; first: row {wrong[0]}")
-    return Check("boundaries", "ok", "each row inside an episode is followed by its next observation")
+        yield Check("boundaries", "fail", f"{detail}; first: row {wrong[0]}")
+    else:
+        yield Check("boundaries", "ok", "each row inside an episode is followed by its next observation")
 
 
-def _widths(raw: RawDataset, env: EnvSpec) -> Check:
-    columns = raw.actions.shape[1]
-    if columns != env.action_dim:
-        return Check("environment", "fail", f"'actions' has {columns} columns, {env.env_id} takes {env.action_dim}")
-    return Check("environment", "ok", f"{env.env_id}: widths fit, horizon {env.horizon}")
+def _environment_checks(raw: RawDataset, env: EnvSpec, fits: bool) -> Iterator[Check]:
+    columns, low, high = raw.actions.shape[1], env.action_low, env.action_high
+    if fits:
+        yield Check("environment", "ok", f"{env.env_id}: widths fit, horizon {env.horizon}")
+        action, span = np.asarray(raw.actions[slice(None)]), high - low
+        outside = int(((action < low - 1e-3) | (action > high + 1e-3)).any(axis=1).sum())
+        edge = ((action <= low + SATURATED * span) | (action >= high - SATURATED * span)).mean()
+        bounds = f"[{low.min():g}, {high.max():g}], {100 * edge:.1f} % at a bound"
+        detail = f"[{action.min():.4g}, {action.max():.4g}] within {bounds}"
+        if outside:
+            yield Check("actions", "fail", f"{outside} rows outside the bounds: {detail}")
+        else:
+            yield Check("actions", "warn" if edge > 0.5 else "ok", detail)
+    else:
+        yield Check("environment", "fail", f"'actions' has {columns} columns, {env.env_id} takes {env.action_dim}")
+        yield Check("actions", "skip", "widths differ")
 
-
-def _actions(raw: RawDataset, env: EnvSpec) -> Check:
-    if raw.actions.shape[1] != env.action_dim:
-        return Check("actions", "skip", "widths differ")
-    action = np.asarray(raw.actions[slice(None)])
-    span = env.action_high - env.action_low
-    outside = ((action < env.action_low - 1e-3) | (action > env.action_high + 1e-3)).any(axis=1)
-    edge = (action <= env.action_low + SATURATED * span) | (action >= env.action_high - SATURATED * span)
-    detail = (
-        f"[{action.min():.4g}, {action.max():.4g}] within [{env.action_low.min():g}, {env.action_high.max():g}], "
-        f"{100 * edge.mean():.1f} % at a bound"
-    )
-    if outside.any():
-        return Check("actions", "fail", f"{int(outside.sum())} rows outside the bounds: {detail}")
-    return Check("actions", "warn" if edge.mean() > 0.5 else "ok", detail)
-
-
-def _lengths(raw: RawDataset, env: EnvSpec) -> Check:
     end = np.flatnonzero(raw.terminated | raw.truncated)
     longest = int(np.diff(np.concatenate([[-1], end, [len(raw) - 1]])).max())
     if env.horizon is not None and longest > env.horizon:
-        return Check("episode length", "warn", f"longest {longest}, above the environment's horizon {env.horizon}")
-    return Check("episode length", "ok", f"longest {longest}, horizon {env.horizon}")
+        yield Check("episode length", "warn", f"longest {longest}, above the environment's horizon {env.horizon}")
+    else:
+        yield Check("episode length", "ok", f"longest {longest}, horizon {env.horizon}")
 
 
 def successor_errors(raw: RawDataset, rows: int) -> NDArray[np.int64]:

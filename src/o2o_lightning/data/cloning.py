@@ -30,8 +30,7 @@ class CloneData(OfflineData):
         super().setup(stage)
         if self.store is None:
             raise UserError("no dataset: a policy is cloned on a dataset's states. Pass --data.dataset.")
-        if not len(self.held_out_rows):
-            self.held_out_rows = held_out_rows(self.store.episodes, self.held_out)
-            rest = torch.ones(len(self.store), dtype=torch.bool)
-            rest[self.held_out_rows] = False
-            self.store.td_rows = rest.nonzero().squeeze(-1)  # states need no successor
+        self.held_out_rows = held_out_rows(self.store.episodes, self.held_out)
+        rest = torch.ones(len(self.store), dtype=torch.bool)
+        rest[self.held_out_rows] = False
+        self.store.td_rows = rest.nonzero().squeeze(-1)  # states need no successor

@@ -45,22 +45,18 @@ class D4RLTask:
         return f"{os.environ.get('O2O_D4RL_MIRROR') or BASE_URL}/{self.path}"
 
 
-def _gym() -> dict[str, D4RLTask]:
+def _tasks() -> dict[str, D4RLTask]:
+    tasks = {}
     # -v4, not -v5: the closest physics to mujoco-py's v2 (Walker2d-v5 changed a foot's friction)
     # no env_id of ant: 84 of its 111 values are contact forces, which mujoco-py left at 0 and Gymnasium does not
     names = {"halfcheetah": "HalfCheetah-v4", "hopper": "Hopper-v4", "walker2d": "Walker2d-v4", "ant": None}
-    return {
-        f"{family}-{level}-v2": D4RLTask(f"gym_mujoco_v2/{family}_{level.replace('-', '_')}-v2.hdf5", env_id, 1000)
-        for family, env_id in names.items()
-        for level in GYM_LEVELS
-    }
-
-
-def _antmaze() -> dict[str, D4RLTask]:
+    for family, env_id in names.items():
+        for level in GYM_LEVELS:
+            path = f"gym_mujoco_v2/{family}_{level.replace('-', '_')}-v2.hdf5"
+            tasks[f"{family}-{level}-v2"] = D4RLTask(path, env_id, 1000)
     # D4RL evaluates at one far goal; Gymnasium-Robotics draws the goal over the maze. Same ant, easier on average.
     mazes = {"umaze": ("u-maze", "UMaze", 700), "medium": ("big-maze", "Medium", 1000)}
     mazes["large"] = ("hardest-maze", "Large", 1000)
-    tasks = {}
     for name in ANTMAZES:
         file, env, horizon = mazes[name.split("-")[0]]
         start, goal = name != "umaze", name.endswith("diverse")
@@ -68,11 +64,6 @@ def _antmaze() -> dict[str, D4RLTask]:
         # their goal is hidden, and the ant's place comes first
         layout = ("achieved_goal", "observation")
         tasks[f"antmaze-{name}-v2"] = D4RLTask(path, f"AntMaze_{env}-v4", horizon, layout)
-    return tasks
-
-
-def _others() -> dict[str, D4RLTask]:
-    tasks = {}
     # no env_id: maze2d has one hidden goal, PointMaze a random one
     for maze, horizon in (("umaze", 300), ("medium", 600), ("large", 800)):
         tasks[f"maze2d-{maze}-v1"] = D4RLTask(f"maze2d/maze2d-{maze}-sparse-v1.hdf5", None, horizon)
@@ -80,20 +71,18 @@ def _others() -> dict[str, D4RLTask]:
     for hand, horizon in (("pen", 100), ("hammer", 200), ("door", 200), ("relocate", 200)):
         for level in ("human", "cloned", "expert"):
             name = f"{hand}-{level}-v1"
-            env_id = f"AdroitHand{hand.capitalize()}-v1"
-            tasks[name] = D4RLTask(f"hand_dapg_v1/{name}.hdf5", env_id, horizon)
+            tasks[name] = D4RLTask(f"hand_dapg_v1/{name}.hdf5", f"AdroitHand{hand.capitalize()}-v1", horizon)
     # no env_id: FrankaKitchen's observation is a nested dictionary of other content than D4RL's 60 numbers
-    kitchen = {
-        "complete": "mini_kitchen_microwave_kettle_light_slider",
-        "partial": "kitchen_microwave_kettle_light_slider",
-        "mixed": "kitchen_microwave_kettle_bottomburner_light",
-    }
-    for level, file in kitchen.items():
+    for level, file in (
+        ("complete", "mini_kitchen_microwave_kettle_light_slider"),
+        ("partial", "kitchen_microwave_kettle_light_slider"),
+        ("mixed", "kitchen_microwave_kettle_bottomburner_light"),
+    ):
         tasks[f"kitchen-{level}-v0"] = D4RLTask(f"kitchen/{file}-v0.hdf5", None, 280)
     return tasks
 
 
-D4RL_TASKS: Final[dict[str, D4RLTask]] = {**_gym(), **_antmaze(), **_others()}
+D4RL_TASKS: Final = _tasks()
 
 
 def cached_path(name: str) -> Path:

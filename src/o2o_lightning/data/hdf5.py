@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,13 +12,19 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from o2o_lightning.data.raw import Column, RawDataset, missing_key
-from o2o_lightning.errors import UserError
+from o2o_lightning.data.raw import Column, RawDataset
+from o2o_lightning.errors import DAMAGED, UserError
 from o2o_lightning.notes import note_once
 
 LAZY_BYTES = 2**29
 _WIDE = ("observations", "actions", "next_observations")
 _KNOWN = (*_WIDE, "rewards", "terminals", "timeouts")
+# by what HDF5 says of a file that it cannot open
+_REFUSALS = {
+    "Permission denied": "no permission to read {path}. Change its mode or owner.",
+    "unable to lock file": "{path} is being written by another process. Wait for its end, or copy a whole file.",
+    "truncated file": "{path} is truncated, as by a broken copy or download. Fetch it again.",
+}
 
 
 class FileColumn:
@@ -32,7 +37,6 @@ class FileColumn:
         self.path, self.key, self.source = path, key, source
         with open_hdf5(path, source) as file:
             self.shape: tuple[int, ...] = tuple(file[key].shape)
-        self.nbytes = 4 * math.prod(self.shape)
 
     def __getitem__(self, rows: slice, /) -> NDArray[np.float32]:
         with open_hdf5(self.path, self.source) as file:
@@ -89,7 +93,10 @@ def read_hdf5(
         keys = _dataset_keys(file)
         for key in ("observations", "actions", "rewards", "terminals"):
             if key not in keys:
-                raise missing_key(source, key, keys)
+                raise UserError(
+                    f"dataset {source}: '{key}' is missing (found: {', '.join(sorted(keys)) or 'nothing'}). A "
+                    "D4RL-style dataset needs observations, actions, rewards and terminals; rename or add the array."
+                )
         metadata = _metadata(file, keys)
         own_id = metadata.get("env_id")
         wide = {key: file[key] for key in _WIDE if key in keys}
@@ -136,15 +143,10 @@ def timeouts_from_horizon(terminated: NDArray[np.bool_], horizon: int | None) ->
     As D4RL's qlearning convention has it; without a horizon nothing is marked.
     """
     truncated = np.zeros(len(terminated), np.bool_)
-    if horizon is None:
-        return truncated
-    step = 0
-    for row, end in enumerate(terminated.tolist()):
-        step += 1
-        if step == horizon:
-            truncated[row] = True
-        if end or step == horizon:
-            step = 0
+    if horizon is not None:
+        ends = np.flatnonzero(terminated) + 1
+        for start, stop in zip([0, *ends], [*ends, len(terminated)], strict=True):
+            truncated[start + horizon - 1 : stop : horizon] = True
     return truncated
 
 
@@ -181,20 +183,10 @@ def open_hdf5(path: Path, source: str) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        text = str(error)
-        if isinstance(error, PermissionError) or "Permission denied" in text:
-            raise UserError(f"dataset {source}: no permission to read {path}. Change its mode or owner.") from error
-        if "unable to lock file" in text:
-            raise UserError(
-                f"dataset {source}: {path} is being written by another process. Wait for its end, or copy a whole file."
-            ) from error
-        if "truncated file" in text:
-            raise UserError(
-                f"dataset {source}: {path} is truncated, as by a broken copy or download. Fetch it again."
-            ) from error
-        raise UserError(
-            f"dataset {source}: {path} is not an HDF5 file. Convert it to D4RL's HDF5 layout, or check the path."
-        ) from error
+        said = f"{error} Permission denied" if isinstance(error, PermissionError) else str(error)
+        known = (why for text, why in _REFUSALS.items() if text in said)
+        why = next(known, "{path} is not an HDF5 file. Convert it to D4RL's HDF5 layout, or check the path.")
+        raise UserError(f"dataset {source}: {why.format(path=path)}") from error
 
 
 def _dataset_keys(file: h5py.File) -> list[str]:
@@ -218,7 +210,7 @@ def _read(file: h5py.File, key: str, source: str, rows: slice = slice(None)) -> 
         )
     try:
         array = np.asarray(file[key][rows] if file[key].shape else file[key][()])
-    except OSError as error:
+    except DAMAGED as error:
         raise UserError(
             f"dataset {source}: '{key}' cannot be read ({error}). The file is damaged; copy or download it again."
         ) from error

@@ -1,27 +1,26 @@
 """Transitions of large datasets as memory-mapped files in the cache: converted once, opened in no time after that.
 
-``CACHE/transitions/KEY/`` holds one file a column and ``index.pt``. The key covers the dataset's digest and what
+``CACHE/transitions/KEY/`` holds the rows in ``table.memmap``, and ``index.pt``. What a run writes to its rows stays in
+its own memory. The key covers the dataset's digest and what
 decides the rows besides it, so that a folder is never wrong, only unused; it may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
+import mmap
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from pathlib import Path
 from typing import Literal
 
 import torch
-from tensordict import TensorDict
-from torchrl.data import ReplayBuffer, TensorStorage
+from filelock import FileLock
 
-from o2o_lightning.data.build import build_store, store_bytes
+from o2o_lightning.data.build import build_store, layout_of, store_bytes
 from o2o_lightning.data.download import cache_dir
 from o2o_lightning.data.raw import RawDataset
 from o2o_lightning.envs.make import EnvSpec
@@ -29,8 +28,9 @@ from o2o_lightning.errors import Failure, UserError
 from o2o_lightning.replay.manifest import Manifest
 from o2o_lightning.replay.store import TransitionStore
 
-FORMAT = 1  # of the folder; another one is built anew
-INDEX = "index.pt"
+FORMAT = 2  # of the folder; another one is built anew
+INDEX, TABLE = "index.pt", "table.memmap"
+NORESERVE = 0x4000 if sys.platform == "linux" else 0  # or a private map larger than the memory is refused
 LIMIT = 2**29
 
 
@@ -52,7 +52,7 @@ def mapped_store(raw: RawDataset, env: EnvSpec | None, cache: Path) -> Transitio
     try:
         if not folder.exists():  # a finished one is whole, and its cache may be read-only
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(folder):
+            with FileLock(folder.with_suffix(".lock")):
                 if not folder.exists():
                     _convert(raw, env, folder)
     except OSError as error:
@@ -81,10 +81,11 @@ def _convert(raw: RawDataset, env: EnvSpec | None, folder: Path) -> None:
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
-        store = build_store(raw, env, partial)
+        partial.mkdir()
+        store = build_store(raw, env, partial / TABLE)
         index = {"td_rows": store.td_rows, "episodes": store.episodes, "complete": store.complete}
         torch.save({**index, "manifest": store.manifest.to_dict()}, partial / INDEX)
-        for file in (path for path in partial.rglob("*") if path.is_file()):
+        for file in partial.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())
         os.replace(partial, folder)
@@ -97,10 +98,12 @@ def _open(raw: RawDataset, env: EnvSpec | None, folder: Path) -> TransitionStore
     try:
         index = torch.load(folder / INDEX, weights_only=True, mmap=True)
         manifest = Manifest(**index.pop("manifest"))
-        leaves = TensorDict.load_memmap(folder, allow_pickle=False)
-        if len(leaves) != len(raw):
-            raise ValueError(f"it has {len(leaves)} rows, not {len(raw)}")
-        buffer = ReplayBuffer(storage=TensorStorage(leaves))
+        if (size := (folder / TABLE).stat().st_size) != store_bytes(raw):  # a read past its end would be a crash
+            raise ValueError(f"it has {size:,} bytes, not {store_bytes(raw):,}")
+        with (folder / TABLE).open("rb") as file:
+            access = mmap.PROT_READ | mmap.PROT_WRITE
+            private = mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE | NORESERVE, prot=access)
+        rows = torch.frombuffer(private, dtype=torch.float32).view(len(raw), layout_of(raw).width)
     except Exception as error:  # damaged bytes fail anywhere
         raise Failure(
             f"dataset {raw.source}: its memory map {folder} cannot be read ({error}). Delete that folder; the next run "
@@ -108,12 +111,4 @@ def _open(raw: RawDataset, env: EnvSpec | None, folder: Path) -> TransitionStore
         ) from error
     # the same rows may have another name now
     manifest = dataclasses.replace(manifest, source=raw.source, env_id=env.env_id if env else raw.env_id)
-    return TransitionStore(buffer=buffer, manifest=manifest, **index)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time: the others wait, and then find what it made."""
-    with folder.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return TransitionStore(matrix=rows, manifest=manifest, **index)

@@ -18,6 +18,8 @@ from o2o_lightning.envs.make import GOAL_KEYS, GOAL_LAYOUTS, registered
 from o2o_lightning.errors import UserError
 from o2o_lightning.notes import note_once
 
+COLUMNS = ("observations", "next_observations", "actions", "rewards", "terminated", "truncated")
+
 
 def load_minari(spec: str, env_id: str | None = None) -> RawDataset:
     """Reads ``minari:ID``, downloading it only if it is not in Minari's local store.
@@ -67,9 +69,7 @@ def _download(minari: Any, dataset_id: str, spec: str) -> Any:
 
 
 def _collect(dataset: Any, spec: str) -> RawDataset:
-    columns: dict[str, list[NDArray[Any]]] = {
-        key: [] for key in ("observations", "next_observations", "actions", "rewards", "terminated", "truncated")
-    }
+    parts: list[tuple[NDArray[Any], ...]] = []
     for episode in _episodes(dataset, spec):
         steps = len(episode.rewards)
         if steps == 0:
@@ -78,15 +78,12 @@ def _collect(dataset: Any, spec: str) -> RawDataset:
         truncated = np.asarray(episode.truncations, np.bool_).copy()
         # a recording may stop between flags; the next row belongs to another episode all the same
         truncated[-1] |= not episode.terminations[-1]
-        columns["observations"].append(observations[:-1])
-        columns["next_observations"].append(observations[1:])
-        columns["actions"].append(_actions(episode.actions, steps, spec))
-        columns["rewards"].append(np.asarray(episode.rewards, np.float32))
-        columns["terminated"].append(np.asarray(episode.terminations, np.bool_))
-        columns["truncated"].append(truncated)
-    if not columns["rewards"]:
+        actions, rewards = _actions(episode.actions, steps, spec), np.asarray(episode.rewards, np.float32)
+        terminated = np.asarray(episode.terminations, np.bool_)
+        parts.append((observations[:-1], observations[1:], actions, rewards, terminated, truncated))
+    if not parts:
         raise UserError(f"dataset {spec}: it has no steps. Choose another Minari dataset.")
-    arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
+    arrays = {key: np.concatenate(column) for key, column in zip(COLUMNS, zip(*parts, strict=True), strict=True)}
     digest = hashlib.sha256()
     for array in arrays.values():
         digest.update(np.ascontiguousarray(array).data)

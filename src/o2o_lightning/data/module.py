@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, cast
@@ -13,17 +12,19 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from o2o_lightning.blocks import blocks
-from o2o_lightning.data.raw import RawDataset
-from o2o_lightning.data.stream import OfflineStream, Source, prepare
+from o2o_lightning.data.dataset import Opened, open_dataset
+from o2o_lightning.data.stream import OfflineStream, prepare, prepare_rows
 from o2o_lightning.envs.episodes import Act, Evaluation, Evaluator, Player
-from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
+from o2o_lightning.envs.make import EnvSpec, env_spec
 from o2o_lightning.envs.scores import reference_scores
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import UserError, at_least
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.notes import note_once
 from o2o_lightning.ranks import Ranks
+from o2o_lightning.replay.buffer import Replay
 from o2o_lightning.replay.rewards import RewardMap, return_range_scale
 from o2o_lightning.replay.store import TransitionStore
+from o2o_lightning.replay.table import Key, Table, nested
+from o2o_lightning.seeds import rows_seed
 
 PRECOMPUTE_BLOCK = 8192
 PRECOMPUTE_ROWS = 2_000_000  # beyond, a phase need not wait; not a matter of storage, which changes no bit
@@ -77,8 +78,7 @@ class OfflineData(L.LightningDataModule):
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 2), ("chunk", chunk, 1), ("eval_every", eval_every, 1),
                                    ("eval_episodes", eval_episodes, 1)):  # fmt: skip
-            if value < least:
-                raise UserError(f"--data.{name} {value}: it must be at least {least}.")
+            at_least(f"--data.{name}", value, least)
         self.dataset, self.env_id = dataset, env_id
         self.batch_size, self.chunk = batch_size, chunk
         self.normalize, self.normalize_eps = normalize, normalize_eps
@@ -87,7 +87,11 @@ class OfflineData(L.LightningDataModule):
         self.eval_episodes, self.eval_seed, self.eval_async = eval_episodes, eval_seed, eval_async
         self.layout = tuple(observation_layout)
         self.memmap, self.memory_limit = memmap, int(memory_limit_gb * 2**30)
+        self._asked = (dataset, env_id, self.layout, memmap, memory_limit_gb)
+        self._opened: Opened | None = None
+        self._before: OfflineData | None = None
         self.normalizer: Normalizer | None = None
+        self.buffer = Replay()
         self.store: TransitionStore | None = None
         self.env: EnvSpec | None = None
         self.rows = torch.Generator()
@@ -98,18 +102,24 @@ class OfflineData(L.LightningDataModule):
     # ---- Lightning -----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        if self.store is not None or self.env is not None:
+        if self._opened is not None:
             return
-        if self.dataset is not None:
-            self._load(self.dataset)
+        if self._before is not None and self._before._opened is not None:
+            self._opened, self.buffer = self._before._opened, self._before.buffer
+        elif self.dataset is not None:
+            self._opened = open_dataset(self.dataset, self.env_id, self.layout, self.memmap, self.memory_limit)
         elif self.env_id is not None:
-            self.env = env_spec(self.env_id, layout=self.layout)
+            self._opened = Opened(None, env_spec(self.env_id, layout=self.layout), self.env_id, self.layout)
         else:
             raise UserError(
                 "no dataset: pass --data.dataset path.hdf5, d4rl:NAME, minari:ID or embedded:hopper-medium."
             )
+        (self.store, self.env, self.env_id, self.layout), self._before = self._opened, None
+        if self.reward_range and self.store is not None:
+            self.rewards = RewardMap(return_range_scale(self.store))
+        self.buffer.learn_from(*(() if self.store is None else (self.store,)))
         self.ranks = Ranks.of(self.trainer)
-        self.rows.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1013 + self.ranks.rank + 7)
+        self.rows.manual_seed(rows_seed(self.ranks.rank))
 
     def train_dataloader(self) -> OfflineStream:
         if self.store is None:
@@ -120,21 +130,26 @@ class OfflineData(L.LightningDataModule):
             raise UserError("--trainer.max_steps: pass how many gradient updates this phase makes.")
         module = cast(Any, self.trainer.lightning_module)
         return OfflineStream(
-            source=self.source(),
-            transform=lambda batch: self.prepare(batch, module.device),
+            draw=self.draw,
             clock=lambda: module.updates,
             total=total,
             batch_size=self.batch_size,
             chunk=self.chunk,
             cadences=(self.eval_every_updates, module.cadence),
-            generator=self.rows,
-            complete=self.complete,
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # the stream puts each batch on the device; a live chunk cannot be moved as a whole
 
+    def teardown(self, stage: str) -> None:
+        if self.store is not None:
+            self.store.restore()
+
     # ---- for phases ----------------------------------------------------------------------------------------------
+
+    def follow(self, before: OfflineData) -> None:
+        """Learns from the dataset and the buffer of the phase ``before``, if that one has asked for the same."""
+        self._before = before if before._asked == self._asked else None
 
     def sizes(self) -> tuple[int, int]:
         """Observation and action widths."""
@@ -147,21 +162,37 @@ class OfflineData(L.LightningDataModule):
         """Facts of the dataset, for checkpoints and results; empty without one."""
         return {} if self.store is None else self.store.manifest.to_dict()
 
-    def source(self) -> Source:
-        """What training batches are drawn from."""
-        assert self.store is not None
-        return self.store
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return cast(Any, self.trainer).lightning_module.device  # type: ignore[no-any-return]
+
+    def draw(self, shape: tuple[int, int]) -> Iterator[TensorDictBase]:
+        """K training batches of B, uniform with replacement, ready for the networks: one gather of all."""
+        store = self.store
+        assert store is not None
+        rows = store.sample_rows(shape, self.rows)
+        columns = self.prepare_rows(store.pick(rows).to(self.device))
+        if store.caches is not None:
+            columns |= store.caches.layout.columns(store.caches.pick(rows).to(self.device))
+        for parts in zip(*(column.unbind(0) for column in columns.values()), strict=True):
+            yield self.complete(nested(dict(zip(columns, parts, strict=True)), rows.shape[1:]))
 
     def fit_normalizer(self) -> Normalizer:
         """Constants from the observations that start a usable transition; the identity when switched off."""
         if not self.normalize or self.store is None:
             return Normalizer.identity(self.sizes()[0])
-        return Normalizer.fit(self.store.leaves["observation"], self.normalize_eps, self.store.td_rows)
+        return Normalizer.fit(self.store["observation"], self.normalize_eps, self.store.td_rows)
 
     def prepare(self, batch: TensorDictBase, device: torch.device) -> TensorDictBase:
         """Raw transitions to what networks take."""
         assert self.normalizer is not None
-        return prepare(batch, self.normalizer.to(device), self.rewards, device)
+        return prepare(batch, self.normalizer, self.rewards, device)
+
+    def prepare_rows(self, rows: Tensor) -> dict[Key, Tensor]:
+        """The same of rows ``[…, W]`` of a table, in place and by name."""
+        assert self.normalizer is not None
+        return prepare_rows(rows, self.buffer.layout, self.normalizer, self.rewards)
 
     @torch.no_grad()
     def precompute(self, compute: Callable[[TensorDictBase], dict[str, Tensor]]) -> None:
@@ -172,20 +203,18 @@ class OfflineData(L.LightningDataModule):
         self._live_cache = None
         if self.store is None:
             return
-        assert self.trainer is not None
-        device = cast(Any, self.trainer.lightning_module).device
-        caches: dict[str, Tensor] = {}
+        caches: Table | None = None
         for part in self.blocks():
-            made = compute(self.prepare(self.store.gather(torch.arange(part.start, part.stop)), device))
+            made = compute(self.prepare(self.store.gather(torch.arange(part.start, part.stop)), self.device))
             if made and len(self.store) > PRECOMPUTE_ROWS:
                 self._live_cache = compute
             if not made or self._live_cache is not None:
                 return
-            for name, values in made.items():
-                cache = caches.setdefault(name, torch.empty(len(self.store), *values.shape[1:]))
-                cache[part] = values
-        for name, cache in caches.items():
-            self.store.attach(name, cache)
+            if caches is None:
+                caches = Table.of(made, len(self.store))
+            caches.put(part, made)
+        if caches is not None:
+            self.store.join(caches)
 
     @torch.no_grad()
     def complete(self, batch: TensorDictBase) -> TensorDictBase:
@@ -215,36 +244,7 @@ class OfflineData(L.LightningDataModule):
         width, episodes = self.sizes()[0], self.eval_episodes
         return partial(Evaluator, self.env_id, width, episodes, self.eval_seed, reference, self.layout)
 
-    # ---- internals -----------------------------------------------------------------------------------------------
-
     def blocks(self) -> Iterator[slice]:
         """The dataset's rows in blocks that a network takes at once."""
         assert self.store is not None
         return blocks(len(self.store), PRECOMPUTE_BLOCK)
-
-    def _load(self, dataset: str) -> None:
-        from o2o_lightning.data.mapped import load_store
-        from o2o_lightning.data.spec import load_raw
-
-        raw = load_raw(dataset, env_id=self.env_id)
-        self.env_id = self.env_id or foreign_id(raw.env_id, f"dataset {dataset}")
-        self._take_layout(raw)
-        if self.env_id is not None:
-            self.env = env_spec(self.env_id, raw.observations.shape[1], self.layout)
-        self.store = load_store(raw, self.env, self.memmap, self.memory_limit)
-        if self.store.td_count == 0:
-            raise UserError(
-                f"dataset {dataset}: none of its {len(raw)} rows has a known successor, each is a time-out or the last "
-                "one. Store 'next_observations', or correct 'timeouts'."
-            )
-        if self.reward_range:
-            self.rewards = RewardMap(return_range_scale(self.store))
-
-    def _take_layout(self, raw: RawDataset) -> None:
-        """A dataset knows its own columns; the option is for those that do not say."""
-        if raw.layout and self.layout and raw.layout != self.layout:
-            note_once(
-                f"dataset {raw.source}: its observations are {', '.join(raw.layout)}, as it says itself; "
-                f"observation_layout {', '.join(self.layout)} is left unused."
-            )
-        self.layout = raw.layout or self.layout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, cast
@@ -11,15 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.stream import count_chunks, next_boundary
 from o2o_lightning.envs.make import make_env
 from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.errors import UserError
-from o2o_lightning.replay.buffer import Mix, OnlineBuffer, Replay
+from o2o_lightning.replay.buffer import Mix
 from o2o_lightning.replay.interaction import Interaction
-from o2o_lightning.replay.store import nested
+from o2o_lightning.replay.ring import LabelledRing, Ring
+from o2o_lightning.replay.table import nested
+from o2o_lightning.seeds import environment_seed
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -57,20 +59,35 @@ class OnlineData(OfflineData):
         self.budget, self.utd, self.warmup_steps, self.mix, self.capacity = env_steps, utd, warmup_steps, mix, capacity
         self.generator = np.random.default_rng()
         self.interaction: Interaction | None = None
-        self.replay: Replay | None = None
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if self.interaction is not None:
             return
-        seed = interaction_seed(self)
+        seed = environment_seed(self.ranks.rank)
         self.generator = np.random.default_rng(seed)
         kept = 0 if self.store is None or self.mix in ("half", "none") else self.store.td_count
         own_steps = -(-self.budget // self.ranks.count)
-        buffer = OnlineBuffer(min(self.capacity, own_steps + kept), *self.sizes())
-        self.replay = Replay(self.mix, self.store, buffer, self.batch_size, self.rewards)
-        self.preloaded = len(buffer)
-        self.interaction = start_interaction(self, buffer, seed)
+        ring = self._ring(min(self.capacity, own_steps + kept))
+        self.buffer.mix(self.mix, self.store, ring, self.rewards)
+        self.preloaded = len(ring)
+        self.interaction = start_interaction(self, ring, seed)
+
+    def _ring(self, capacity: int) -> Ring:
+        method = None if self.trainer is None else cast(Any, self.trainer).lightning_module.method
+        if method is None or "return_to_go" not in method.needs:
+            return Ring(capacity, *self.sizes())
+        if self.mix in ("all", "part"):
+            raise UserError(
+                f"--data.mix {self.mix}: {method.name} needs each row's return, and the online buffer would begin with "
+                "rows that have none. Pass --data.mix half, or none."
+            )
+
+        def label(reward: Tensor, terminated: Tensor, truncated: Tensor) -> Tensor:
+            mapped = reward * self.rewards.scale + self.rewards.shift
+            return method.returns_to_go(mapped, terminated, truncated)  # type: ignore[no-any-return]
+
+        return LabelledRing(capacity, *self.sizes(), label)
 
     def train_dataloader(self) -> OnlineStream:  # type: ignore[override]
         return OnlineStream(self, self.budget, self.ranks.count)
@@ -92,28 +109,27 @@ class OnlineData(OfflineData):
 
     def transition_batch(self, device: torch.device) -> TensorDictBase:
         """One batch ``[B]``, ready for the networks."""
-        assert self.replay is not None and self.normalizer is not None
-        layout = self.replay.buffer.layout
-        table = layout.normalize_(self.replay.rows(self.rows).to(device), self.normalizer)
-        return nested(self.rewards.mapped(layout.columns(table)), torch.Size([self.batch_size]))
+        rows = self.buffer.rows(self.batch_size, self.rows).to(device)
+        return nested(self.prepare_rows(rows), torch.Size([self.batch_size]))
 
     def local_state(self) -> dict[str, Any]:
-        assert self.interaction is not None and self.replay is not None
+        assert self.interaction is not None
         return {
             **super().local_state(),
-            "replay": self.replay.state(),
+            "replay": self.buffer.rule.state_dict(),
             "exploration": pack(self.generator),
             "interaction": self.interaction.state(),
         }
 
     def load_local_state(self, state: dict[str, Any]) -> None:
         super().load_local_state(state)
-        assert self.interaction is not None and self.replay is not None
-        self.replay.load_state(state["replay"])
+        assert self.interaction is not None
+        self.buffer.rule.load_state_dict(state["replay"])
         self.generator = unpack(state["exploration"])
         self.interaction.load_state(state["interaction"])
 
     def teardown(self, stage: str) -> None:
+        super().teardown(stage)
         if stage == "fit" and self.interaction is not None:
             self.interaction.env.close()
 
@@ -145,12 +161,7 @@ class OnlineStream:
             yield min(self.chunk, next_boundary(clock, self.budget, data.eval_every) - clock)
 
 
-def interaction_seed(data: OfflineData) -> int:
-    """Seed of the training environment, another one for each process."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1019 + data.ranks.rank
-
-
-def start_interaction(data: OfflineData, buffer: OnlineBuffer, seed: int) -> Interaction:
+def start_interaction(data: OfflineData, buffer: Ring, seed: int) -> Interaction:
     """A training environment at its first start state, writing to ``buffer``."""
     if data.env_id is None:
         raise UserError(

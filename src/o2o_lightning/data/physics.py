@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from contextlib import closing
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -12,48 +13,55 @@ from o2o_lightning.data.raw import RawDataset
 from o2o_lightning.envs.make import FlatObservation, make_env
 from o2o_lightning.envs.simulator import simulator_of, simulator_state
 
-Row = tuple[str, Literal["ok", "warn", "fail", "skip"], str]
-
 # recorded states are float32, and the solver starts cold where the recording's was warm: contacts differ slightly
 MEDIAN_TOLERANCE = 1e-3
 MAX_TOLERANCE = 1e-1
 PROBES = 9
 
 
-def replay_check(raw: RawDataset, env_id: str, count: int, seed: int) -> list[Row]:
+class Check(NamedTuple):
+    """One finding; ``skip`` where it could not be looked at."""
+
+    name: str
+    status: Literal["ok", "warn", "fail", "skip"]
+    detail: str
+
+    def to_dict(self) -> dict[str, str]:
+        """JSON primitives."""
+        return self._asdict()
+
+
+def replay_check(raw: RawDataset, env_id: str, count: int, seed: int) -> list[Check]:
     """Sets ``count`` random recorded states, steps with the recorded action, compares next observation and reward.
 
     Rows of the report: one for the next observation and one for the reward, or one that says why not.
     """
     if "qpos" not in raw.infos or "qvel" not in raw.infos:
-        return [("replay", "skip", "no infos/qpos and infos/qvel in the dataset")]
-    env = make_env(env_id, raw.observations.shape[1], raw.layout)
-    try:
+        return [Check("replay", "skip", "no infos/qpos and infos/qvel in the dataset")]
+    with closing(make_env(env_id, raw.observations.shape[1], raw.layout)) as env:
         env.reset(seed=seed)
         return _replay(raw, env_id, env.env, count, seed)
-    finally:
-        env.close()
 
 
-def _replay(raw: RawDataset, env_id: str, flat: Any, count: int, seed: int) -> list[Row]:
+def _replay(raw: RawDataset, env_id: str, flat: Any, count: int, seed: int) -> list[Check]:
     assert isinstance(flat, FlatObservation)
     # the inner environment is stepped: wrappers count steps and would end the episode
     inner: Any = flat.unwrapped
     simulator = simulator_of(inner)
     if simulator is None:
-        return [("replay", "skip", f"{env_id} offers no set_state on a MuJoCo model")]
+        return [Check("replay", "skip", f"{env_id} offers no set_state on a MuJoCo model")]
     states = [np.asarray(raw.infos[key], np.float64) for key in ("qpos", "qvel")]
     sizes, needed = [state.shape[-1] for state in states], [simulator.model.nq, simulator.model.nv]
     if sizes != needed:
-        return [("replay", "warn", f"cannot replay: qpos, qvel of widths {sizes}, the model has {needed}")]
+        return [Check("replay", "warn", f"cannot replay: qpos, qvel of widths {sizes}, the model has {needed}")]
     goals = None
     if isinstance(inner.observation_space, spaces.Dict):
         if "goal" not in raw.infos or not hasattr(inner, "goal"):
-            return [("replay", "skip", "cannot replay a goal environment without infos/goal")]
+            return [Check("replay", "skip", "cannot replay a goal environment without infos/goal")]
         goals = np.asarray(raw.infos["goal"], np.float64)
 
     if not _determined(env_id, flat):
-        return [("replay", "skip", f"{env_id} has state beyond qpos and qvel, a target for instance")]
+        return [Check("replay", "skip", f"{env_id} has state beyond qpos and qvel, a target for instance")]
     rows = _usable_rows(raw, count, seed)
     errors = np.empty((len(rows), 2))
     for i, row in enumerate(rows.tolist()):
@@ -61,7 +69,7 @@ def _replay(raw: RawDataset, env_id: str, flat: Any, count: int, seed: int) -> l
         observed, reward, *_ = inner.step(np.asarray(raw.actions[slice(row, row + 1)], np.float32)[0])
         errors[i, 0] = np.abs(flat.observation(observed) - _successor(raw, row)).max()
         errors[i, 1] = abs(float(reward) - float(raw.rewards[row]))
-    return [_row("replay: observation", errors[:, 0]), _row("replay: reward", errors[:, 1])]
+    return [_judged("replay: observation", errors[:, 0]), _judged("replay: reward", errors[:, 1])]
 
 
 def _set_state(inner: Any, qpos: Any, qvel: Any, goal: Any = None) -> None:
@@ -72,8 +80,8 @@ def _set_state(inner: Any, qpos: Any, qvel: Any, goal: Any = None) -> None:
 
 def _determined(env_id: str, like: FlatObservation) -> bool:
     """Whether what is recorded is all the state there is: put into another episode, it leads to the same successor."""
-    original, other = (make_env(env_id, layout=like.layout) for _ in range(2))
-    try:
+    first, second = (make_env(env_id, layout=like.layout) for _ in range(2))
+    with closing(first) as original, closing(second) as other:
         original.action_space.seed(0)
         original.reset(seed=1)
         other.reset(seed=2)
@@ -88,9 +96,6 @@ def _determined(env_id: str, like: FlatObservation) -> bool:
             observed, expected = (flat.observation(step[0]) for step in steps)
             errors.append(max(np.abs(observed - expected).max(), abs(float(steps[0][1]) - float(steps[1][1]))))
         return bool(np.median(errors) <= MEDIAN_TOLERANCE)
-    finally:
-        original.close()
-        other.close()
 
 
 def _usable_rows(raw: RawDataset, count: int, seed: int) -> NDArray[np.int64]:
@@ -107,11 +112,11 @@ def _successor(raw: RawDataset, row: int) -> NDArray[np.float32]:
     return successor
 
 
-def _row(name: str, errors: NDArray[np.float64]) -> Row:
+def _judged(name: str, errors: NDArray[np.float64]) -> Check:
     if len(errors) == 0:
-        return name, "skip", "no row has a known successor"
+        return Check(name, "skip", "no row has a known successor")
     median, largest = float(np.median(errors)), float(errors.max())
     detail = f"error median {median:.2g}, max {largest:.2g} over {len(errors)} rows"
     if median > MEDIAN_TOLERANCE:
-        return name, "fail", f"{detail}: other physics or reward than the recording's"
-    return name, "warn" if largest > MAX_TOLERANCE else "ok", detail
+        return Check(name, "fail", f"{detail}: other physics or reward than the recording's")
+    return Check(name, "warn" if largest > MAX_TOLERANCE else "ok", detail)

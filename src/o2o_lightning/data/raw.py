@@ -22,9 +22,6 @@ class Column(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
-    @property
-    def nbytes(self) -> int: ...
-
     def __getitem__(self, rows: slice, /) -> Any: ...
 
 
@@ -71,18 +68,8 @@ def validate(raw: RawDataset) -> None:
         UserError: an empty dataset, an array of wrong shape, or NaN or infinity (naming key and first row).
     """
     check_shapes(raw)
-    columns = _columns(raw)
-    for key in ("observations", "actions", "rewards", "next_observations"):
-        if key in columns:
-            _check_finite(raw.source, key, columns[key])
-
-
-def missing_key(source: str, key: str, present: list[str]) -> UserError:
-    """The error for a source that lacks one of the mandatory arrays."""
-    return UserError(
-        f"dataset {source}: '{key}' is missing (found: {', '.join(sorted(present)) or 'nothing'}). A D4RL-style "
-        "dataset needs observations, actions, rewards and terminals; rename or add the array."
-    )
+    for key, column in _columns(raw).items():
+        _check_finite(raw.source, key, column)
 
 
 def _columns(raw: RawDataset) -> dict[str, Column]:

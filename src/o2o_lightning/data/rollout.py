@@ -10,11 +10,12 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.data.online import OnlineStream, interaction_seed, start_interaction
+from o2o_lightning.data.online import OnlineStream, start_interaction
 from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.errors import UserError
-from o2o_lightning.replay.buffer import OnlineBuffer
 from o2o_lightning.replay.interaction import Interaction
+from o2o_lightning.replay.ring import Ring
+from o2o_lightning.seeds import environment_seed
 
 
 class RolloutData(OfflineData):
@@ -63,11 +64,11 @@ class RolloutData(OfflineData):
             return
         processes = self.ranks.count
         self._check_stride(self.stride, f"{processes} processes with {self.num_envs} environments each: they do")
-        seed = interaction_seed(self)
-        self.generator = np.random.default_rng(seed)
+        self.generator = np.random.default_rng(environment_seed(self.ranks.rank))
         for i in range(self.num_envs):
-            buffer = OnlineBuffer(self.rollout // self.stride, *self.sizes())
-            self.interactions.append(start_interaction(self, buffer, seed + 7919 * i))
+            ring = Ring(self.rollout // self.stride, *self.sizes())
+            self.interactions.append(start_interaction(self, ring, environment_seed(self.ranks.rank, i)))
+        self.buffer.learn_from(*(interaction.buffer for interaction in self.interactions))
 
     def train_dataloader(self) -> OnlineStream:  # type: ignore[override]
         return OnlineStream(self, self.budget, self.stride)
@@ -91,6 +92,7 @@ class RolloutData(OfflineData):
             interaction.load_state(saved)
 
     def teardown(self, stage: str) -> None:
+        super().teardown(stage)
         if stage == "fit":
             for interaction in self.interactions:
                 interaction.env.close()

@@ -43,21 +43,27 @@ def load_raw(spec: str, check: bool = True, env_id: str | None = None) -> RawDat
 
 
 def _read(spec: str, env_id: str | None) -> RawDataset:
-    prefix, colon, name = spec.partition(":")
-    if colon and prefix == "d4rl":
+    if spec.startswith("d4rl:"):
         from o2o_lightning.data.d4rl import load_d4rl
 
         return load_d4rl(spec)
-    if colon and prefix == "minari":
+    if spec.startswith("minari:"):
         from o2o_lightning.data.minari_source import load_minari
 
         return load_minari(spec, env_id)
-    if not (colon and prefix == "embedded") and not spec.endswith(_SUFFIXES) and not Path(spec).exists():
-        raise _unknown(spec)
-
     from o2o_lightning.data.hdf5 import read_hdf5
 
-    path = _embedded_path(spec, name) if prefix == "embedded" and colon else spec
+    path = Path(spec)
+    if spec.startswith("embedded:"):
+        names = _embedded()
+        if (name := spec.removeprefix("embedded:")) not in names:
+            raise UserError(
+                f"dataset {spec}: the package embeds no '{name}'. It has: "
+                f"{', '.join(f'`embedded:{known}`' for known in names) or 'none'}."
+            )
+        path = names[name]
+    elif not spec.endswith(_SUFFIXES) and not path.exists():
+        raise _unknown(spec)
     return read_hdf5(path, source=spec, env_id=env_id)
 
 
@@ -65,25 +71,15 @@ def list_specs() -> list[SpecEntry]:
     """Embedded datasets, Minari's local ones where Minari is installed, and D4RL's."""
     from o2o_lightning.data.d4rl import D4RL_TASKS, cached_path
 
-    entries = [SpecEntry(f"embedded:{path.stem}", _env_id(path), "package") for path in _embedded_files()]
+    entries = [SpecEntry(f"embedded:{name}", _env_id(path), "package") for name, path in _embedded().items()]
     entries += _minari_entries()
     for name, task in D4RL_TASKS.items():
         entries.append(SpecEntry(f"d4rl:{name}", task.env_id, "cached" if cached_path(name).exists() else "download"))
     return entries
 
 
-def _embedded_files() -> list[Path]:
-    return sorted(EMBEDDED.glob("*.hdf5"))
-
-
-def _embedded_path(spec: str, name: str) -> Path:
-    names = {path.stem: path for path in _embedded_files()}
-    if name not in names:
-        raise UserError(
-            f"dataset {spec}: the package embeds no '{name}'. It has: "
-            f"{', '.join(f'`embedded:{known}`' for known in names) or 'none'}."
-        )
-    return names[name]
+def _embedded() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(EMBEDDED.glob("*.hdf5"))}
 
 
 def _env_id(path: Path) -> str | None:
@@ -113,7 +109,7 @@ def _unknown(spec: str) -> UserError:
         close = difflib.get_close_matches(prefix.lower(), PREFIXES, n=1, cutoff=0.4)
         guess = f"{close[0]}:{name}" if close else None
     else:
-        known = [f"embedded:{path.stem}" for path in _embedded_files()] + [f"d4rl:{task}" for task in D4RL_TASKS]
+        known = [f"embedded:{name}" for name in _embedded()] + [f"d4rl:{task}" for task in D4RL_TASKS]
         by_name = {entry.partition(":")[2]: entry for entry in reversed(known)}
         close = difflib.get_close_matches(spec, by_name, n=1, cutoff=0.6)
         guess = by_name[close[0]] if close else None

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.replay.rewards import RewardMap
-from o2o_lightning.replay.store import nested
+from o2o_lightning.replay.table import TRUNCATED, Key, Layout, nested
 
 
-class Source(Protocol):
-    """What batches are drawn from: a store of transitions, or windows of its episodes."""
-
-    def sample_rows(self, shape: int | Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """Row numbers (int64) of the given shape."""
-
-    def gather(self, rows: Tensor) -> TensorDict:
-        """What belongs to the rows ``[...]``."""
+def prepare_rows(rows: Tensor, layout: Layout, normalizer: Normalizer, rewards: RewardMap) -> dict[Key, Tensor]:
+    """Raw rows ``[…, W]`` to what networks take, in place and by name: normalised observations, mapped rewards."""
+    columns = layout.columns(layout.normalize_(rows, normalizer))
+    rewards.map_(columns["reward"])
+    return columns
 
 
 def prepare(batch: TensorDictBase, normalizer: Normalizer, rewards: RewardMap, device: torch.device) -> TensorDictBase:
-    """Raw transitions ``[…]`` to what networks take: normalised observations, mapped rewards, float flags, device."""
-    columns = dict(batch.items(include_nested=True, leaves_only=True))
-    if columns["reward"].device != device:
-        columns = {key: column.to(device) for key, column in columns.items()}
-    for key in ("observation", ("next", "observation")):
-        columns[key] = normalizer(columns[key])
-    columns["next", "terminated"] = columns["next", "terminated"].to(columns["reward"].dtype)
-    return nested(rewards.mapped(columns), batch.batch_size)
+    """The same of transitions ``[…]`` by name, on a device: ``terminated`` becomes a float, caches stay as they are."""
+    layout = Layout.of_transitions(*(batch[key].shape[-1] for key in ("observation", "action")))
+    columns = {key: column.to(device) for key, column in batch.items(include_nested=True, leaves_only=True)}
+    prepared = prepare_rows(layout.rows(batch).to(device), layout, normalizer, rewards)
+    return nested({**columns, **prepared, TRUNCATED: columns[TRUNCATED]}, batch.batch_size)
 
 
 def next_boundary(clock: int, total: int, *cadences: int) -> int:
@@ -54,28 +47,24 @@ def count_chunks(total: int, chunk: int, *cadences: int, start: int = 0) -> int:
 
 
 class OfflineStream:
-    """Chunks of K batches ``[K, B]``, uniform with replacement, one gather a chunk.
+    """Chunks of K batches of B, which ``draw`` makes of both numbers.
 
     ``clock`` tells how many gradient updates the phase has made, so that the last chunk is trimmed to ``total`` and
     a resumed run goes on where it stopped; no chunk crosses a multiple of one of the ``cadences``, those of
-    evaluations and measurements. ``complete`` is done to each batch alone, so that its bits do not depend on the chunk.
+    evaluations and measurements.
     """
 
     def __init__(
         self,
-        source: Source,
-        transform: Callable[[TensorDictBase], TensorDictBase],
+        draw: Callable[[tuple[int, int]], Iterable[TensorDictBase]],
         clock: Callable[[], int],
         total: int,
         batch_size: int,
         chunk: int,
         cadences: Sequence[int],
-        generator: torch.Generator,
-        complete: Callable[[TensorDictBase], TensorDictBase] = lambda batch: batch,
     ) -> None:
-        self.source, self.transform, self.complete, self.clock = source, transform, complete, clock
+        self.draw, self.clock = draw, clock
         self.total, self.batch_size, self.chunk, self.cadences = total, batch_size, chunk, tuple(cadences)
-        self.generator = generator
         self.chunks = count_chunks(total, chunk, *cadences, start=clock())
 
     def __len__(self) -> int:
@@ -84,5 +73,4 @@ class OfflineStream:
     def __iter__(self) -> Iterator[tuple[TensorDictBase, ...]]:
         while (clock := self.clock()) < self.total:
             updates = min(self.chunk, next_boundary(clock, self.total, *self.cadences) - clock)
-            rows = self.source.sample_rows((updates, self.batch_size), self.generator)
-            yield tuple(map(self.complete, self.transform(self.source.gather(rows)).unbind(0)))
+            yield tuple(self.draw((updates, self.batch_size)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from tensordict import TensorDictBase
 
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.data.stream import Source
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.replay.rewards import RewardMap
@@ -41,16 +42,22 @@ class TrajectoryData(OfflineData):
                 "unknown. Pass another dataset, or another offline algorithm."
             )
 
-    def source(self) -> Source:
-        assert self.store is not None and self.trainer is not None
-        method = cast(Any, self.trainer.lightning_module).method
+    @cached_property
+    def windows(self) -> Windows:
+        """What training draws from, as long as the method says."""
+        assert self.store is not None
+        method = cast(Any, self.trainer).lightning_module.method
         return Windows(self.store, method.context, method.return_scale)
+
+    def draw(self, shape: tuple[int, int]) -> Iterator[TensorDictBase]:
+        raw = self.windows.gather(self.windows.sample_rows(shape, self.rows))
+        yield from self.prepare(raw, self.device).unbind(0)
 
     def fit_normalizer(self) -> Normalizer:
         """Constants from all observations, as the Decision Transformers have them."""
         if not self.normalize or self.store is None:
             return Normalizer.identity(self.sizes()[0])
-        return Normalizer.fit(self.store.leaves["observation"], self.normalize_eps)
+        return Normalizer.fit(self.store["observation"], self.normalize_eps)
 
     def prepare(self, batch: TensorDictBase, device: torch.device) -> TensorDictBase:
         assert self.normalizer is not None

@@ -16,6 +16,8 @@ class Engine:
     A loss is descended by whoever asked for it: the step after it, or a network that follows, sees what came of that.
     """
 
+    shape: tuple[int, ...] = ()  # of a loss: one number, or one a seed
+
     def __init__(self, method: Method) -> None:
         self.method = method
         self._followers: dict[tuple[nn.Module, nn.Module], tuple[list[Tensor], list[Tensor]]] = {}
@@ -39,3 +41,12 @@ class Engine:
         if pair not in self._followers:  # listing the parameters takes longer than moving them
             self._followers[pair] = (list(item.target.parameters()), list(item.source.parameters()))
         torch._foreach_lerp_(*self._followers[pair], item.rate)
+
+    def mean(self, metric: Tensor) -> Tensor:
+        """A metric's mean, of the shape of a loss."""
+        return metric.mean()
+
+    def clip(self, gradients: list[Tensor], limit: float) -> None:
+        """Scales the gradients of a network, in place, to a norm of at most ``limit``."""
+        total = torch.nn.utils.get_total_norm(gradients)
+        torch._foreach_mul_(gradients, (limit / (total + 1e-6)).clamp(max=1.0))

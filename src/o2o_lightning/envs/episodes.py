@@ -99,7 +99,7 @@ class Evaluator:
         """Evaluates ``act``, a map from raw observations ``[B, S]`` to actions ``[B, A]``, or a policy with memory."""
         try:
             player = act if isinstance(act, Player) else Memoryless(act)
-            own = self._run(player) if self.episodes else Evaluation([], [], None)
+            own = self._run(player) if self.episodes else ([], [])
         except UserError:
             raise
         except Exception as error:
@@ -107,29 +107,20 @@ class Evaluator:
                 f"environment {self.env_id}: an evaluation raised {type(error).__name__}: {error}. Check it; "
                 "`o2o resume RUN_DIR` goes on with a run from its last checkpoint."
             ) from error
-        result = self._together(own)
-        if not np.isfinite(result.returns).all():
+        # the episodes of all processes, in the order of their start states
+        parts = self.ranks.all(own)
+        turns = [divmod(i, len(parts)) for i in range(sum(len(returns) for returns, _ in parts))]
+        returns = [parts[rank][0][turn] for turn, rank in turns]
+        lengths = [parts[rank][1][turn] for turn, rank in turns]
+        if not np.isfinite(returns).all():
             raise Failure(
                 f"environment {self.env_id}: an evaluation episode's return is not finite. Check the simulator; "
                 "`o2o resume RUN_DIR` goes on with a run from its last checkpoint."
             )
-        return result
+        score = None if self.reference is None else normalized_score(float(np.mean(returns)), self.reference)
+        return Evaluation(returns, lengths, score)
 
-    def _together(self, own: Evaluation) -> Evaluation:
-        """The episodes of all processes, in the order of their start states."""
-        if self.ranks.count == 1:
-            return own
-        parts = self.ranks.all((own.returns, own.lengths))
-        total = sum(len(returns) for returns, _ in parts)
-        turns = [divmod(i, self.ranks.count) for i in range(total)]
-        returns = [parts[rank][0][turn] for turn, rank in turns]
-        lengths = [parts[rank][1][turn] for turn, rank in turns]
-        return Evaluation(returns, lengths, self._score(returns))
-
-    def _score(self, returns: Sequence[float]) -> float | None:
-        return None if self.reference is None else normalized_score(float(np.mean(returns)), self.reference)
-
-    def _run(self, player: Player) -> Evaluation:
+    def _run(self, player: Player) -> tuple[list[float], list[int]]:
         while len(self._envs) < self.episodes:
             self._envs.append(make_env(self.env_id, self.observation_dim, self.layout))
         observations = np.stack([env.reset(seed=seed)[0] for seed, env in zip(self.seeds, self._envs, strict=True)])
@@ -149,4 +140,4 @@ class Evaluator:
                     still.append(env_index)
             player.observe(rewards, running)
             running = still
-        return Evaluation(returns.tolist(), lengths.tolist(), self._score(returns.tolist()))
+        return returns.tolist(), lengths.tolist()

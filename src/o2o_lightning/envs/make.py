@@ -114,11 +114,11 @@ def make_env(env_id: str, observation_dim: int | None = None, layout: Sequence[s
             f"environment {env_id}: its action bounds are infinite ({box}). Wrap it in "
             "gymnasium.wrappers.RescaleAction or give the space finite bounds."
         )
-    fixed = np.flatnonzero(box.low.ravel() >= box.high.ravel())
-    if len(fixed):
+    low, high = box.low.ravel(), box.high.ravel()
+    if len(fixed := np.flatnonzero(low >= high)):
         raise UserError(
-            f"environment {env_id}: action dimension {fixed[0]} has the bounds {box.low.ravel()[fixed[0]]:g} and "
-            f"{box.high.ravel()[fixed[0]]:g}, so there is nothing to choose. Wrap it so that it takes the others alone."
+            f"environment {env_id}: action dimension {fixed[0]} has the bounds {low[fixed[0]]:g} and "
+            f"{high[fixed[0]]:g}, so there is nothing to choose. Wrap it so that it takes the others alone."
         )
     chosen = _choose_layout(env_id, env.observation_space, observation_dim, tuple(layout))
     return UnitAction(FlatObservation(_limited(env, env_id), chosen))
@@ -136,19 +136,10 @@ def foreign_id(env_id: str | None, where: str) -> str | None:
 
 def env_spec(env_id: str, observation_dim: int | None = None, layout: Sequence[str] = ()) -> EnvSpec:
     """Sizes, native action bounds and horizon of ``env_id``; raises as :func:`make_env` does."""
-    env = make_env(env_id, observation_dim, layout)
-    assert isinstance(env.env, FlatObservation)
-    spec = EnvSpec(
-        env_id=env_id,
-        observation_dim=env.observation_space.shape[0],  # type: ignore[index]
-        action_dim=len(env.low),
-        action_low=env.low,
-        action_high=env.high,
-        horizon=env.spec.max_episode_steps if env.spec else None,
-        layout=env.env.layout,
-    )
-    env.close()
-    return spec
+    with contextlib.closing(make_env(env_id, observation_dim, layout)) as env:
+        assert isinstance(env.env, FlatObservation) and env.observation_space.shape
+        width, horizon = env.observation_space.shape[0], env.spec.max_episode_steps if env.spec else None
+        return EnvSpec(env_id, width, len(env.low), env.low, env.high, horizon, env.env.layout)
 
 
 def registered(env_id: str) -> gym.envs.registration.EnvSpec | None:

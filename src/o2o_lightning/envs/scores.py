@@ -13,19 +13,24 @@ from typing import Final, TypeVar
 Reference = tuple[float, float]
 Number = TypeVar("Number", bound="float | None")
 
-_GYM: Final[dict[str, Reference]] = {
-    "halfcheetah": (-280.178953, 12135.0),
-    "hopper": (-20.272305, 3234.3),
-    "walker2d": (1.629008, 4592.3),
-    "ant": (-325.6, 3879.7),
-}
-_ADROIT: Final[dict[str, Reference]] = {
-    "pen": (96.262799, 3076.8331017826877),
-    "hammer": (-274.856578, 12794.134825156867),
-    "door": (-56.512833, 2880.5693087298737),
-    "relocate": (-6.425911, 4233.877797728884),
-}
-_MAZE2D: Final[dict[str, Reference]] = {
+GYM_LEVELS: Final = ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
+ANTMAZES: Final = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+
+_GYM = f"({'|'.join(GYM_LEVELS)})-v[012]"
+_HAND = "(human|cloned|expert)-v[01]"
+# By a dataset's name and, where it is the same task, an environment's id. PointMaze is none of them: D4RL's maze2d has
+# a fixed hidden goal, PointMaze a random one, so returns do not compare.
+_REFERENCES: Final[dict[str, Reference]] = {
+    rf"halfcheetah-{_GYM}|HalfCheetah-v[2-5]": (-280.178953, 12135.0),
+    rf"hopper-{_GYM}|Hopper-v[2-5]": (-20.272305, 3234.3),
+    rf"walker2d-{_GYM}|Walker2d-v[2-5]": (1.629008, 4592.3),
+    rf"ant-{_GYM}|Ant-v[2-5]": (-325.6, 3879.7),
+    rf"pen-{_HAND}|AdroitHandPen-v\d": (96.262799, 3076.8331017826877),
+    rf"hammer-{_HAND}|AdroitHandHammer-v\d": (-274.856578, 12794.134825156867),
+    rf"door-{_HAND}|AdroitHandDoor-v\d": (-56.512833, 2880.5693087298737),
+    rf"relocate-{_HAND}|AdroitHandRelocate-v\d": (-6.425911, 4233.877797728884),
+    rf"antmaze-({'|'.join(ANTMAZES)})-v[02]|AntMaze_(UMaze|Medium|Large)(_Diverse_GR?)?-v\d": (0.0, 1.0),
+    r"kitchen-(complete|partial|mixed)-v0|FrankaKitchen-v\d": (0.0, 4.0),
     "maze2d-open-v0": (0.01, 20.66),
     "maze2d-umaze-v1": (23.85, 161.86),
     "maze2d-medium-v1": (13.13, 277.39),
@@ -35,51 +40,12 @@ _MAZE2D: Final[dict[str, Reference]] = {
     "maze2d-medium-dense-v1": (44.264742, 297.4552547777125),
     "maze2d-large-dense-v1": (30.569041, 303.4857382709002),
 }
-_ANTMAZE: Final[Reference] = (0.0, 1.0)
-_KITCHEN: Final[Reference] = (0.0, 4.0)
-
-GYM_LEVELS: Final = ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
-ANTMAZES: Final = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
-
-REFERENCE_SCORES: Final[dict[str, Reference]] = {
-    **{
-        f"{family}-{level}-{version}": reference
-        for family, reference in _GYM.items()
-        for level in GYM_LEVELS
-        for version in ("v0", "v1", "v2")
-    },
-    **{f"antmaze-{maze}-{version}": _ANTMAZE for maze in ANTMAZES for version in ("v0", "v2")},
-    **_MAZE2D,
-    **{
-        f"{family}-{level}-{version}": reference
-        for family, reference in _ADROIT.items()
-        for level in ("human", "cloned", "expert")
-        for version in ("v0", "v1")
-    },
-    **{f"kitchen-{level}-v0": _KITCHEN for level in ("complete", "partial", "mixed")},
-}
-
-# PointMaze has no entry: D4RL's maze2d has a fixed hidden goal, PointMaze a random one, so returns do not compare.
-_ENVIRONMENTS: Final[tuple[tuple[str, Reference], ...]] = (
-    (r"HalfCheetah-v[2-5]", _GYM["halfcheetah"]),
-    (r"Hopper-v[2-5]", _GYM["hopper"]),
-    (r"Walker2d-v[2-5]", _GYM["walker2d"]),
-    (r"Ant-v[2-5]", _GYM["ant"]),
-    (r"AdroitHandPen-v\d", _ADROIT["pen"]),
-    (r"AdroitHandHammer-v\d", _ADROIT["hammer"]),
-    (r"AdroitHandDoor-v\d", _ADROIT["door"]),
-    (r"AdroitHandRelocate-v\d", _ADROIT["relocate"]),
-    (r"AntMaze_(UMaze|Medium|Large)(_Diverse_GR?)?-v\d", _ANTMAZE),
-    (r"FrankaKitchen-v\d", _KITCHEN),
-)
 
 
 def reference_scores(name_or_env_id: str) -> Reference | None:
     """``(random, expert)`` returns of a D4RL dataset name (``d4rl:`` allowed) or a Gymnasium id; None if unknown."""
     name = name_or_env_id.removeprefix("d4rl:").split("#")[0]
-    if name in REFERENCE_SCORES:
-        return REFERENCE_SCORES[name]
-    return next((reference for pattern, reference in _ENVIRONMENTS if re.fullmatch(pattern, name)), None)
+    return next((reference for pattern, reference in _REFERENCES.items() if re.fullmatch(pattern, name)), None)
 
 
 def normalized_score(return_: float, reference: Reference) -> float:

@@ -42,6 +42,7 @@ class CQL(SAC):
     """
 
     name: ClassVar[str] = "cql"
+    carries_moments: ClassVar[tuple[str, ...]] = ("offline", "reevaluate", "align")  # online the same rule goes on
     temperature: float = 1.0
     actor_lr: float = 3e-5
     temperature_lr: float | None = None
@@ -63,6 +64,9 @@ class CQL(SAC):
     def build(self, task: Task, source: Source | None = None) -> None:
         super().build(task, source)
         self.log_lagrange = nn.Parameter(torch.tensor(1.0), requires_grad=self.lagrange_gap is not None)
+        if source is not None:
+            source.load_scalar(self.log_alpha, "log_alpha")
+            source.load_scalar(self.log_lagrange, "log_lagrange")
 
     def learners(self) -> Learners:
         learners = super().learners()

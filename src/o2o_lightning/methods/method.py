@@ -123,6 +123,9 @@ class Source(Protocol):
     def load(self, net: Any, name: str) -> Any:
         """``net`` with the tensors stored under ``name``."""
 
+    def load_scalar(self, parameter: nn.Parameter, name: str) -> None:
+        """``parameter`` as it is stored under ``name``, or as it is where nothing is."""
+
 
 @dataclass_transform(eq_default=False, kw_only_default=True)
 class Method(nn.Module):
@@ -140,7 +143,7 @@ class Method(nn.Module):
     makes_critic: ClassVar[bool] = False  # an action-value critic, which it hands on
     needs_critic: ClassVar[bool] = False  # of the checkpoint that it starts from
     on_policy: ClassVar[bool] = False  # learns from rounds of its own rollouts, and from nothing else
-    carries_moments: ClassVar[bool] = True  # Adam's, from re-evaluation and alignment (D47)
+    carries_moments: ClassVar[tuple[str, ...]] = ("reevaluate", "align")  # phases whose Adam moments go on (D47)
     pays_back: ClassVar[int | None] = None  # updates that earn the compilation, docs/speed.md; None where none do
     magnitudes: ClassVar[tuple[str, ...]] = ()  # of `curves`: in the rewards' own unit, which may be tiny
 

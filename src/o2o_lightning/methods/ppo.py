@@ -66,7 +66,7 @@ class PPO(ValueMethod):
 
     name: ClassVar[str] = "ppo"
     on_policy: ClassVar[bool] = True
-    carries_moments: ClassVar[bool] = False  # V gets a new optimizer (D47), and the actor has learned offline at most
+    carries_moments: ClassVar[tuple[str, ...]] = ()  # V's optimizer is new (D47), the actor has learned offline at most
     actor_lr: float = 3e-5
     value_lr: float = 2e-4
     decay_env_steps: int | None = None

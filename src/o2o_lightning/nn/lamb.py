@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,12 +27,11 @@ class LAMB(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    stacked = False  # whether parameters are those of several seeds, ``[S, …]``
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step on every parameter that has a gradient."""
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
-            return None  # the flag by which fused Adam skips a step, too: the loss was not finite
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -40,18 +39,34 @@ class LAMB(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
-                self._step(group, parameters)
+                self._guarded_step(group, parameters)
         return loss
+
+    def _guarded_step(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        """The step, undone where ``found_inf`` says that the loss was not finite: fused Adam skips it by that flag."""
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is None:
+            self._step(group, parameters)
+            return
+        moved = [*parameters, *(value for parameter in parameters for value in self._state(parameter).values())]
+        before = [value.clone() for value in moved]
+        self._step(group, parameters)
+        for value, old in zip(moved, before, strict=True):
+            value.copy_(torch.where(found_inf.bool(), old, value))
+
+    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        return state
 
     def _step(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        states = [self.state[parameter] for parameter in parameters]
-        for parameter, state in zip(parameters, states, strict=True):
-            if not state:
-                state["step"] = torch.zeros(())
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        states = [self._state(parameter) for parameter in parameters]
+        for state in states:
             state["step"] += 1
-        (beta1, beta2), step = group["betas"], float(states[0]["step"])
+        (beta1, beta2), step = group["betas"], states[0]["step"].double()
         first, second = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         torch._foreach_lerp_(first, gradients, 1.0 - beta1)
         torch._foreach_mul_(second, beta2)
@@ -61,7 +76,14 @@ class LAMB(torch.optim.Optimizer):
         update = torch._foreach_div(torch._foreach_div(first, 1.0 - beta1**step), root)
         if group["weight_decay"]:
             torch._foreach_add_(update, parameters, alpha=group["weight_decay"])
-            norms, lengths = torch._foreach_norm(parameters), torch._foreach_norm(update)
+            norms, lengths = self._norms(parameters), self._norms(update)
             for part, norm, length in zip(update, norms, lengths, strict=True):
                 part.mul_(torch.where((norm > 0) & (length > 0), norm / length, torch.ones_like(norm)))
-        torch._foreach_add_(parameters, update, alpha=-group["lr"])
+        torch._foreach_mul_(update, group["lr"])  # which may be a tensor
+        torch._foreach_sub_(parameters, update)
+
+    def _norms(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The norm of each, or of each seed's part of it."""
+        if not self.stacked:
+            return list(torch._foreach_norm(list(tensors)))
+        return [t.flatten(1).norm(dim=1).view(-1, *[1] * (t.dim() - 1)) if t.dim() > 1 else t.abs() for t in tensors]

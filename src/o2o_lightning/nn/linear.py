@@ -59,6 +59,7 @@ def _product_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         ONEDNN
+        and not torch._C._functorch.is_batchedtensor(weight)  # of many seeds at once
         and min(weight.shape) >= LEAST_WIDTH
         and x.dtype is torch.float32
         and x.device.type == "cpu"

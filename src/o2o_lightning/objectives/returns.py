@@ -26,3 +26,26 @@ def discounted_returns(reward: Tensor, end: Tensor, discount: float) -> Tensor:
             values[row] = running
         returns[block] = torch.tensor(values, dtype=torch.float32)
     return returns
+
+
+def calibration_returns(
+    reward: Tensor, end: Tensor, discount: float, failure_reward: float | None = None, failure_by: str = "all"
+) -> Tensor:
+    r"""Cal-QL's lower bound G of each row's value: the return seen from it, 0 behind an episode's last row.
+
+    In a sparse task an episode without success would have gone on for ever: then G is :math:`r_{min}/(1-\gamma)` on all
+    of its rows. Rows behind the last end belong to an episode whose return nobody knows: their G is −∞, no bound.
+
+    Args: ``reward`` ``[N]``; ``end`` ``[N]`` bool; ``failure_reward`` r_min, None for dense rewards; ``failure_by``:
+    ``all``, an episode has failed if all of its rewards are r_min; ``last``, if the last one is. Returns ``[N]``.
+    """
+    returns = discounted_returns(reward, end, discount)
+    owner = end.long().cumsum(0) - end.long()  # the number of each row's episode
+    episodes = int(end.sum())
+    if failure_reward is not None:
+        success = reward != failure_reward
+        if failure_by == "last":
+            success = success & end
+        succeeded = torch.zeros(episodes + 1, dtype=torch.bool).index_put_((owner[success],), torch.tensor(True))
+        returns = torch.where(succeeded[owner], returns, failure_reward / (1.0 - discount))
+    return torch.where(owner < episodes, returns, -torch.inf)

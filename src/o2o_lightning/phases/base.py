@@ -166,7 +166,7 @@ class Phase(L.LightningModule):
             named = [(prefix, part)] if isinstance(part, nn.Parameter) else list(part.named_parameters(prefix))
             groups.append({"params": named, "lr": rate, "name": name})
         optimizer = self.method.optimizer(groups)
-        if self.method.carries_moments and self.source is not None and self.source.phase in ("reevaluate", "align"):
+        if self.source is not None and self.source.phase in self.method.carries_moments:
             self.source.carry_moments(optimizer)
         return optimizer
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from o2o_lightning.checkpoint.handover import PHASES
 from o2o_lightning.data.cloning import CloneData
 from o2o_lightning.envs.episodes import Evaluation
+from o2o_lightning.envs.scores import score_or_return
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods.clone import Clone
 from o2o_lightning.nn.actor import StochasticActor
@@ -18,9 +19,8 @@ from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.targets import frozen_copy, hard_update
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.policies.black_box import black_box
-from o2o_lightning.policies.history import teacher_of
+from o2o_lightning.policies.history import Teacher, teacher_of
 from o2o_lightning.policies.read import recognise
-from o2o_lightning.policies.teacher import Teacher
 
 HELD_OUT_STATES = 8192
 ENTROPY_SLACK = 0.1  # nats a dimension; an entropy this close to its target has met it
@@ -193,6 +193,10 @@ class ClonePolicy(Phase):
                 "states": len(self.held_out[0]),
                 **self._judge(),
             }
-        scored = self.scores if self.scores.get("offline") is not None else self.returns
         names = {"teacher": "teacher", "student": "offline"}
-        return {**self.fidelity, **{name: scored[key] for name, key in names.items() if key in scored}}
+        scored = {
+            name: score_or_return(self.scores.get(key), self.returns[key])
+            for name, key in names.items()
+            if key in self.returns
+        }
+        return {**self.fidelity, **scored}

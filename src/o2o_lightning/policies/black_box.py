@@ -21,61 +21,56 @@ from o2o_lightning.envs.make import EnvSpec, unit_actions
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies import onnx_file
-from o2o_lightning.policies.program import first_line, load_program
-from o2o_lightning.policies.source import MAX_BYTES
-from o2o_lightning.policies.teacher import CallableTeacher
-from o2o_lightning.policies.tensors import read_limited
+from o2o_lightning.policies.history import Teacher
+from o2o_lightning.policies.program import load_program
+from o2o_lightning.policies.source import MAX_BYTES, BadPolicy, reading
+from o2o_lightning.policies.tensors import first_line, read_limited
 
 FORMATS = ("callable", "onnx", "torchscript", "torch_export")
 Function = Callable[[FloatArray], Any]
 
 
-def black_box(spec: str, format: str, sizes: tuple[int, int], env: EnvSpec | None) -> CallableTeacher:
+def black_box(spec: str, format: str, sizes: tuple[int, int], env: EnvSpec | None) -> Teacher:
     """The function that ``spec`` names, as a teacher.
 
-    Its actions are in the environment's own units, and become ``[-1, 1]`` by ``env``'s bounds.
-
-    Args:
-        spec: ``module:function``, or a file.
-        format: one of :data:`FORMATS`.
-        sizes: observation and action widths that it must have.
-        env: bounds; None where the actions are in ``[-1, 1]`` already.
+    Its actions are in the environment's own units, and become ``[-1, 1]`` by ``env``'s bounds; without ``env`` they
+    are there already. ``sizes`` are the observation and action widths that it must have.
 
     Raises:
         UserError: it cannot be loaded, or does not map ``[B, S]`` to ``[B, A]``.
     """
-    loaders = {"callable": _callable, "onnx": load_onnx, "torchscript": _torchscript, "torch_export": load_torch_export}
-    if format not in loaders:
-        raise UserError(
-            f"policy {spec}: it is a {format} file, no black box. Import it first: `o2o policy import {spec}`."
-        )
-    function = loaders[format](spec)
+    loaders = {"callable": _callable, "onnx": load_onnx, "torchscript": _torchscript, "torch_export": _torch_export}
+    with reading(spec):
+        if format not in loaders:
+            raise BadPolicy(f"it is a {format} file, no black box. Import it first: `o2o policy import {spec}`.")
+        function = loaders[format](spec)
 
+    @reading(spec)
     def act(observation: FloatArray) -> FloatArray:
         try:
-            found = function(observation)
+            found = function(observation.copy())  # it may write into what it gets, and that is the dataset
         except UserError:
             raise
         except Exception as error:
-            raise UserError(
-                f"policy {spec}: it failed on observations {observation.shape} ({type(error).__name__}: {error})."
+            raise BadPolicy(
+                f"it failed on observations {observation.shape} ({type(error).__name__}: {error})."
                 " It must map float32 [B, S] to actions [B, A]."
             ) from error
         if isinstance(found, torch.Tensor):
             found = found.detach().cpu().numpy()
         actions = np.asarray(found, np.float32)
-        if actions.shape != (len(observation), sizes[1]) or not np.isfinite(actions).all():
-            fits = actions.shape == (len(observation), sizes[1])
+        fits = actions.shape == (len(observation), sizes[1])
+        if not fits or not np.isfinite(actions).all():
             what = "NaN or infinity" if fits else f"shape {actions.shape}"
-            raise UserError(
-                f"policy {spec}: it gives {what} for {len(observation)} observations of {sizes[0]} values, and "
+            raise BadPolicy(
+                f"it gives {what} for {len(observation)} observations of {sizes[0]} values, and "
                 f"[{len(observation)}, {sizes[1]}] is needed. Pass the dataset and environment it belongs to."
             )
         unit = actions if env is None else unit_actions(actions, env.action_low, env.action_high)
         return np.clip(unit, -1.0, 1.0)
 
     act(np.zeros((2, sizes[0]), np.float32))
-    return CallableTeacher(act)
+    return Teacher(act)
 
 
 def _callable(spec: str) -> Function:
@@ -87,13 +82,11 @@ def _callable(spec: str) -> Function:
         for part in name.split("."):
             found = getattr(found, part)
     except Exception as error:  # the user's module may fail in any way
-        raise UserError(
-            f"policy {spec}: {type(error).__name__}: {error}. Name a function of an importable module: module:function."
+        raise BadPolicy(
+            f"{type(error).__name__}: {error}. Name a function of an importable module: module:function."
         ) from error
     if not callable(found):
-        raise UserError(
-            f"policy {spec}: '{name}' is {type(found).__name__}, no function. Name one that maps [B, S] to [B, A]."
-        )
+        raise BadPolicy(f"'{name}' is {type(found).__name__}, no function. Name one that maps [B, S] to [B, A].")
     function: Function = found
     return function
 
@@ -104,7 +97,7 @@ def load_onnx(spec: str) -> Function:
     try:
         graph = onnx_file.decode(content)
     except Exception as error:  # damaged bytes fail anywhere, and there are more types of tensors than are read here
-        return _onnxruntime(spec, content, f"it cannot be read without ONNX Runtime ({error})")
+        return _onnxruntime(content, f"it cannot be read without ONNX Runtime ({error})")
     session: Function | None = None
 
     def run(observation: FloatArray) -> Any:
@@ -113,25 +106,27 @@ def load_onnx(spec: str) -> Function:
             try:
                 return onnx_file.run(graph, observation)
             except onnx_file.UnknownOperatorError as error:
-                session = _onnxruntime(spec, content, f"its operator '{error}' needs ONNX Runtime")
+                session = _onnxruntime(content, f"its operator '{error}' needs ONNX Runtime")
         return session(observation)
 
     return run
 
 
-def _onnxruntime(spec: str, content: bytes, reason: str) -> Function:
+def _onnxruntime(content: bytes, reason: str) -> Function:
     try:
         import onnxruntime  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
-        raise UserError(
-            f"policy {spec}: {reason}. Install it with `pip install onnxruntime`, or export the policy again."
-        ) from error
+        raise BadPolicy(f"{reason}. Install it with `pip install onnxruntime`, or export the policy again.") from error
     try:
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise UserError(f"policy {spec}: it is no ONNX file that can be read ({error}). Export it again.") from error
+        raise BadPolicy(f"it is no ONNX file that can be read ({error}). Export it again.") from error
     name = session.get_inputs()[0].name
     return lambda observation: session.run(None, {name: observation})[0]
+
+
+def _torch_export(spec: str) -> Function:
+    return _module(load_program(spec))
 
 
 def _torchscript(spec: str) -> Function:
@@ -139,13 +134,8 @@ def _torchscript(spec: str) -> Function:
     try:
         module = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except Exception as error:
-        raise UserError(f"policy {spec}: it is no TorchScript file that can be read ({first_line(error)}).") from error
+        raise BadPolicy(f"it is no TorchScript file that can be read ({first_line(error)}).") from error
     return _module(module)
-
-
-def load_torch_export(spec: str) -> Function:
-    """The function of a ``torch.export`` file."""
-    return _module(load_program(spec))
 
 
 def _module(module: Any) -> Function:

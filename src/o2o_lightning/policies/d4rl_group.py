@@ -11,39 +11,36 @@ import numpy as np
 import torch
 
 from o2o_lightning.data.hdf5 import open_hdf5
-from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import Actor
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
-from o2o_lightning.policies.source import MAX_BYTES, Array, ImportedPolicy, Linear
+from o2o_lightning.policies.source import MAX_BYTES, Array, BadPolicy, ImportedPolicy, Linear
 
 GROUP = "metadata/policy"
 DISTRIBUTIONS = {"squashed_gaussian": "tanh_gaussian", "gaussian": "gaussian", "deterministic": "deterministic"}
 
 
 def read_d4rl(path: Path, time_feature: float | None = None) -> ImportedPolicy:
-    """The policy of a dataset file.
+    """The policy of a D4RL-style HDF5 file.
 
-    Args:
-        path: a D4RL-style HDF5 file.
-        time_feature: value at which an input that the dataset's observations lack, the remaining time, is held.
+    An input that the dataset's observations lack, the remaining time, is held at ``time_feature``.
 
     Raises:
-        UserError: no such group, or a layout that is not D4RL's.
+        BadPolicy: no such group, or a layout that is not D4RL's.
     """
     with open_hdf5(path, str(path)) as file:
         if GROUP not in file or not isinstance(file[GROUP], h5py.Group):
-            raise UserError(f"policy {path}: the file has no '{GROUP}', so it holds no policy. Pass another file.")
+            raise BadPolicy(f"the file has no '{GROUP}', so it holds no policy. Pass another file.")
         group = file[GROUP]
         seen = file.get("observations")
         width = int(seen.shape[1]) if isinstance(seen, h5py.Dataset) and seen.ndim == 2 else None
         meta = {name: _text(file, f"metadata/{name}") for name in ("env_id", "algorithm", "source")}
-        policy = _perceptron(group, path, (meta["algorithm"] or "unknown").lower())
+        policy = _perceptron(group, (meta["algorithm"] or "unknown").lower())
         policy.env_id = meta["env_id"]
-        policy.normalizer = _normalizer(group, path)
+        policy.normalizer = _normalizer(group)
     if width is not None and policy.observation_dim == width + 1:
-        policy = _without_time(policy, width, time_feature, "TimeFeature" in (meta["source"] or ""), path)
+        policy = _without_time(policy, width, time_feature, "TimeFeature" in (meta["source"] or ""))
     return policy
 
 
@@ -75,57 +72,47 @@ def policy_group(actor: Actor, normalizer: Normalizer) -> dict[str, Any]:
     return group
 
 
-def _perceptron(group: h5py.Group, path: Path, algorithm: str) -> ImportedPolicy:
-    count = sum(bool(re.fullmatch(r"fc\d+", name)) for name in group)
-    hidden = [_linear(group, f"fc{i}", path) for i in range(count)]
-    mean, kind = _linear(group, "last_fc", path), _text(group, "output_distribution")
-    nonlinearity = _text(group, "nonlinearity") or "relu"
-    common: dict[str, Any] = {"activation": nonlinearity}
+def _perceptron(group: h5py.Group, algorithm: str) -> ImportedPolicy:
+    hidden = [f"fc{i}" for i in range(sum(bool(re.fullmatch(r"fc\d+", name)) for name in group))]
+    layers = [_linear(group, name) for name in (*hidden, "last_fc")]
+    kind, activation = _text(group, "output_distribution"), _text(group, "nonlinearity") or "relu"
+    policy = ImportedPolicy(GROUP, algorithm, layers, activation=activation)
     if kind == "tanh_gaussian":
-        log_std: Linear | Array = _linear(group, "last_fc_log_std", path)
-        return ImportedPolicy(str(path), GROUP, algorithm, "squashed_gaussian", hidden, mean, log_std, **common)
-    if kind == "gaussian":
-        log_std = _array(group, "log_std" if "log_std" in group else "last_fc_log_std/bias", path).ravel()
-        policy = ImportedPolicy(str(path), GROUP, algorithm, "gaussian", hidden, mean, log_std, **common)
+        policy.log_std = _linear(group, "last_fc_log_std")
+    elif kind == "gaussian":
+        policy.log_std = _array(group, "log_std" if "log_std" in group else "last_fc_log_std/bias").ravel()
         policy.mean_kind = "tanh" if _text(group, "mean_output") == "tanh" else "linear"
         if "mean_output" in group:  # our own file, whose policy acts in [-1, 1] whatever the environment's units
             policy.bounds = (-np.ones(policy.action_dim), np.ones(policy.action_dim))
-        return policy
-    if kind == "deterministic":
-        return ImportedPolicy(str(path), GROUP, algorithm, "deterministic", hidden, mean, **common)
-    raise UserError(f"policy {path}: its output_distribution is '{kind}'; tanh_gaussian and gaussian are known.")
+    elif kind != "deterministic":
+        raise BadPolicy(f"its output_distribution is '{kind}'; tanh_gaussian and gaussian are known.")
+    return policy
 
 
-def _normalizer(group: h5py.Group, path: Path) -> Normalizer | None:
+def _normalizer(group: h5py.Group) -> Normalizer | None:
     if "obs_mean" not in group or "obs_std" not in group:
         return None
-    mean, std = (torch.from_numpy(_array(group, name, path, 1)).float() for name in ("obs_mean", "obs_std"))
-    clip = float(_array(group, "obs_clip", path, 0)) if "obs_clip" in group else None
+    mean, std = (torch.from_numpy(_array(group, name, 1)).float() for name in ("obs_mean", "obs_std"))
+    clip = float(_array(group, "obs_clip", 0)) if "obs_clip" in group else None
     return Normalizer(mean, std, 0.0, clip)
 
 
-def _without_time(policy: ImportedPolicy, width: int, held_at: float | None, named: bool, path: Path) -> ImportedPolicy:
+def _without_time(policy: ImportedPolicy, width: int, held_at: float | None, named: bool) -> ImportedPolicy:
     """Holds the last input at one value, which then belongs to the first layer's bias."""
     if held_at is None and not named:
-        raise UserError(
-            f"policy {path}: it takes {width + 1} observation values, the file's have {width}. If the last "
+        raise BadPolicy(
+            f"it takes {width + 1} observation values, the file's have {width}. If the last "
             "is the remaining time (1 at an episode's start), pass --time_feature 0.7 to hold it there."
         )
-    first = policy.hidden[0] if policy.hidden else policy.mean
-    normalizer = policy.normalizer
-    if normalizer is None:
+    normalizer, (weight, bias) = policy.normalizer, policy.layers[0]
+    if normalizer is not None and held_at is None:
+        value, shown = 0.0, "its mean"
+    else:
         value = 1.0 if held_at is None else held_at
-    elif held_at is None:
-        value = 0.0  # the statistics' own mean
-    else:
-        value = float((held_at - normalizer.mean[-1]) / (normalizer.std[-1] + normalizer.eps))
-        value = value if normalizer.clip is None else min(max(value, -normalizer.clip), normalizer.clip)
-    shortened = first[0][:, :width], first[1] + first[0][:, width] * value
-    if policy.hidden:
-        policy.hidden[0] = shortened
-    else:
-        policy.mean = shortened
-    shown = f"{held_at:g}" if held_at is not None else ("its mean" if normalizer is not None else "1")
+        shown = f"{value:g}"
+        if normalizer is not None:
+            value = float(normalizer(torch.full_like(normalizer.mean, value))[-1])
+    policy.layers[0] = weight[:, :width], bias + weight[:, width] * value
     policy.altered = f"its remaining-time input held at {shown}"
     policy.notes.append(
         f"its last input, the remaining time, is not among the dataset's observations: held at {shown}, so that "
@@ -136,19 +123,18 @@ def _without_time(policy: ImportedPolicy, width: int, held_at: float | None, nam
     return policy
 
 
-def _linear(group: h5py.Group, name: str, path: Path) -> Linear:
-    return _array(group, f"{name}/weight", path, 2), _array(group, f"{name}/bias", path, 1)
+def _linear(group: h5py.Group, name: str) -> Linear:
+    return _array(group, f"{name}/weight", 2), _array(group, f"{name}/bias", 1)
 
 
-def _array(group: h5py.Group, name: str, path: Path, ndim: int | None = None) -> Array:
+def _array(group: h5py.Group, name: str, ndim: int | None = None) -> Array:
     if name not in group or not isinstance(group[name], h5py.Dataset):
-        raise UserError(f"policy {path}: '{GROUP}/{name}' is missing. The group is incomplete; pass another file.")
+        raise BadPolicy(f"'{GROUP}/{name}' is missing. The group is incomplete; pass another file.")
     dataset = group[name]
     shaped = dataset.shape is not None and ndim in (None, dataset.ndim)
     if dataset.dtype.kind not in "fiu" or not shaped or dataset.size * 8 > MAX_BYTES:
-        raise UserError(
-            f"policy {path}: '{GROUP}/{name}' is {dataset.dtype} {dataset.shape}, which a policy's is not. "
-            "Pass another file."
+        raise BadPolicy(
+            f"'{GROUP}/{name}' is {dataset.dtype} {dataset.shape}, which a policy's is not. Pass another file."
         )
     return np.asarray(dataset[()], np.float64)
 

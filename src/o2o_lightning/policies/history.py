@@ -1,4 +1,4 @@
-"""Sequence policies at work: in an environment, and on the episodes of a dataset."""
+"""Policies at work: in an environment, and as what a clone imitates; some act on the episode's history."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from o2o_lightning.envs.episodes import FloatArray, Memoryless, Player
-from o2o_lightning.nn.actor import Actor, Policy
+from o2o_lightning.blocks import blocks
+from o2o_lightning.envs.episodes import Act, FloatArray, Memoryless, Player
+from o2o_lightning.nn.actor import Actor, Policy, StochasticActor
 from o2o_lightning.nn.decision_transformer import SequencePolicy, Window
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.policies.teacher import ActorTeacher, Teacher
 from o2o_lightning.replay.store import TransitionStore
 from o2o_lightning.replay.windows import Windows
 
 BLOCK = 512  # windows that a network takes at once
+LABEL_BLOCK = 8192  # rows that a policy takes at once
 
 
 def player_of(policy: Policy, normalizer: Normalizer) -> Player:
@@ -24,8 +25,7 @@ def player_of(policy: Policy, normalizer: Normalizer) -> Player:
     if isinstance(policy, SequencePolicy):
         return HistoryPlayer(policy, normalizer)
     assert isinstance(policy, Actor)
-    actor = policy
-    return Memoryless(lambda observation: actor.act(normalizer.numpy(observation)))
+    return Memoryless(lambda observation: policy.act(normalizer.numpy(observation)))
 
 
 def teacher_of(policy: Policy, normalizer: Normalizer) -> Teacher:
@@ -83,16 +83,53 @@ class HistoryPlayer(Player):
         self.wanted[np.asarray(running)] -= reward * np.float32(self.spec.return_scale)
 
 
-class HistoryTeacher:
+class Teacher:
+    """A policy as a function of raw observations to ``[-1, 1]``; ``kind`` is its family, None for a black box."""
+
+    kind: str | None = None
+
+    def __init__(self, act: Act) -> None:
+        self.act = act
+
+    def label(self, store: TransitionStore, device: torch.device) -> Tensor:
+        """Deterministic actions ``[N, A]`` at every row of ``store``; networks may use ``device``."""
+        raw = store.leaves["observation"]
+        return torch.cat([torch.from_numpy(self.act(raw[rows].numpy())) for rows in blocks(len(store), LABEL_BLOCK)])
+
+    def player(self) -> Player:
+        """The same policy, to be evaluated."""
+        return Memoryless(self.act)
+
+    def sampled(self, observation: Tensor, noise: Tensor) -> Tensor | None:
+        """Actions ``[B, A]`` as the policy executes them, at *normalised* observations; None without a density."""
+        return None
+
+
+class ActorTeacher(Teacher):
+    """A policy of ours with the normaliser that it learned with."""
+
+    def __init__(self, actor: Actor, normalizer: Normalizer) -> None:
+        super().__init__(lambda observation: actor.act(normalizer.numpy(observation)))
+        self.actor, self.kind = actor.requires_grad_(False), actor.kind
+
+    @torch.no_grad()
+    def sampled(self, observation: Tensor, noise: Tensor) -> Tensor | None:
+        if not isinstance(self.actor, StochasticActor):
+            return None
+        return self.actor.to(observation.device).sampled(observation, noise)
+
+
+class HistoryTeacher(Teacher):
     """A sequence policy as the teacher of one without memory.
 
     Each state of the dataset is seen with what its own episode had before it. The dataset's returns would ask for what
     the episodes had, good or bad; the policy is asked for its evaluation return instead, less the rewards so far.
+    What is imitated is its mode (A5): a sample would need the history once more.
     """
 
     def __init__(self, policy: SequencePolicy, normalizer: Normalizer) -> None:
         self.policy, self.normalizer = policy.requires_grad_(False), normalizer
-        self.kind: str | None = policy.kind
+        self.kind = policy.kind
 
     def label(self, store: TransitionStore, device: torch.device) -> Tensor:
         policy, spec = self.policy.to(device), self.policy.spec
@@ -108,6 +145,3 @@ class HistoryTeacher:
 
     def player(self) -> Player:
         return HistoryPlayer(self.policy, self.normalizer)
-
-    def sampled(self, observation: Tensor, noise: Tensor) -> Tensor | None:
-        return None  # what is imitated is its mode (A5): a sample would need the history once more

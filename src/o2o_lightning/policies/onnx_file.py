@@ -6,7 +6,8 @@ Only the protocol-buffer fields that such graphs need (onnx.proto3, IR version 8
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from o2o_lightning.nn.actor import FloatArray
 
-FLOAT, INT64 = 1, 7
+FLOAT = 1
 _DTYPES = {1: np.float32, 6: np.int32, 7: np.int64, 11: np.float64}
+Message = defaultdict[int, list[Any]]  # values by field number, in order: numbers, and bytes of what else there is
 
 
 @dataclass
@@ -100,44 +102,39 @@ _OPERATORS: dict[str, Callable[[list[Any], dict[str, Any]], Any]] = {
 
 def encode(graph: Graph, name: str) -> bytes:
     """The graph as the bytes of an ONNX file; batch size is free."""
-    body = b"".join(_bytes(1, _node(node)) for node in graph.nodes)
-    body += _bytes(2, name.encode())
-    body += b"".join(_bytes(5, _tensor(key, value)) for key, value in graph.constants.items())
-    body += _bytes(11, _value_info(graph.inputs[0], graph.widths[0]))
-    body += _bytes(12, _value_info(graph.outputs[0], graph.widths[1]))
-    opset = _bytes(1, b"") + _number(2, 13)
-    return _number(1, 8) + _bytes(2, b"o2o-lightning") + _bytes(7, body) + _bytes(8, opset)
+    constants = [_tensor(key, value) for key, value in graph.constants.items()]
+    ends = {11: _value_info(graph.inputs[0], graph.widths[0]), 12: _value_info(graph.outputs[0], graph.widths[1])}
+    body = _pack({1: [_node(node) for node in graph.nodes], 2: name, 5: constants, **ends})
+    return _pack({1: 8, 2: "o2o-lightning", 7: body, 8: _pack({1: "", 2: 13})})
 
 
 def _node(node: Node) -> bytes:
-    parts = [_bytes(1, name.encode()) for name in node.inputs] + [_bytes(2, name.encode()) for name in node.outputs]
-    parts.append(_bytes(4, node.op.encode()))
-    for name, value in node.attributes.items():
-        if isinstance(value, float):
-            attribute = _varint(2 << 3 | 5) + struct.pack("<f", value) + _number(20, 1)
-        else:
-            attribute = _number(3, value) + _number(20, 2)
-        parts.append(_bytes(5, _bytes(1, name.encode()) + attribute))
-    return b"".join(parts)
+    # whole numbers are all the attributes that are written here
+    attributes = [_pack({1: name, 3: value, 20: 2}) for name, value in node.attributes.items()]
+    return _pack({1: node.inputs, 2: node.outputs, 4: node.op, 5: attributes})
 
 
 def _tensor(name: str, value: NDArray[Any]) -> bytes:
     array = np.ascontiguousarray(value, "<f4")
-    dims = b"".join(_number(1, size) for size in array.shape)
-    return dims + _number(2, FLOAT) + _bytes(8, name.encode()) + _bytes(9, array.tobytes())
+    return _pack({1: [*array.shape], 2: FLOAT, 8: name, 9: array.tobytes()})
 
 
 def _value_info(name: str, width: int) -> bytes:
-    shape = _bytes(1, _bytes(2, b"batch")) + _bytes(1, _number(1, width))
-    return _bytes(1, name.encode()) + _bytes(2, _bytes(1, _number(1, FLOAT) + _bytes(2, shape)))
+    shape = _pack({1: [_pack({2: "batch"}), _pack({1: width})]})
+    return _pack({1: name, 2: _pack({1: _pack({1: FLOAT, 2: shape})})})
 
 
-def _bytes(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _number(number: int, value: int) -> bytes:
-    return _varint(number << 3) + _varint(value)
+def _pack(fields: dict[int, Any]) -> bytes:
+    """A message of numbers, texts, bytes, and lists of such, by field number."""
+    out = b""
+    for number, values in fields.items():
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, int):
+                out += _varint(number << 3) + _varint(value)
+            else:
+                content = value.encode() if isinstance(value, str) else value
+                out += _varint(number << 3 | 2) + _varint(len(content)) + content
+    return out
 
 
 def _varint(value: int) -> bytes:
@@ -152,86 +149,76 @@ def _varint(value: int) -> bytes:
 
 
 def decode(content: bytes) -> Graph:
-    """The main graph of an ONNX file; ``ValueError`` or ``IndexError`` for bytes that are none."""
-    body = _first(content, 7)
-    nodes = [_read_node(part) for part in _all(body, 1)]
-    constants = dict(_read_tensor(part) for part in _all(body, 5))
-    inputs, outputs = ([_first(part, 1).decode() for part in _all(body, number)] for number in (11, 12))
+    """The main graph of an ONNX file; an exception of any kind for bytes that are none."""
+    body = _message(_first(_message(content), 7))
+    nodes = [_read_node(_message(part)) for part in body[1]]
+    constants = dict(_read_tensor(_message(part)) for part in body[5])
+    inputs, outputs = ([_first(_message(part), 1).decode() for part in body[number]] for number in (11, 12))
     if not nodes or not inputs or not outputs:
         raise ValueError("it has no graph")
     return Graph(nodes, constants, inputs, outputs)
 
 
-def _read_node(content: bytes) -> Node:
-    attributes = dict(_read_attribute(part) for part in _all(content, 5))
-    inputs, outputs = ([part.decode() for part in _all(content, number)] for number in (1, 2))
-    return Node(_first(content, 4).decode(), inputs, outputs, attributes)
+def _read_node(node: Message) -> Node:
+    attributes = dict(_read_attribute(_message(part)) for part in node[5])
+    inputs, outputs = ([part.decode() for part in node[number]] for number in (1, 2))
+    return Node(_first(node, 4).decode(), inputs, outputs, attributes)
 
 
-def _read_attribute(content: bytes) -> tuple[str, Any]:
+def _read_attribute(attribute: Message) -> tuple[str, Any]:
     value: Any = None
-    for number, found in _fields(content):
-        if number == 2 and isinstance(found, bytes):
-            value = struct.unpack("<f", found)[0]
-        elif number == 3:
-            value = found if isinstance(found, int) and found < 2**63 else int(found) - 2**64
-        elif number == 5 and isinstance(found, bytes):
-            value = _read_tensor(found)[1]
-    return _first(content, 1).decode(), value
+    if attribute[2]:
+        value = struct.unpack("<f", attribute[2][0])[0]
+    elif attribute[3]:
+        value = attribute[3][0] if attribute[3][0] < 2**63 else attribute[3][0] - 2**64
+    elif attribute[5]:
+        value = _read_tensor(_message(attribute[5][0]))[1]
+    return _first(attribute, 1).decode(), value
 
 
-def _read_tensor(content: bytes) -> tuple[str, NDArray[Any]]:
-    dims, kind, name, raw = [], FLOAT, "", b""
-    values: list[Any] = []
-    for number, found in _fields(content):
-        if number == 1:
-            dims += _packed(found)
-        elif number == 2:
-            kind = int(found)
-        elif number == 4 and isinstance(found, bytes):
-            values += struct.unpack(f"<{len(found) // 4}f", found)
-        elif number == 7:
-            values += _packed(found)
-        elif number == 8 and isinstance(found, bytes):
-            name = found.decode()
-        elif number == 9 and isinstance(found, bytes):
-            raw = found
-        elif number in (13, 14):
-            raise ValueError("its weights lie in another file")
+def _read_tensor(tensor: Message) -> tuple[str, NDArray[Any]]:
+    if tensor[13] or tensor[14]:
+        raise ValueError("its weights lie in another file")
+    kind = tensor[2][0] if tensor[2] else FLOAT
     if kind not in _DTYPES:
         raise ValueError(f"a tensor of data type {kind}")
-    array = np.frombuffer(raw, _DTYPES[kind]) if raw else np.array(values, _DTYPES[kind])
-    return name, array.reshape(dims)
+    if any(tensor[9]):
+        array = np.frombuffer(tensor[9][0], _DTYPES[kind])
+    else:
+        floats = b"".join(tensor[4])
+        array = np.array([*struct.unpack(f"<{len(floats) // 4}f", floats), *_whole(tensor[7])], _DTYPES[kind])
+    return (tensor[8][0].decode() if tensor[8] else ""), array.reshape(_whole(tensor[1]))
 
 
-def _packed(found: int | bytes) -> list[int]:
-    if isinstance(found, int):
-        return [found]
-    numbers, at = [], 0
-    while at < len(found):
-        value, at = _read_varint(found, at)
-        numbers.append(value)
+def _whole(values: list[Any]) -> list[int]:
+    """Whole numbers, of which several may be packed into one value."""
+    numbers: list[int] = []
+    for value in values:
+        if isinstance(value, int):
+            numbers.append(value)
+            continue
+        at = 0
+        while at < len(value):
+            number, at = _read_varint(value, at)
+            numbers.append(number)
     return numbers
 
 
-def _first(content: bytes, number: int) -> bytes:
-    for found in _all(content, number):
-        return found
-    raise ValueError(f"field {number} is missing")
+def _first(message: Message, number: int) -> Any:
+    if not message[number]:
+        raise ValueError(f"field {number} is missing")
+    return message[number][0]
 
 
-def _all(content: bytes, number: int) -> Iterator[bytes]:
-    return (value for key, value in _fields(content) if key == number and isinstance(value, bytes))
-
-
-def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _message(content: bytes) -> Message:
+    found: Message = defaultdict(list)
     at = 0
     while at < len(content):
         tag, at = _read_varint(content, at)
         kind = tag & 7
         if kind == 0:
             value, at = _read_varint(content, at)
-            yield tag >> 3, value
+            found[tag >> 3].append(value)
             continue
         if kind == 2:
             size, at = _read_varint(content, at)
@@ -241,8 +228,9 @@ def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
             raise ValueError(f"wire type {kind}")
         if at + size > len(content):
             raise ValueError("it is cut off")
-        yield tag >> 3, content[at : at + size]
+        found[tag >> 3].append(content[at : at + size])
         at += size
+    return found
 
 
 def _read_varint(content: bytes, at: int) -> tuple[int, int]:

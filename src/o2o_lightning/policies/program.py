@@ -18,9 +18,8 @@ from typing import Any
 
 import torch
 
-from o2o_lightning.errors import UserError
-from o2o_lightning.policies.source import MAX_BYTES
-from o2o_lightning.policies.tensors import DAMAGED, read_limited
+from o2o_lightning.policies.source import MAX_BYTES, BadPolicy, reading
+from o2o_lightning.policies.tensors import first_line, read_limited
 
 # A program's graph, tensors and facts; no compiled code, no other objects.
 _MEMBER = re.compile(
@@ -57,33 +56,30 @@ def load_program(spec: str) -> Any:
     Raises:
         UserError: unreadable, or something in it could run code.
     """
-    members = _members(spec)
-    strange = [name for name in members if not _MEMBER.fullmatch(name)]
-    try:
-        for name, content in members.items():
-            strange += _strange(json.loads(content), "") if name.endswith(".json") else []
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(spec, error) from error
-    if strange:
-        raise UserError(
-            f"policy {spec}: it holds {ascii(strange[0])[:60]}, more than a graph and tensors, so it was not loaded. "
-            "Wrap it in a Python function and clone that: `o2o policy clone module:function`."
-        )
-    try:
-        with _weights_only():  # torch.export would else fall back to executing pickles
-            return torch.export.load(_packed(members)).module()
-    except Exception as error:
-        raise _unreadable(spec, error) from error
+    with reading(spec):
+        try:
+            members = _members(read_limited(Path(spec), MAX_BYTES))
+            strange = [name for name in members if not _MEMBER.fullmatch(name)]
+            for name, content in members.items():
+                strange += _strange(json.loads(content), "") if name.endswith(".json") else []
+            if strange:
+                raise BadPolicy(
+                    f"it holds {ascii(strange[0])[:60]}, more than a graph and tensors, so it was not loaded. Wrap it "
+                    "in a Python function and clone that: `o2o policy clone module:function`."
+                )
+            with _weights_only():  # torch.export would else fall back to executing pickles
+                return torch.export.load(_packed(members)).module()
+        except BadPolicy:
+            raise
+        except Exception as error:  # damaged bytes fail anywhere
+            raise BadPolicy(f"it is no torch.export file that can be read ({first_line(error)}).") from error
 
 
-def _members(spec: str) -> dict[str, bytes]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(read_limited(Path(spec), MAX_BYTES))) as archive:
-            if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
-                raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MB")
-            return {name: archive.read(name) for name in archive.namelist()}
-    except DAMAGED as error:
-        raise _unreadable(spec, error) from error
+def _members(content: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MB")
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def _packed(members: dict[str, bytes]) -> io.BytesIO:
@@ -139,12 +135,3 @@ def _weights_only() -> Iterator[None]:
             del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
         else:
             os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
-
-
-def _unreadable(spec: str, error: Exception) -> UserError:
-    return UserError(f"policy {spec}: it is no torch.export file that can be read ({first_line(error)}).")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

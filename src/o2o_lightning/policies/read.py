@@ -6,15 +6,14 @@ import re
 import zipfile
 from pathlib import Path
 
-from o2o_lightning.errors import UserError
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies import black_box
 from o2o_lightning.policies.d4rl_group import read_d4rl
 from o2o_lightning.policies.sb3 import read_sb3
-from o2o_lightning.policies.source import ImportedPolicy, checked
+from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, check, reading
 from o2o_lightning.policies.state_dict import read_state_dict
 from o2o_lightning.policies.statistics import NotNormalizingError, read_statistics
-from o2o_lightning.policies.tensors import DAMAGED
+from o2o_lightning.policies.tensors import DAMAGED, check_file
 
 FORMATS = ("auto", "sb3", "d4rl", "state_dict", *black_box.FORMATS)
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
@@ -27,12 +26,15 @@ def recognise(spec: str) -> tuple[str, str]:
     Raises:
         UserError: missing, a program that must be named as such, an o2o checkpoint, or nothing that is known.
     """
+    with reading(spec):
+        return _recognise(spec)
+
+
+def _recognise(spec: str) -> tuple[str, str]:
     path = Path(spec)
     if not path.exists() and _CALLABLE.match(spec):
         return "callable", "it names a function"
-    if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "is not there"
-        raise UserError(f"policy {spec}: it {kind}. Pass a file, or module:function.")
+    check_file(path)
     with path.open("rb") as file:
         start = file.read(8)
     if start.startswith(b"\x89HDF"):
@@ -44,8 +46,8 @@ def recognise(spec: str) -> tuple[str, str]:
     if start.startswith(b"\x80") or path.suffix in (".pt", ".pth"):
         return "state_dict", "a torch file"
     if path.suffix == ".zip":
-        raise UserError(f"policy {spec}: it is no zip, or its beginning is damaged. Copy it again.")
-    raise UserError(f"policy {spec}: nothing of it is known. Pass --format, one of {', '.join(FORMATS[1:])}.")
+        raise BadPolicy("it is no zip, or its beginning is damaged. Copy it again.")
+    raise BadPolicy(f"nothing of it is known. Pass --format, one of {', '.join(FORMATS[1:])}.")
 
 
 def _recognise_zip(path: Path) -> tuple[str, str]:
@@ -53,17 +55,17 @@ def _recognise_zip(path: Path) -> tuple[str, str]:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except DAMAGED as error:
-        raise UserError(f"policy {path}: the zip is broken or cut off ({error}). Copy it again.") from error
+        raise BadPolicy(f"the zip is broken or cut off ({error}). Copy it again.") from error
     if "policy.pth" in names:
         return "sb3", "a zip with policy.pth"
     if any("/code/" in name for name in names):
-        raise UserError(f"policy {path}: it is a TorchScript program. To run it, pass --format torchscript.")
+        raise BadPolicy("it is a TorchScript program. To run it, pass --format torchscript.")
     if any(name.endswith("archive_format") for name in names):
-        raise UserError(f"policy {path}: it is a torch.export program. To run it, pass --format torch_export.")
+        raise BadPolicy("it is a torch.export program. To run it, pass --format torch_export.")
     if any(name.endswith("data.pkl") for name in names):
         return "state_dict", "a torch file"
     held = ", ".join(names[:4]) or "nothing"
-    raise UserError(f"policy {path}: a zip of {held}, and no policy.pth. Pass what Stable-Baselines3's `save` wrote.")
+    raise BadPolicy(f"a zip of {held}, and no policy.pth. Pass what Stable-Baselines3's `save` wrote.")
 
 
 def read_policy(
@@ -89,41 +91,39 @@ def read_policy(
         UserError: as the readers do.
     """
     path = Path(spec)
-    if format == "sb3":
-        policy = read_sb3(path)
-    elif format == "d4rl":
-        policy = read_d4rl(path, time_feature)
-    else:
-        policy = read_state_dict(path, family, mean)
-    if activation is not None:
-        policy.activation = activation
-        policy.notes = [note for note in policy.notes if "activation" not in note]
-    _normalize(policy, path, format, normalizer)
-    return checked(policy)
+    with reading(path):
+        if format == "sb3":
+            policy = read_sb3(path)
+        elif format == "d4rl":
+            policy = read_d4rl(path, time_feature)
+        else:
+            policy = read_state_dict(path, family, mean)
+        policy.file = str(path)
+        if activation is not None:
+            policy.activation = activation
+            policy.notes = [note for note in policy.notes if "activation" not in note]
+        _normalize(policy, path, format, normalizer)
+        check(policy)
+    return policy
 
 
 def _normalize(policy: ImportedPolicy, path: Path, format: str, normalizer: str | None) -> None:
-    if normalizer == "none":
-        policy.normalizer = None
-        return
     if normalizer is not None:
-        policy.normalizer = read_statistics(normalizer)
-        return
-    if format != "sb3":
-        return
-    for name in BESIDE:
-        beside = path.parent / name.format(stem=path.stem)
-        if beside.is_file():
-            try:
-                policy.normalizer = read_statistics(beside)
-            except NotNormalizingError:
-                policy.notes.append(f"{beside.name} beside it normalises no observations: none are normalised")
-                return
-            policy.notes.append(
-                f"its observation statistics are those of {beside.name} beside it (--normalizer none: none)"
-            )
-            return
-    policy.notes.append("no observation statistics: pass --normalizer if it learned with VecNormalize")
+        policy.normalizer = None if normalizer == "none" else read_statistics(normalizer)
+    elif format == "sb3":
+        candidates = (path.parent / name.format(stem=path.stem) for name in BESIDE)
+        policy.notes.append(_take_statistics(policy, next((file for file in candidates if file.is_file()), None)))
+
+
+def _take_statistics(policy: ImportedPolicy, beside: Path | None) -> str:
+    """Takes what lies beside the policy's file, and says so."""
+    if beside is None:
+        return "no observation statistics: pass --normalizer if it learned with VecNormalize"
+    try:
+        policy.normalizer = read_statistics(beside)
+    except NotNormalizingError:
+        return f"{beside.name} beside it normalises no observations: none are normalised"
+    return f"its observation statistics are those of {beside.name} beside it (--normalizer none: none)"
 
 
 def describe(normalizer: Normalizer | None) -> str:

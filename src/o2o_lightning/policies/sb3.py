@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from o2o_lightning.errors import UserError
-from o2o_lightning.policies.source import MAX_BYTES, Array, ImportedPolicy
+from o2o_lightning.policies.source import MAX_BYTES, Array, BadPolicy, ImportedPolicy, reading
 from o2o_lightning.policies.tensors import (
     DAMAGED,
     State,
@@ -28,6 +27,7 @@ from o2o_lightning.policies.tensors import (
     tensors_of,
 )
 
+FORMAT = "Stable-Baselines3 zip"
 ACTIVATIONS = {"relu": "relu", "tanh": "tanh", "elu": "elu", "leakyrelu": "leaky_relu", "silu": "silu"}
 
 
@@ -35,117 +35,96 @@ def read_sb3(path: Path) -> ImportedPolicy:
     """Takes a Stable-Baselines3 zip apart; members are read in memory and never extracted.
 
     Raises:
-        UserError: a broken zip, another kind of policy (images, discrete actions, gSDE, recurrent), or sizes that do
+        BadPolicy: a broken zip, another kind of policy (images, discrete actions, gSDE, recurrent), or sizes that do
             not fit.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(read_limited(path, MAX_BYTES))) as archive:
-            weights, described = _member(archive, "policy.pth", path), _member(archive, "data", path)
+            weights, described = _member(archive, "policy.pth"), _member(archive, "data")
     except DAMAGED as error:
-        raise UserError(f"policy {path}: the zip is broken, cut off or locked ({error}). Copy it again.") from error
-    state = tensors_of(load_tensors(weights, f"{path}, policy.pth"), f"{path}, policy.pth")
-    data, notes = _data(described, path)
-    _refuse_others(state, data, path)
-    policy = _off_policy(state, path) if any(key.startswith("actor.") for key in state) else _on_policy(state, path)
+        raise BadPolicy(f"the zip is broken, cut off or locked ({error}). Copy it again.") from error
+    with reading(f"{path}, policy.pth"):
+        state = tensors_of(load_tensors(weights))
+    data = _data(described)
+    _refuse_others(state, data)
+    policy = _off_policy(state) if any(key.startswith("actor.") for key in state) else _on_policy(state)
     policy.algorithm = _algorithm(data) or policy.algorithm
-    policy.notes += notes
+    if not data:
+        policy.notes.append("its member 'data' cannot be read: activation and action bounds are the library's defaults")
     _read_activation(policy, data)
     if policy.family == "gaussian":
         _read_bounds(policy, data)
     return policy
 
 
-def _member(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         info = archive.getinfo(name)
     except KeyError:
         if name == "data":
             return b"{}"
-        raise UserError(
-            f"policy {path}: the zip has no '{name}', and every zip of `model.save` has one. Pass such a zip."
-        ) from None
+        raise BadPolicy(f"the zip has no '{name}', and every zip of `model.save` has one. Pass such a zip.") from None
     if info.file_size > MAX_BYTES:
-        raise UserError(f"policy {path}: '{name}' would unpack to {info.file_size >> 20} MB. Pass another file.")
+        raise BadPolicy(f"'{name}' would unpack to {info.file_size >> 20} MB. Pass another file.")
     with archive.open(info) as member:
         content = member.read(MAX_BYTES + 1)  # the directory's own size may lie
     if len(content) > MAX_BYTES:
-        raise UserError(f"policy {path}: '{name}' unpacks to more than {MAX_BYTES >> 20} MB. Pass another file.")
+        raise BadPolicy(f"'{name}' unpacks to more than {MAX_BYTES >> 20} MB. Pass another file.")
     return content
 
 
-def _data(described: bytes, path: Path) -> tuple[dict[str, Any], list[str]]:
+def _data(described: bytes) -> dict[str, Any]:
     try:
         found = json.loads(described)
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or not found:
-        return {}, ["its member 'data' cannot be read: activation and action bounds are the library's defaults"]
-    return found, []
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _refuse_others(state: State, data: dict[str, Any], path: Path) -> None:
+def _refuse_others(state: State, data: dict[str, Any]) -> None:
     names = " ".join(state)
-    reason = None
-    if "features_extractor.cnn" in names or "features_extractor.extractors" in names:
-        reason = "it takes images or dictionaries"
-    elif "features_extractor." in names:
-        reason = "it has a features extractor of its own"
-    elif "lstm" in names:
-        reason = "it is recurrent"
-    elif data.get("use_sde") is True:
-        reason = "it explores by gSDE"
-    if reason is not None:
-        raise UserError(
-            f"policy {path}: {reason}, and only perceptrons of vectors are imported. Wrap it in a Python function of "
+    reasons = {
+        "it takes images or dictionaries": bool(re.search(r"features_extractor\.(cnn|extractors)", names)),
+        "it has a features extractor of its own": "features_extractor." in names,
+        "it is recurrent": "lstm" in names,
+        "it explores by gSDE": data.get("use_sde") is True,
+    }
+    if reason := next((text for text, holds in reasons.items() if holds), None):
+        raise BadPolicy(
+            f"{reason}, and only perceptrons of vectors are imported. Wrap it in a Python function of "
             "observations and clone that: `o2o policy clone module:function --family squashed_gaussian`."
         )
 
 
-def _off_policy(state: State, path: Path) -> ImportedPolicy:
+def _off_policy(state: State) -> ImportedPolicy:
     parts = ("actor.latent_pi.", "actor.mu.", "actor.log_std.")
     if any(key.startswith("actor.") and not key.startswith(parts) for key in state):
-        raise _unknown(state, path)
-    hidden = sequence(state, "actor.latent_pi", path)
+        raise _unknown(state)
+    hidden = sequence(state, "actor.latent_pi")
     if "actor.mu.weight" in state and "actor.log_std.weight" in state:
-        return ImportedPolicy(
-            str(path),
-            "Stable-Baselines3 zip",
-            "sac",
-            "squashed_gaussian",
-            hidden,
-            linear(state, "actor.mu", path),
-            linear(state, "actor.log_std", path),
-        )
-    layers = sequence(state, "actor.mu", path)
+        mean, log_std = linear(state, "actor.mu"), linear(state, "actor.log_std")
+        return ImportedPolicy(FORMAT, "sac", [*hidden, mean], log_std)
+    layers = sequence(state, "actor.mu")
     if layers and not hidden:
-        return ImportedPolicy(str(path), "Stable-Baselines3 zip", "td3", "deterministic", layers[:-1], layers[-1])
-    raise _unknown(state, path)
+        return ImportedPolicy(FORMAT, "td3", layers)
+    raise _unknown(state)
 
 
-def _on_policy(state: State, path: Path) -> ImportedPolicy:
+def _on_policy(state: State) -> ImportedPolicy:
     if not all(key.startswith(("mlp_extractor.", "action_net.", "value_net.", "log_std")) for key in state):
-        raise _unknown(state, path)
-    hidden = sequence(state, "mlp_extractor.shared_net", path) + sequence(state, "mlp_extractor.policy_net", path)
+        raise _unknown(state)
+    hidden = sequence(state, "mlp_extractor.shared_net") + sequence(state, "mlp_extractor.policy_net")
     if "action_net.weight" not in state:
-        raise _unknown(state, path)
+        raise _unknown(state)
     if "log_std" not in state:
-        raise UserError(f"policy {path}: its actions are discrete, and only continuous ones are fine-tuned here.")
-    return ImportedPolicy(
-        str(path),
-        "Stable-Baselines3 zip",
-        "ppo",
-        "gaussian",
-        hidden,
-        linear(state, "action_net", path),
-        numbers(state, "log_std", path).ravel(),
-        activation="tanh",
-        mean_kind="linear",
-    )
+        raise BadPolicy("its actions are discrete, and only continuous ones are fine-tuned here.")
+    layers, log_std = [*hidden, linear(state, "action_net")], numbers(state, "log_std").ravel()
+    return ImportedPolicy(FORMAT, "ppo", layers, log_std, activation="tanh", mean_kind="linear")
 
 
-def _unknown(state: State, path: Path) -> UserError:
-    return UserError(
-        f"policy {path}: its tensors ({', '.join(list(state)[:4])}, …) are of no known architecture. Wrap it in a "
+def _unknown(state: State) -> BadPolicy:
+    return BadPolicy(
+        f"its tensors ({', '.join(list(state)[:4])}, …) are of no known architecture. Wrap it in a "
         "Python function and clone that: `o2o policy clone module:function --family squashed_gaussian`."
     )
 
@@ -171,16 +150,15 @@ def _read_bounds(policy: ImportedPolicy, data: dict[str, Any]) -> None:
     """PPO's actions are in the environment's units; SAC's and TD3's are squashed into [−1, 1]."""
     space = data.get("action_space")
     found = [_vector(space, name, policy.action_dim) for name in ("low", "high")] if isinstance(space, dict) else []
-    if len(found) != 2 or found[0] is None or found[1] is None or not np.all(found[1] > found[0]):
+    low, high = found or (None, None)
+    if low is None or high is None or not np.all(high > low):
         policy.notes.append("its action bounds cannot be read: [−1, 1] is assumed")
         return
-    policy.bounds = (found[0], found[1])
+    policy.bounds = (low, high)
 
 
 def _vector(space: dict[str, Any], name: str, width: int) -> Array | None:
     text = space.get(name)
     text = text if isinstance(text, str) and "..." not in text else space.get(f"{name}_repr")
     values = [float(word) for word in re.findall(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?", str(text), re.IGNORECASE)]
-    if len(values) not in (1, width):
-        return None
-    return np.full(width, values[0]) if len(values) == 1 else np.array(values)
+    return np.full(width, values) if len(values) in (1, width) else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +20,6 @@ Array = NDArray[np.float64]
 Linear = tuple[Array, Array]  # weight [out, in], bias [out]
 
 MAX_BYTES = 2**29
-LOG_STD_BOUNDS = (-20.0, 2.0)
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "relu": lambda x: np.maximum(x, 0.0),
     "tanh": np.tanh,
@@ -28,18 +29,28 @@ FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+class BadPolicy(UserError):
+    """What is wrong with a policy, and what to do; :func:`reading` adds its name."""
+
+
+@contextmanager
+def reading(spec: str | Path) -> Iterator[None]:
+    """Names the policy in what is found wrong with it."""
+    try:
+        yield
+    except BadPolicy as error:
+        raise UserError(f"policy {spec}: {error}") from error
+
+
 @dataclass
 class ImportedPolicy:
     """A multilayer perceptron with one of our output distributions.
 
     Attributes:
-        file: where it comes from, for messages.
         format: what it was recognised as.
         algorithm: what trained it, where the file says so.
-        family: ``deterministic``, ``gaussian`` or ``squashed_gaussian``.
-        hidden: hidden layers.
-        mean: output layer of the mean, or of the deterministic action before tanh.
-        log_std: output layer of log σ, a vector ``[A]``, or None.
+        layers: the hidden ones, then the output layer of the mean, or of the deterministic action before tanh.
+        log_std: output layer of log σ of a squashed Gaussian, the vector ``[A]`` of a Gaussian; None: deterministic.
         activation: after each hidden layer.
         mean_kind: ``tanh`` or ``linear`` mean of a Gaussian.
         log_std_scale, log_std_offset: affine map of the log σ output.
@@ -48,14 +59,12 @@ class ImportedPolicy:
         env_id: environment, where the file names it.
         notes: what was assumed, one line each.
         altered: what was changed on purpose, so that the policy is no longer the source's own; None for nothing.
+        file: where it comes from.
     """
 
-    file: str
     format: str
     algorithm: str
-    family: str
-    hidden: list[Linear]
-    mean: Linear
+    layers: list[Linear]
     log_std: Linear | Array | None = None
     activation: str = "relu"
     mean_kind: str = "tanh"
@@ -66,23 +75,27 @@ class ImportedPolicy:
     env_id: str | None = None
     notes: list[str] = field(default_factory=list)
     altered: str | None = None
+    file: str = ""
+
+    @property
+    def family(self) -> str:
+        if self.log_std is None:
+            return "deterministic"
+        return "squashed_gaussian" if isinstance(self.log_std, tuple) else "gaussian"
 
     @property
     def observation_dim(self) -> int:
-        """S."""
-        return int((self.hidden[0] if self.hidden else self.mean)[0].shape[1])
+        return int(self.layers[0][0].shape[1])
 
     @property
     def action_dim(self) -> int:
-        """A."""
-        return int(self.mean[0].shape[0])
+        return int(self.layers[-1][0].shape[0])
 
     @property
     def spec(self) -> ActorSpec:
         """Family and sizes, as ours."""
-        widths = tuple(len(bias) for _, bias in self.hidden)
-        kind = self.mean_kind if self.family == "gaussian" else "tanh"
-        return ActorSpec(self.family, self.observation_dim, self.action_dim, widths, self.activation, kind)
+        hidden = tuple(len(bias) for _, bias in self.layers[:-1])
+        return ActorSpec(self.family, self.observation_dim, self.action_dim, hidden, self.activation, self.mean_kind)
 
     def actions(self, observation: FloatArray) -> FloatArray:
         """The source's own deterministic actions in ``[-1, 1]``, by plain float64 arithmetic on its tensors.
@@ -95,10 +108,10 @@ class ImportedPolicy:
             x = (x - self.normalizer.mean.numpy().astype(np.float64)) / scale
             if self.normalizer.clip is not None:
                 x = np.clip(x, -self.normalizer.clip, self.normalizer.clip)
-        for weight, bias in self.hidden:
+        for weight, bias in self.layers[:-1]:
             x = FUNCTIONS[self.activation](x @ weight.T + bias)
-        x = x @ self.mean[0].T + self.mean[1]
-        if self.family != "gaussian" or self.mean_kind == "tanh":
+        x = x @ self.layers[-1][0].T + self.layers[-1][1]
+        if self.mean_kind == "tanh":
             x = np.tanh(x)
         if self.bounds is not None:
             low, high = self.bounds
@@ -108,18 +121,21 @@ class ImportedPolicy:
     def build_actor(self) -> Actor:
         """The same policy as one of our actors."""
         actor = build_actor(self.spec)
-        mean, log_std = self._unit_heads()
         state = actor.state_dict()
-        if self.family == "squashed_gaussian":
-            assert isinstance(log_std, tuple)
-            mean = (np.concatenate((mean[0], log_std[0])), np.concatenate((mean[1], log_std[1])))
+        (weight, bias), log_std = self.layers[-1], self.log_std
+        if self.bounds is not None:
+            assert isinstance(log_std, np.ndarray)  # only a Gaussian acts in other units than [-1, 1]
+            half, low = (self.bounds[1] - self.bounds[0]) / 2.0, self.bounds[0]
+            weight, bias, log_std = weight / half[:, None], (bias - low) / half - 1.0, log_std - np.log(half)
+        if isinstance(log_std, tuple):
+            weight, bias = np.concatenate((weight, log_std[0])), np.concatenate((bias, log_std[1]))
             state["log_std_scale"] = torch.tensor(self.log_std_scale)
             state["log_std_offset"] = torch.tensor(self.log_std_offset)
-        elif self.family == "gaussian":
+        elif log_std is not None:
             state["raw_log_std"] = torch.from_numpy(np.asarray(log_std, np.float32))
-        for i, (weight, bias) in enumerate([*self.hidden, mean]):
-            state[f"body.linears.{i}.weight"] = torch.from_numpy(weight.astype(np.float32))
-            state[f"body.linears.{i}.bias"] = torch.from_numpy(bias.astype(np.float32))
+        for i, layer in enumerate([*self.layers[:-1], (weight, bias)]):
+            for part, values in zip(("weight", "bias"), layer, strict=True):
+                state[f"body.linears.{i}.{part}"] = torch.from_numpy(values.astype(np.float32))
         actor.load_state_dict(state)
         return actor
 
@@ -127,56 +143,41 @@ class ImportedPolicy:
         """Its normaliser, the identity where it has none."""
         return self.normalizer or Normalizer.identity(self.observation_dim)
 
-    def _unit_heads(self) -> tuple[Linear, Linear | Array | None]:
-        if self.bounds is None:
-            return self.mean, self.log_std
-        half, low = (self.bounds[1] - self.bounds[0]) / 2.0, self.bounds[0]
-        assert not isinstance(self.log_std, tuple) and self.log_std is not None
-        mean = (self.mean[0] / half[:, None], (self.mean[1] - low) / half - 1.0)
-        return mean, self.log_std - np.log(half)
 
-
-def checked(policy: ImportedPolicy) -> ImportedPolicy:
-    """``policy`` if its layers fit one another and hold numbers.
+def check(policy: ImportedPolicy) -> None:
+    """Whether its layers fit one another and hold numbers.
 
     Raises:
-        UserError: sizes that do not fit, NaN or infinity, or an activation that we lack.
+        BadPolicy: sizes that do not fit, NaN or infinity, or an activation that we lack.
     """
     if policy.activation not in FUNCTIONS:
-        raise UserError(
-            f"policy {policy.file}: its activation '{policy.activation}' is none of {', '.join(FUNCTIONS)}. "
+        raise BadPolicy(
+            f"its activation '{policy.activation}' is none of {', '.join(FUNCTIONS)}. "
             "Wrap it in a Python function and import that: `o2o policy import module:function`."
         )
-    width = policy.observation_dim
-    layers = [*policy.hidden, policy.mean]
-    heads = [policy.log_std] if isinstance(policy.log_std, tuple) else []
-    for i, (weight, bias) in enumerate([*layers, *heads]):
-        if i == len(layers):
-            width = layers[-1][0].shape[1]
+    layers, log_std = [*policy.layers], policy.log_std
+    widths = [policy.observation_dim, *(len(weight) for weight, _ in layers[:-1])]
+    if isinstance(log_std, tuple):  # beside the mean's layer
+        layers, widths, log_std = [*layers, log_std], [*widths, widths[-1]], log_std[1]
+    for i, ((weight, bias), width) in enumerate(zip(layers, widths, strict=True)):
         if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
-            raise UserError(
-                f"policy {policy.file}: layer {i} has weight {weight.shape} and bias {bias.shape}, the one before "
+            raise BadPolicy(
+                f"layer {i} has weight {weight.shape} and bias {bias.shape}, the one before "
                 f"gives {width} values. The file is mixed up or of an architecture that is not known."
             )
-        width = weight.shape[0]
     actions = policy.action_dim
-    log_std = policy.log_std[1] if isinstance(policy.log_std, tuple) else policy.log_std
     if log_std is not None and log_std.shape != (actions,):
-        raise UserError(
-            f"policy {policy.file}: log σ has {log_std.size} values, the mean has {actions}. Pass another file."
-        )
+        raise BadPolicy(f"log σ has {log_std.size} values, the mean has {actions}. Pass another file.")
     if policy.normalizer is not None and len(policy.normalizer.mean) != policy.observation_dim:
-        raise UserError(
-            f"policy {policy.file}: it takes {policy.observation_dim} observation values, its normalisation has "
+        raise BadPolicy(
+            f"it takes {policy.observation_dim} observation values, its normalisation has "
             f"{len(policy.normalizer.mean)}. Pass the --normalizer that belongs to it."
         )
-    arrays = [part for layer in [*layers, *heads] for part in layer]
+    arrays = [part for layer in layers for part in layer]
     arrays += [np.array([policy.log_std_scale, policy.log_std_offset]), *([] if log_std is None else [log_std])]
     normalizer = policy.build_normalizer()
     arrays += [normalizer.mean.numpy(), deviation := normalizer.std.numpy() + normalizer.eps]
     if not all(np.isfinite(array).all() for array in arrays) or not (deviation > 0).all():
-        raise UserError(
-            f"policy {policy.file}: its numbers hold NaN, infinity, or observations of no deviation. Pass another "
-            "checkpoint of it."
+        raise BadPolicy(
+            "its numbers hold NaN, infinity, or observations of no deviation. Pass another checkpoint of it."
         )
-    return policy

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from o2o_lightning.errors import UserError
-from o2o_lightning.policies.source import MAX_BYTES, ImportedPolicy
-from o2o_lightning.policies.tensors import State, linear, load_tensors, numbers, read_limited, sequence, tensors_of
+from o2o_lightning.policies.source import MAX_BYTES, BadPolicy, ImportedPolicy
+from o2o_lightning.policies.tensors import (
+    State,
+    halves,
+    linear,
+    load_tensors,
+    numbers,
+    read_limited,
+    sequence,
+    tensors_of,
+)
 
 FORM = "linear layers in order, `NAME.weight` and `NAME.bias`, perhaps a vector `log_std`"
 
@@ -15,28 +24,26 @@ FORM = "linear layers in order, `NAME.weight` and `NAME.bias`, perhaps a vector 
 def read_state_dict(path: Path, family: str | None = None, mean: str | None = None) -> ImportedPolicy:
     """The policy of a ``.pt`` file: one of CORL's checkpoints, or a plain state dict.
 
-    Args:
-        path: a file of ``torch.save``.
-        family, mean: of a plain state dict, where names and shapes do not tell.
+    ``family`` and ``mean`` are of a plain one, where names and shapes do not tell.
 
     Raises:
-        UserError: unreadable, or of an unknown layout.
+        BadPolicy: unreadable, or of an unknown layout.
     """
-    found: Any = load_tensors(read_limited(path, MAX_BYTES), str(path))
+    found: Any = load_tensors(read_limited(path, MAX_BYTES))
     inner = found.get("actor") if isinstance(found, dict) else None
     if inner is None and isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         inner = found["state_dict"]
-    state = tensors_of(inner if isinstance(inner, dict) else found, str(path))
-    if sequence(state, "actor.net", path) or any(key.startswith("actor.") for key in state):
+    state = tensors_of(inner if isinstance(inner, dict) else found)
+    if sequence(state, "actor.net") or any(key.startswith("actor.") for key in state):
         state = {key.removeprefix("actor."): value for key, value in state.items() if key.startswith("actor.")}
-    policy = _corl(state, path) or _plain(state, path)
+    policy = _corl(state) or _plain(state)
     if family is not None:
-        _as_family(policy, family, path)
+        _as_family(policy, family)
     if mean is not None:
         if policy.family != "gaussian":
-            raise UserError(f"policy {path}: it is {policy.family}, and only a Gaussian has --mean. Leave it out.")
+            raise BadPolicy(f"it is {policy.family}, and only a Gaussian has --mean. Leave it out.")
         policy.mean_kind = mean
-    if policy.hidden:
+    if len(policy.layers) > 1:
         policy.notes.append("the file does not name its activation: ReLU is assumed (--activation for another)")
     if policy.normalizer is None:
         policy.notes.append(
@@ -45,98 +52,81 @@ def read_state_dict(path: Path, family: str | None = None, mean: str | None = No
     return policy
 
 
-def _corl(state: State, path: Path) -> ImportedPolicy | None:
-    name = "CORL or official checkpoint"
-    if layers := sequence(state, "base_network", path):
+def _corl(state: State) -> ImportedPolicy | None:
+    known = partial(ImportedPolicy, "CORL or official checkpoint")
+    if layers := sequence(state, "base_network"):
         offset, scale = "log_std_offset.constant", "log_std_multiplier.constant"
-        _refuse_others(state, "base_network", (offset, scale), path)
-        weight, bias = layers[-1]
-        half = weight.shape[0] // 2
-        return ImportedPolicy(
-            str(path), name, "cql", "squashed_gaussian", layers[:-1],
-            (weight[:half], bias[:half]), (weight[half:], bias[half:]),
-            log_std_scale=_number(state, scale, path) if scale in state else 1.0,
-            log_std_offset=_number(state, offset, path) if offset in state else 0.0,
-        )  # fmt: skip
-    if layers := sequence(state, "_mlp", path):
+        _refuse_others(state, "base_network", (offset, scale))
+        mean, log_std = halves(layers[-1])
+        policy = known("cql", [*layers[:-1], mean], log_std)
+        policy.log_std_scale = _number(state, scale, 1.0)
+        policy.log_std_offset = _number(state, offset, 0.0)
+        return policy
+    if layers := sequence(state, "_mlp"):
         if "_log_std" not in state:
             return None
-        _refuse_others(state, "_mlp", ("_log_std",), path)
-        log_std = numbers(state, "_log_std", path).ravel()
-        return ImportedPolicy(str(path), name, "awac", "gaussian", layers[:-1], layers[-1], log_std, mean_kind="linear")
-    if layers := sequence(state, "net.net", path):
-        _refuse_others(state, "net.net", ("log_std",), path)
-        if "log_std" in state:
-            log_std = numbers(state, "log_std", path).ravel()
-            return ImportedPolicy(str(path), name, "iql", "gaussian", layers[:-1], layers[-1], log_std)
-        return ImportedPolicy(str(path), name, "iql", "deterministic", layers[:-1], layers[-1])
-    if (layers := sequence(state, "net", path)) and "log_std" not in state:
-        _refuse_others(state, "net", (), path)
-        return ImportedPolicy(str(path), name, "td3_bc", "deterministic", layers[:-1], layers[-1])
+        _refuse_others(state, "_mlp", ("_log_std",))
+        return known("awac", layers, numbers(state, "_log_std").ravel(), mean_kind="linear")
+    if layers := sequence(state, "net.net"):
+        _refuse_others(state, "net.net", ("log_std",))
+        return known("iql", layers, numbers(state, "log_std").ravel() if "log_std" in state else None)
+    if (layers := sequence(state, "net")) and "log_std" not in state:
+        _refuse_others(state, "net", ())
+        return known("td3_bc", layers)
     return None
 
 
-def _refuse_others(state: State, prefix: str, known: tuple[str, ...], path: Path) -> None:
+def _refuse_others(state: State, prefix: str, known: tuple[str, ...]) -> None:
     """What is neither a layer ``PREFIX.N`` nor ``known`` could change the actions, and would be lost."""
     for key in {*state} - {*known}:
         name, _, part = key.rpartition(".")
         place = name.removeprefix(f"{prefix}.")
         layer = name.startswith(f"{prefix}.") and place.isdigit() and f"{name}.weight" in state
         if not layer or part not in ("weight", "bias"):
-            raise UserError(
-                f"policy {path}: beside its layers '{prefix}.N' it holds '{key}', which is not understood. Pass a "
+            raise BadPolicy(
+                f"beside its layers '{prefix}.N' it holds '{key}', which is not understood. Pass a "
                 "state dict without it, and observation statistics as --normalizer."
             )
 
 
-def _number(state: State, name: str, path: Path) -> float:
-    found = numbers(state, name, path)
+def _number(state: State, name: str, default: float) -> float:
+    if name not in state:
+        return default
+    found = numbers(state, name)
     if found.size != 1:
-        raise UserError(f"policy {path}: '{name}' has shape {found.shape}, and is one number. The file is mixed up.")
+        raise BadPolicy(f"'{name}' has shape {found.shape}, and is one number. The file is mixed up.")
     return float(found.item())
 
 
-def _plain(state: State, path: Path) -> ImportedPolicy:
+def _plain(state: State) -> ImportedPolicy:
     names = [key.removesuffix(".weight") for key, value in state.items() if key.endswith(".weight") and value.ndim == 2]
-    layers = [linear(state, name, path) for name in names]
+    layers = [linear(state, name) for name in names]
     vectors = [key for key in state if key.rpartition(".")[2] in ("log_std", "logstd", "raw_log_std")]
     others = {key for key in state if key.removesuffix(".weight").removesuffix(".bias") not in names} - {*vectors}
     if not layers or others:
         strange = ", ".join(sorted(others)[:3]) or "no linear layer"
-        raise UserError(f"policy {path}: its layout is not known ({strange}). Pass a state dict of {FORM}.")
+        raise BadPolicy(f"its layout is not known ({strange}). Pass a state dict of {FORM}.")
+    known = partial(ImportedPolicy, "state dict", "unknown")
     for i in range(1, len(layers)):
-        if layers[i][0].shape[1] != layers[i - 1][0].shape[0]:
-            twin = i == len(layers) - 1 and layers[i][0].shape == layers[i - 1][0].shape
-            if not twin:
-                raise UserError(
-                    f"policy {path}: '{names[i]}' takes {layers[i][0].shape[1]} values, '{names[i - 1]}' gives "
-                    f"{layers[i - 1][0].shape[0]}. Pass a state dict of {FORM}."
-                )
-            # two layers side by side at the end: mean and log σ
-            return ImportedPolicy(
-                str(path), "state dict", "unknown", "squashed_gaussian", layers[:-2], layers[-2], layers[-1]
+        before, after = layers[i - 1][0].shape, layers[i][0].shape
+        if after[1] != before[0]:
+            if i == len(layers) - 1 and after == before:  # two side by side at the end: mean and log σ
+                return known(layers[:-1], layers[-1])
+            raise BadPolicy(
+                f"'{names[i]}' takes {after[1]} values, '{names[i - 1]}' gives {before[0]}. "
+                f"Pass a state dict of {FORM}."
             )
-    if vectors:
-        log_std = numbers(state, vectors[0], path).ravel()
-        return ImportedPolicy(str(path), "state dict", "unknown", "gaussian", layers[:-1], layers[-1], log_std)
-    return ImportedPolicy(str(path), "state dict", "unknown", "deterministic", layers[:-1], layers[-1])
+    return known(layers, numbers(state, vectors[0]).ravel() if vectors else None)
 
 
-def _as_family(policy: ImportedPolicy, family: str, path: Path) -> None:
+def _as_family(policy: ImportedPolicy, family: str) -> None:
     if family == policy.family:
         return
-    weight, bias = policy.mean
-    if family == "squashed_gaussian" and policy.family == "deterministic" and weight.shape[0] % 2 == 0:
-        half = weight.shape[0] // 2
-        policy.mean, policy.log_std = (weight[:half], bias[:half]), (weight[half:], bias[half:])
+    if family == "squashed_gaussian" and policy.family == "deterministic" and policy.action_dim % 2 == 0:
+        policy.layers[-1], policy.log_std = halves(policy.layers[-1])
     elif family == "deterministic":
         if policy.family == "gaussian" and policy.mean_kind == "linear":
-            raise UserError(
-                f"policy {path}: its mean has no tanh. Import it as it is, then clone it: `o2o policy clone`."
-            )
+            raise BadPolicy("its mean has no tanh. Import it as it is, then clone it: `o2o policy clone`.")
         policy.log_std = None
     else:
-        raise UserError(
-            f"policy {path}: it is {policy.family}, not {family}. Leave --family out, or clone it afterwards."
-        )
-    policy.family = family
+        raise BadPolicy(f"it is {policy.family}, not {family}. Leave --family out, or clone it afterwards.")

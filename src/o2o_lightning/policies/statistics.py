@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.normalizer import Normalizer
+from o2o_lightning.policies.source import Array
 from o2o_lightning.policies.tensors import DAMAGED
 
 MAX_BYTES = 2**26
@@ -37,39 +37,34 @@ def read_statistics(path: str | Path) -> Normalizer:
         raise UserError(f"normalizer {path}: there is no such file. Pass {FORM}, or VecNormalize's pickle.")
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"normalizer {path}: it is larger than {MAX_BYTES >> 20} MB. Pass a file of statistics.")
-    content = path.read_bytes()
+    return _normalizer(path, _read(path, path.read_bytes()))
+
+
+def _read(path: Path, content: bytes) -> Any:
     if content[:1] in (b"{", b" ", b"\n"):
         try:
-            found = json.loads(content)
+            return json.loads(content)
         except ValueError as error:
             raise UserError(f"normalizer {path}: it is not JSON ({error}). Pass {FORM}.") from error
-    elif content[:2] == b"PK":
-        found = _npz(path, content)
-    elif content[:1] == b"\x80":
-        found = vecnormalize(path, content)
-    else:
-        raise UserError(f"normalizer {path}: neither JSON, NPZ nor a pickle. Pass {FORM}, or VecNormalize's pickle.")
-    return _normalizer(path, found)
-
-
-def _npz(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (*DAMAGED, KeyError) as error:
-        raise UserError(f"normalizer {path}: it cannot be read ({error}). Pass {FORM}.") from error
+    if content[:2] == b"PK":
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                return {key: file[key] for key in file.files}
+        except (*DAMAGED, KeyError) as error:
+            raise UserError(f"normalizer {path}: it cannot be read ({error}). Pass {FORM}.") from error
+    if content[:1] == b"\x80":
+        return _vecnormalize(path, content)
+    raise UserError(f"normalizer {path}: neither JSON, NPZ nor a pickle. Pass {FORM}, or VecNormalize's pickle.")
 
 
 def _normalizer(path: Path, found: Any) -> Normalizer:
     try:
         mean = np.asarray(found["mean"], np.float64)
         eps = float(found.get("eps", found.get("epsilon", 0.0)))
-        # Stable-Baselines3 adds epsilon to the variance
-        std = (
-            np.asarray(found["std"], np.float64)
-            if "std" in found
-            else np.sqrt(np.asarray(found["var"], np.float64) + eps)
-        )
+        if "std" in found:
+            std = np.asarray(found["std"], np.float64)
+        else:  # Stable-Baselines3 adds epsilon to the variance
+            std, eps = np.sqrt(np.asarray(found["var"], np.float64) + eps), 0.0
         clip = found.get("clip", found.get("clip_obs"))
         clip = None if clip is None else float(clip)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -79,23 +74,21 @@ def _normalizer(path: Path, found: Any) -> Normalizer:
             f"normalizer {path}: mean {mean.shape} and deviation {std.shape} must be vectors of one length, finite and "
             f"positive. Pass {FORM}."
         )
-    rest = eps if "std" in found else 0.0
-    return Normalizer(torch.from_numpy(mean).float(), torch.from_numpy(std).float(), rest, clip)
+    return Normalizer(torch.from_numpy(mean).float(), torch.from_numpy(std).float(), eps, clip)
 
 
 # ---- VecNormalize's pickle ---------------------------------------------------------------------------------------
 
 
-def vecnormalize(path: str | Path, content: bytes) -> dict[str, Any]:
+def _vecnormalize(path: Path, content: bytes) -> dict[str, Any]:
     """Mean, variance, epsilon and clip of a VecNormalize pickle, read by a machine that can call nothing."""
     try:
-        found = _Reader(io.BytesIO(content)).load()
-        state = found.state
+        state = _Reader(io.BytesIO(content)).load().state
         if state.get("norm_obs") is False:
             raise NotNormalizingError(f"normalizer {path}: it normalises no observations. Leave --normalizer out.")
         statistics = state["obs_rms"].state
-        mean, variance = _array(statistics["mean"]), _array(statistics["var"])
-        epsilon, clip = _number(state["epsilon"]), _number(state["clip_obs"])
+        arrays = {name: _array(statistics[name]) for name in ("mean", "var")}
+        return arrays | {"eps": _number(state["epsilon"]), "clip": _number(state["clip_obs"])}
     except _RefusedError as error:
         raise UserError(
             f"normalizer {path}: its pickle would use {error}, so it was not read, and nothing of it ran. Pass {FORM}."
@@ -106,7 +99,6 @@ def vecnormalize(path: str | Path, content: bytes) -> dict[str, Any]:
         raise UserError(
             f"normalizer {path}: it is no VecNormalize pickle ({type(error).__name__}: {error}). Pass {FORM}."
         ) from error
-    return {"mean": mean, "var": variance, "eps": epsilon, "clip": clip}
 
 
 class _RefusedError(Exception):
@@ -158,12 +150,7 @@ class _Bytes(_Record):
     """``_codecs.encode(text, 'latin1')``, how protocol 2 writes bytes."""
 
 
-_NUMBERS: dict[str, type[_Record]] = {
-    "_reconstruct": _Array,
-    "scalar": _Scalar,
-    "dtype": _Dtype,
-    "_frombuffer": _Buffer,
-}
+_NUMBERS = {"_reconstruct": _Array, "_frombuffer": _Buffer, "scalar": _Scalar, "dtype": _Dtype}
 
 
 class _Reader(pickle.Unpickler):
@@ -182,7 +169,7 @@ class _Reader(pickle.Unpickler):
         raise _RefusedError("an object outside of it")
 
 
-def _array(value: Any) -> NDArray[np.float64]:
+def _array(value: Any) -> Array:
     if isinstance(value, _Array):
         _, shape, dtype, fortran, data = value.state
     elif isinstance(value, _Buffer):
@@ -192,7 +179,7 @@ def _array(value: Any) -> NDArray[np.float64]:
         raise ValueError("an array is missing")
     if fortran and len(shape) > 1:
         raise ValueError("an array of unexpected order")
-    array: NDArray[np.float64] = np.frombuffer(_raw(data), _dtype(dtype)).reshape(shape).astype(np.float64)
+    array: Array = np.frombuffer(_raw(data), _dtype(dtype)).reshape(shape).astype(np.float64)
     return array
 
 
@@ -203,12 +190,11 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _dtype(value: Any) -> np.dtype[Any]:
+def _dtype(value: Any) -> str:
     name, order = value.arguments[0], value.state[1] if value.state else "<"
     if name not in ("f4", "f8", "i4", "i8"):
         raise ValueError(f"an array of '{name}'")
-    found: np.dtype[Any] = np.dtype((order if order in "<>" else "<") + name)
-    return found
+    return f"{order if order in '<>' else '<'}{name}"
 
 
 def _raw(value: Any) -> bytes:

@@ -14,84 +14,90 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from o2o_lightning.errors import UserError
-from o2o_lightning.policies.source import Array, Linear
+from o2o_lightning.policies.source import Array, BadPolicy, Linear
 
 State = dict[str, Tensor]
 # of a broken zip or member of it, an encrypted one, an unknown compression
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 
 
-def load_tensors(content: bytes, where: str) -> Any:
+def load_tensors(content: bytes) -> Any:
     """What ``torch.save`` wrote, tensors and plain values only; nothing in it is executed."""
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"policy {where}: it holds something other than tensors and plain values, so it was not read, and nothing "
+        raise BadPolicy(
+            "it holds something other than tensors and plain values, so it was not read, and nothing "
             "of it ran. Save its `state_dict()` and import that."
         ) from error
     except Exception as error:  # damaged bytes fail anywhere in the unpickler
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"policy {where}: it cannot be read ({reason}). It may be cut off; copy it again.") from error
+        raise BadPolicy(f"it cannot be read ({first_line(error)}). It may be cut off; copy it again.") from error
 
 
-def sequence(state: State, prefix: str, path: Path) -> list[Linear]:
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def sequence(state: State, prefix: str) -> list[Linear]:
     """The linear layers ``PREFIX.0.weight``, ``PREFIX.2.weight``, … in order; none of them may be missing."""
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.weight$")
     places = sorted(int(match[1]) for key in state if (match := pattern.match(key)))
     step = places[1] if len(places) > 1 else 1
     if places != [*range(0, step * len(places), step)]:
-        raise UserError(
-            f"policy {path}: of its layers '{prefix}.N' only {places} are there, so one is missing. Pass another file."
-        )
-    return [linear(state, f"{prefix}.{place}", path) for place in places]
+        raise BadPolicy(f"of its layers '{prefix}.N' only {places} are there, so one is missing. Pass another file.")
+    return [linear(state, f"{prefix}.{place}") for place in places]
 
 
-def linear(state: State, name: str, path: Path) -> Linear:
+def linear(state: State, name: str) -> Linear:
     """Weight and bias of one layer; a bias that is not there is zero."""
-    weight = numbers(state, f"{name}.weight", path)
-    bias = numbers(state, f"{name}.bias", path) if f"{name}.bias" in state else np.zeros(weight.shape[:1])
+    weight = numbers(state, f"{name}.weight")
+    bias = numbers(state, f"{name}.bias") if f"{name}.bias" in state else np.zeros(weight.shape[:1])
     if weight.ndim != 2 or bias.ndim != 1:
-        raise UserError(
-            f"policy {path}: '{name}' has a weight {weight.shape} and a bias {bias.shape}, no linear layer. Wrap the "
+        raise BadPolicy(
+            f"'{name}' has a weight {weight.shape} and a bias {bias.shape}, no linear layer. Wrap the "
             "policy in a Python function and clone that: `o2o policy clone module:function`."
         )
     return weight, bias
 
 
-def numbers(state: State, name: str, path: Path) -> Array:
+def numbers(state: State, name: str) -> Array:
     """Float64, so that a comparison is as exact as the source."""
     tensor = state[name]
     if tensor.layout != torch.strided or not tensor.is_floating_point():
-        raise UserError(
-            f"policy {path}: '{name}' is {tensor.dtype}, {tensor.layout}, and dense floating-point numbers are needed. "
+        raise BadPolicy(
+            f"'{name}' is {tensor.dtype}, {tensor.layout}, and dense floating-point numbers are needed. "
             "Save it as such."
         )
     return tensor.detach().double().numpy()
 
 
-def tensors_of(found: Any, where: str) -> State:
+def halves(layer: Linear) -> tuple[Linear, Linear]:
+    """The mean's and log σ's half of a layer that gives both."""
+    weight, bias = layer
+    half = len(weight) // 2
+    return (weight[:half], bias[:half]), (weight[half:], bias[half:])
+
+
+def tensors_of(found: Any) -> State:
     """``found`` as a flat mapping of names to tensors, other entries left out."""
-    state = (
-        {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
-        if isinstance(found, dict)
-        else {}
-    )
+    entries = found if isinstance(found, dict) else {}
+    state = {str(key): value for key, value in entries.items() if isinstance(value, Tensor)}
     if not state:
-        raise UserError(
-            f"policy {where}: it holds no tensors by name. Save the policy's `state_dict()` and import that."
-        )
+        raise BadPolicy("it holds no tensors by name. Save the policy's `state_dict()` and import that.")
     return state
 
 
-def read_limited(path: Path, limit: int) -> bytes:
-    """The file's content; :class:`UserError` for what is not a file, or too large to be a policy."""
+def check_file(path: Path) -> None:
+    """Refuses what is not a file."""
     if not path.is_file():
         kind = "is a directory" if path.is_dir() else "is not there"
-        raise UserError(f"policy {path}: it {kind}. Pass a file, or module:function.")
+        raise BadPolicy(f"it {kind}. Pass a file, or module:function.")
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The content of what is a file, and not too large to be a policy."""
+    check_file(path)
     if path.stat().st_size > limit:
-        raise UserError(
-            f"policy {path}: it is larger than {limit >> 20} MB, too large for a policy. Pass another file."
-        )
+        raise BadPolicy(f"it is larger than {limit >> 20} MB, too large for a policy. Pass another file.")
     return path.read_bytes()

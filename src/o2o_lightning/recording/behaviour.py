@@ -7,12 +7,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from o2o_lightning.nn.actor import Actor, StochasticActor
+from o2o_lightning.nn.actor import Actor, FloatArray, StochasticActor
 from o2o_lightning.nn.normalizer import Normalizer
-
-FloatArray = NDArray[np.float32]
 
 LOG_PROB = "action_log_probs"
 

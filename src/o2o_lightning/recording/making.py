@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.errors import UserError
 from o2o_lightning.recording.behaviour import LOG_PROB, Behaviour
 from o2o_lightning.recording.writer import Block
-from o2o_lightning.replay.buffer import OnlineBuffer
 from o2o_lightning.replay.interaction import Interaction
+from o2o_lightning.replay.ring import Ring
 
 CHUNK_ROWS = 4096  # environment steps that a kill can cost
 
@@ -28,81 +27,65 @@ CHUNK_ROWS = 4096  # environment steps that a kill can cost
 class Rollouts:
     """Rollouts of ``behaviour``, one environment, episode after episode.
 
-    Each chunk is a file of rows and of what the next chunk starts from (environment, noise): the chunks are the same
-    whether one process makes them or many.
-
-    Args:
-        folder: where the chunks go; those that are there already are kept.
-        make: makes the environment.
-        behaviour: acts.
-        seed: of the environment and of the noise.
+    Each chunk is a file in ``folder`` of rows and of what the next chunk starts from (environment, noise): the chunks
+    are the same whether one process makes them or many, and those that are there already are kept.
     """
 
     def __init__(self, folder: Path, make: Callable[[], UnitAction], behaviour: Behaviour, seed: int) -> None:
         self.folder, self.make, self.behaviour = folder, make, behaviour
-        self.seed = seed * 1021 + 17  # not the training environment's
+        self.seed = seed * 1021 + 17  # of environment and noise, and not the training environment's
 
     def record(self, rows: int, progress: Callable[[int], None]) -> None:
         """Records until there are ``rows`` rows; ``progress`` hears how many there are."""
-        interaction, generator, recorded = self._start(rows)
+        self._start(rows)
         try:
-            progress(recorded)
-            while recorded < rows:
-                count = min(CHUNK_ROWS, rows - recorded)
-                chunk = self._chunk(interaction, generator, count, partial(_add, progress, recorded))
-                save_atomically(self.folder / f"{recorded:012d}.pt", chunk)
-                interaction.buffer.clear()
-                recorded += count
+            progress(self.recorded)
+            while self.recorded < rows:
+                count = min(CHUNK_ROWS, rows - self.recorded)
+                save_atomically(self.folder / f"{self.recorded:012d}.pt", self._chunk(count, progress))
+                self.interaction.buffer.clear()
+                self.recorded += count
         finally:
-            interaction.env.close()
+            self.interaction.env.close()
 
     def blocks(self) -> Iterator[Block]:
         """The rows in order."""
         env = self.make()
-        low, high = env.low, env.high
         env.close()
         for path in self._paths():
             chunk = _load(path)
             infos = {name: values.numpy() for name, values in chunk["infos"].items()}
-            yield block(chunk["interaction"]["buffer"]["rows"], infos, low, high)
+            yield block(chunk["interaction"]["buffer"]["rows"], infos, env.low, env.high)
 
-    def _start(self, rows: int) -> tuple[Interaction, np.random.Generator, int]:
+    def _start(self, rows: int) -> None:
         env = self.make()
         assert env.observation_space.shape is not None
-        buffer = OnlineBuffer(min(CHUNK_ROWS, rows), env.observation_space.shape[0], len(env.low))
+        buffer = Ring(min(CHUNK_ROWS, rows), env.observation_space.shape[0], len(env.low))
         env.close()
-        interaction = Interaction(self.make, buffer, self.seed)
-        generator = np.random.default_rng(self.seed)
+        self.interaction = Interaction(self.make, buffer, self.seed)
+        self.generator, self.recorded = np.random.default_rng(self.seed), 0
         paths = self._paths()
         if not paths:
-            return interaction, generator, 0
+            return
         last = _load(paths[-1])
-        interaction.load_state(last["interaction"])
+        self.interaction.load_state(last["interaction"])
         if last["interaction"]["environment"] is None:
             # the episode that was running cannot go on: its last row says so now
             last["interaction"]["buffer"] = buffer.state()
             save_atomically(paths[-1], last)
-        recorded = int(paths[-1].stem) + len(buffer)
+        self.recorded, self.generator = int(paths[-1].stem) + len(buffer), unpack(last["generator"])
         buffer.clear()
-        return interaction, unpack(last["generator"]), recorded
 
-    def _chunk(
-        self, interaction: Interaction, generator: np.random.Generator, count: int, progress: Callable[[int], None]
-    ) -> dict[str, Any]:
+    def _chunk(self, count: int, progress: Callable[[int], None]) -> dict[str, Any]:
         noises: list[NDArray[np.float32]] = []
         states: list[dict[str, NDArray[np.float32]]] = []
-
-        def act(observation: NDArray[np.float32]) -> NDArray[np.float32]:
-            return self.behaviour.act(observation, noises[-1])
-
-        for done in range(count):
-            noises.append(self.behaviour.draw(generator))
-            states.append(simulator_state(interaction.env))
-            interaction.step(act)
-            if done % 100 == 99:
-                progress(done + 1)
-        progress(count)
-        state = interaction.state()
+        for done in range(1, count + 1):
+            noises.append(self.behaviour.draw(self.generator))
+            states.append(simulator_state(self.interaction.env))
+            self.interaction.step(lambda observation: self.behaviour.act(observation, noises[-1]))
+            if done % 100 == 0 or done == count:
+                progress(self.recorded + done)
+        state = self.interaction.state()
         infos = {name: np.stack([entry[name] for entry in states]) for name in states[0]}
         log_prob = self.behaviour.log_prob(state["buffer"]["rows"]["observation"].numpy(), np.stack(noises))
         if log_prob is not None:
@@ -110,24 +93,18 @@ class Rollouts:
         return {
             "infos": {name: torch.from_numpy(values) for name, values in infos.items()},
             "interaction": state,
-            "generator": pack(generator),
+            "generator": pack(self.generator),
         }
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.pt"))
 
 
-def _add(progress: Callable[[int], None], before: int, done: int) -> None:
-    progress(before + done)
-
-
 def block(rows: dict[str, torch.Tensor], infos: dict[str, NDArray[Any]], low: Any, high: Any) -> Block:
-    """The rows of a buffer's state in D4RL's columns; actions, and their log-densities, in the environment's units.
+    """The rows of :meth:`Ring.state`, in time order, as D4RL's columns.
 
-    Args:
-        rows: see :meth:`OnlineBuffer.state`, in time order.
-        infos: simulator states, and log-densities of actions in ``[-1, 1]^A``.
-        low, high: the environment's bounds ``[A]``.
+    Actions in ``[-1, 1]^A`` and their log-densities, which ``infos`` has beside simulator states, get the environment's
+    units.
     """
     columns: Block = {
         "observations": rows["observation"].numpy(),
@@ -137,21 +114,16 @@ def block(rows: dict[str, torch.Tensor], infos: dict[str, NDArray[Any]], low: An
         "terminals": rows["next/terminated"].numpy(),
         "timeouts": rows["next/truncated"].numpy(),
     }
-    for name, values in infos.items():
-        if name == LOG_PROB:
-            values = values - np.float32(np.log((high - low) / 2).sum())
-        columns[f"infos/{name}"] = values
+    columns |= {f"infos/{name}": values for name, values in infos.items()}
+    if LOG_PROB in infos:
+        columns[f"infos/{LOG_PROB}"] = infos[LOG_PROB] - np.float32(np.log((high - low) / 2).sum())
     return columns
 
 
 def replay(state: dict[str, Any], record: dict[str, NDArray[Any]], low: Any, high: Any, newest: int) -> Block:
-    """The newest rows of a training run's buffer, oldest first.
+    """The ``newest`` rows, or fewer, of a training run's buffer (:meth:`Ring.state`), oldest first.
 
-    Args:
-        state: the buffer's, see :meth:`OnlineBuffer.state`.
-        record: simulator states and log-densities of every step of the run, as ``callbacks/recorder.py`` keeps them.
-        low, high: the environment's bounds ``[A]``.
-        newest: how many rows at most.
+    ``record`` has simulator states and log-densities of every step of the run, as ``callbacks/recorder.py`` keeps them.
     """
     size = len(state["rows"]["reward"])
     shift = -state["cursor"] if size == state["capacity"] else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,13 @@ def minari_path(dataset_id: str) -> Path:
 def write_minari(dataset_id: str, block: Block, env_id: str, low: Any, high: Any, metadata: Mapping[str, Any]) -> None:
     """Writes the rows of ``block`` as ``dataset_id``, replacing what an interrupted attempt has left there.
 
-    Observations are flat, as the file's; simulator states and log-densities are left out.
-
-    Args:
-        dataset_id: Minari's id.
-        block: all rows, with their last episode closed.
-        env_id: the environment.
-        low, high: its bounds ``[A]``.
-        metadata: provenance, stored beside Minari's own.
+    ``block`` has all rows, their last episode closed. Observations are flat, as the file's; simulator states and
+    log-densities are left out. ``metadata`` is stored beside Minari's own.
     """
     import minari
 
     shutil.rmtree(minari_path(dataset_id), ignore_errors=True)
-    reference = reference_scores(env_id)
+    lowest, highest = reference_scores(env_id) or (None, None)
     observations = gym.spaces.Box(-np.inf, np.inf, block["observations"].shape[1:], np.float32)
     versions = [entry.replace(" ", "==") for entry in str(metadata["versions"]).split(", ")]
     with warnings.catch_warnings():
@@ -65,8 +60,8 @@ def write_minari(dataset_id: str, block: Block, env_id: str, low: Any, high: Any
             algorithm_name=str(metadata["algorithm"]),
             observation_space=observations,
             action_space=gym.spaces.Box(low, high, dtype=np.float32),
-            ref_min_score=None if reference is None else reference[0],
-            ref_max_score=None if reference is None else reference[1],
+            ref_min_score=lowest,
+            ref_max_score=highest,
             description=f"{metadata['source']}; {metadata['protocol']}",
             requirements=[entry for entry in versions if entry.startswith(("gymnasium", "mujoco"))],
         )
@@ -77,19 +72,16 @@ def _episodes(block: Block) -> list[Any]:
     from minari.data_collector import EpisodeBuffer
 
     stops = np.flatnonzero(block["terminals"] | block["timeouts"]) + 1
-    episodes = []
-    for number, (start, stop) in enumerate(zip([0, *stops[:-1]], stops, strict=True)):
-        rows = slice(start, stop)
-        successor = block["next_observations"][stop - 1 : stop]
-        episodes.append(
-            EpisodeBuffer(
-                id=number,
-                observations=np.concatenate((block["observations"][rows], successor)),
-                actions=block["actions"][rows],
-                rewards=block["rewards"][rows],
-                terminations=block["terminals"][rows],
-                truncations=block["timeouts"][rows],
-                infos={},
-            )
+    parts = [{key: values[start:stop] for key, values in block.items()} for start, stop in pairwise([0, *stops])]
+    return [
+        EpisodeBuffer(
+            id=number,
+            observations=np.concatenate((rows["observations"], rows["next_observations"][-1:])),
+            actions=rows["actions"],
+            rewards=rows["rewards"],
+            terminations=rows["terminals"],
+            truncations=rows["timeouts"],
+            infos={},
         )
-    return episodes
+        for number, rows in enumerate(parts)
+    ]

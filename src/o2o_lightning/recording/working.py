@@ -25,11 +25,7 @@ DATASET = "dataset.hdf5"
 class Working:
     """``OUTPUT.making``: what was asked for, what there is of it, and the step to ``OUTPUT``.
 
-    A Minari dataset's is in the current directory, named after its id.
-
-    Args:
-        output: the file, or Minari's id.
-        format: ``hdf5`` or ``minari``.
+    ``output`` is a file, or Minari's id; of that the directory is in the current one, named after the id.
     """
 
     def __init__(self, output: str, format: str) -> None:
@@ -80,25 +76,20 @@ class Working:
                     f"same command to go on, pass another --output, or remove {self.path}."
                 )
 
-    def forget_rollouts(self) -> None:
-        """What an earlier policy has recorded does not count."""
-        shutil.rmtree(self.path / "rollouts", ignore_errors=True)
-
     def write(
         self, rows: int, blocks: Iterable[Block], env: EnvSpec, metadata: Mapping[str, Any], policy: Mapping[str, Any]
     ) -> None:
         """Writes the dataset; see :func:`write_dataset` for what it takes. :meth:`finish` comes next."""
         self._refuse_another()
+        made = self.path / DATASET
         if self.format == "minari":
             write_json(self.path / WRITING, {"output": self.output})
             whole = joined(list(closed(blocks)))
             write_minari(self.output, whole, env.env_id, env.action_low, env.action_high, metadata)
-            write_json(self.path / FINISHED, {"sha256": None})
-            return
-        made = self.path / DATASET
-        made.unlink(missing_ok=True)
-        write_dataset(made, rows, closed(blocks), metadata, policy)
-        write_json(self.path / FINISHED, {"sha256": file_sha256(made)})
+        else:
+            made.unlink(missing_ok=True)
+            write_dataset(made, rows, closed(blocks), metadata, policy)
+        write_json(self.path / FINISHED, {"sha256": None if self.format == "minari" else file_sha256(made)})
 
     def finish(self) -> None:
         """Gives the whole dataset its name, and removes the directory."""

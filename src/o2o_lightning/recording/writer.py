@@ -1,4 +1,4 @@
-"""Writes D4RL-style HDF5 files: whole or not at all, and never over another one."""
+"""Writes D4RL-style HDF5 files, new ones and smaller copies: whole or not at all, and never over another one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from o2o_lightning.data.check import successor_errors
+from o2o_lightning.data.hdf5 import read_hdf5
+from o2o_lightning.data.raw import RawDataset, validate
 from o2o_lightning.errors import UserError
+from o2o_lightning.notes import note_once
 
 Block = dict[str, NDArray[Any]]  # columns of neighbouring rows, by their name in the file
 
-FLAGS = ("terminals", "timeouts")
 _CHUNK_ROWS = 16_384
 
 
@@ -36,38 +39,32 @@ def new_hdf5(target: Path) -> Iterator[h5py.File]:
         part.unlink(missing_ok=True)
 
 
-def new_column(file: h5py.File, key: str, rows: int, like: NDArray[Any]) -> h5py.Dataset:
-    """An empty column of ``rows`` rows, of the type and width of ``like`` ``[…, width]``."""
-    # one column a chunk: neighbouring values are alike, and the shuffle filter makes the most of it
-    chunks = (min(_CHUNK_ROWS, rows), *(1 for _ in like.shape[1:]))
-    options = {"chunks": chunks, "compression": "gzip", "compression_opts": 9, "shuffle": True}
-    return file.create_dataset(key, shape=(rows, *like.shape[1:]), dtype=like.dtype, **options)
-
-
 def write_dataset(
     target: Path, rows: int, blocks: Iterable[Block], metadata: Mapping[str, Any], policy: Mapping[str, Any]
 ) -> None:
-    """Writes ``blocks``, together ``rows`` rows, in D4RL's layout.
+    """Writes ``blocks`` in time order, together ``rows`` rows (see :func:`closed`), in D4RL's layout.
 
-    Args:
-        target: the file; must not exist.
-        rows: number of transitions.
-        blocks: columns by name, in time order; see :func:`closed`.
-        metadata: texts and numbers of the group ``metadata``.
-        policy: arrays and texts of the group ``metadata/policy``; empty for none.
+    ``metadata`` holds the texts and numbers of the group of that name, ``policy`` those of ``metadata/policy``.
     """
     with new_hdf5(target) as file:
         start = 0
         for block in _aligned(blocks):
             stop = start + len(block["rewards"])
             for key, values in block.items():
-                column = file[key] if start else new_column(file, key, rows, values)
+                column = file[key] if start else _new_column(file, key, rows, values)
                 column[start:stop] = values
             start = stop
         for key, value in metadata.items():
             file[f"metadata/{key}"] = value
         for key, value in policy.items():
             file[f"metadata/policy/{key}"] = value
+
+
+def _new_column(file: h5py.File, key: str, rows: int, like: NDArray[Any]) -> h5py.Dataset:
+    # one column a chunk: neighbouring values are alike, and the shuffle filter makes the most of it
+    chunks = (min(_CHUNK_ROWS, rows), *(1 for _ in like.shape[1:]))
+    options = {"chunks": chunks, "compression": "gzip", "compression_opts": 9, "shuffle": True}
+    return file.create_dataset(key, shape=(rows, *like.shape[1:]), dtype=like.dtype, **options)
 
 
 def closed(blocks: Iterable[Block]) -> Iterator[Block]:
@@ -101,3 +98,72 @@ def _aligned(blocks: Iterable[Block]) -> Iterator[Block]:
 def joined(blocks: list[Block]) -> Block:
     """Blocks one after the other as one."""
     return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]} if blocks[1:] else blocks[0]
+
+
+def cut(
+    source: str | Path,
+    target: str | Path,
+    transitions: int | None = None,
+    keep_infos: bool = False,
+    keep_next: bool = False,
+) -> int:
+    """Writes the first ``transitions`` rows of an HDF5 dataset, all by default, and returns their number.
+
+    Without ``keep_next`` each successor is the next row, which is verified first. A last row that ends no episode gets
+    ``timeouts = True``. Weights of the acting policy are left out; the other metadata is kept, with the source's
+    sha256 and what was cut added.
+
+    Raises:
+        UserError: the source is unreadable or invalid, the target exists, or ``next_observations`` are not the next
+            rows' observations, so that leaving them out would change the data.
+    """
+    source, target = Path(source), Path(target)
+    if target.exists():
+        raise UserError(f"data cut: {target} exists already. Choose another name, or delete it first.")
+    if not target.parent.is_dir():
+        raise UserError(f"data cut: the folder {target.parent} does not exist. Make it first.")
+    raw = read_hdf5(source)
+    validate(raw)
+    if transitions is not None and transitions < 1:
+        raise UserError(f"data cut: --transitions is {transitions}, and at least 1 is needed.")
+    rows = len(raw) if transitions is None else min(transitions, len(raw))
+    truncated = raw.truncated[:rows].copy()
+    truncated[-1] |= not raw.terminated[rows - 1]
+    columns: Block = {
+        "observations": np.asarray(raw.observations[slice(0, rows)]),
+        "actions": np.asarray(raw.actions[slice(0, rows)]),
+        "rewards": raw.rewards[:rows],
+        "terminals": raw.terminated[:rows],
+        "timeouts": truncated,
+    }
+    dropped, next_dropped = ["metadata/policy"], raw.next_observations is not None and not keep_next
+    if next_dropped:
+        _check_successors(raw, rows)
+    elif raw.next_observations is not None:
+        columns["next_observations"] = np.asarray(raw.next_observations[slice(0, rows)])
+    if keep_infos:
+        by_row = {key: values for key, values in raw.infos.items() if values.shape[:1] == (len(raw),)}
+        columns |= {f"infos/{key}": values[:rows] for key, values in by_row.items()}
+        if other := [f"infos/{key}" for key in raw.infos if key not in by_row]:
+            dropped += other
+            note_once(f"dataset {raw.source}: not one value a row in {', '.join(other)}: left out of the copy")
+    elif raw.infos:
+        dropped.append("infos")
+    if next_dropped:
+        dropped.append("next_observations (the next row's observation inside episodes)")
+    provenance = {key: value for key, value in raw.metadata.items() if value is not None} | {
+        "cut": f"first {rows} of {len(raw)} rows; without {', '.join(dropped)}",
+        "cut_source": Path(raw.source).name,
+        "cut_source_sha256": raw.sha256,
+    }
+    write_dataset(target, rows, [columns], provenance, {})
+    return rows
+
+
+def _check_successors(raw: RawDataset, rows: int) -> None:
+    wrong = successor_errors(raw, rows)
+    if len(wrong):
+        raise UserError(
+            f"dataset {raw.source}: 'next_observations' of {len(wrong)} rows inside episodes are not the next row's "
+            f"observation (first: row {wrong[0]}). Keep them with --keep_next."
+        )

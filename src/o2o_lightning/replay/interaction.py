@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from o2o_lightning.envs.make import UnitAction
 from o2o_lightning.envs.snapshot import can_restore, restore, snapshot
 from o2o_lightning.errors import Failure, UserError
-from o2o_lightning.replay.buffer import OnlineBuffer
+from o2o_lightning.replay.ring import Ring
+from o2o_lightning.seeds import restart_seed
 
 FloatArray = NDArray[np.float32]
 
@@ -25,7 +26,7 @@ class Interaction:
     into the buffer (the official code stores it without its noise, D3).
     """
 
-    def __init__(self, make: Callable[[], UnitAction], buffer: OnlineBuffer, seed: int) -> None:
+    def __init__(self, make: Callable[[], UnitAction], buffer: Ring, seed: int) -> None:
         self.make, self.buffer, self.seed = make, buffer, seed
         self.env = make()
         self.name = self.env.spec.id if self.env.spec else str(self.env)
@@ -89,7 +90,7 @@ class Interaction:
             self.buffer.truncate_last()
             self.episodes += 1
             self.episode_return, self.episode_length = 0.0, 0
-        self.observation = self._guarded(lambda: self.env.reset(seed=self.seed + 104_729 * (self.steps + 1)))[0]
+        self.observation = self._guarded(lambda: self.env.reset(seed=restart_seed(self.seed, self.steps)))[0]
 
     def _where(self) -> str:
         return f"step {self.episode_length} of episode {self.episodes}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 
@@ -39,14 +38,3 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """JSON primitives only."""
         return asdict(self)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what shapes the data: torch, torchrl, gymnasium, h5py."""
-    found = {}
-    for package in ("torch", "torchrl", "gymnasium", "h5py"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found

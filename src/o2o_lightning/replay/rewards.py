@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from o2o_lightning.blocks import blocks
 from o2o_lightning.replay.store import TransitionStore
+from o2o_lightning.replay.table import TERMINATED
 
 PSEUDO_EPISODE = 1000
 
@@ -20,11 +20,9 @@ class RewardMap:
     scale: float = 1.0
     shift: float = 0.0
 
-    def mapped(self, columns: dict[Any, Tensor]) -> dict[Any, Tensor]:
-        """``columns`` with their ``reward`` mapped."""
-        if self != RewardMap():
-            columns["reward"] = columns["reward"] * self.scale + self.shift
-        return columns
+    def map_(self, reward: Tensor) -> Tensor:
+        """``reward``, mapped in place."""
+        return reward if self.scale == 1.0 and self.shift == 0.0 else reward.mul_(self.scale).add_(self.shift)
 
 
 def return_range_scale(store: TransitionStore) -> float:
@@ -33,7 +31,7 @@ def return_range_scale(store: TransitionStore) -> float:
     Returns are over pseudo-episodes of usable transitions, cut at a termination or after 1000 of them. Dropped time-out
     rows make true episodes 999 long, so cuts drift relative to them; kept as it is for parity.
     """
-    rewards, terminated = store.leaves["reward"], store.leaves["next", "terminated"]
+    rewards, terminated = store["reward"], store[TERMINATED]
     returns, running, length = [], 0.0, 0
     for block in blocks(store.td_count):
         rows = block if store.td_rows is None else store.td_rows[block]

@@ -1,4 +1,4 @@
-"""One store of transitions, whatever the source: a TorchRL buffer that owns them, and plain gathers for the hot path.
+"""The dataset: a table of transitions in time order, with what is known of its episodes.
 
 Shape letters: ``N`` transitions in time order, ``M`` of them usable for TD learning, ``E`` episodes, ``S``, ``A``
 observation and action widths.
@@ -6,25 +6,18 @@ observation and action widths.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-from tensordict import TensorDict
 from torch import Tensor
-from torch.nn.functional import embedding
-from torchrl.data import ReplayBuffer
 
 from o2o_lightning.blocks import blocks
 from o2o_lightning.errors import UserError
 from o2o_lightning.replay.manifest import Manifest
-
-Key = str | tuple[str, str]
+from o2o_lightning.replay.table import TERMINATED, TRUNCATED, Layout, Table
 
 _RETURN_BLOCK = 1_000_000
 
 
-class TransitionStore:
+class TransitionStore(Table):
     """Transitions in time order.
 
     Keys: ``observation`` ``[N, S]``, ``action`` ``[N, A]`` in ``[-1, 1]``, ``reward`` ``[N]`` raw,
@@ -34,7 +27,7 @@ class TransitionStore:
     bootstraps, it is left out of ``td_rows``: it counts for returns, and never for TD learning.
 
     Args:
-        buffer: holds the rows; owner and serialiser.
+        matrix: the rows ``[N, W]``.
         td_rows: ``[M]`` int64, ascending, or None where every row is usable.
         episodes: ``[E, 2]`` int64, start and stop of each episode's rows.
         complete: ``[E]`` bool, false where the recording stopped before the episode did.
@@ -42,63 +35,21 @@ class TransitionStore:
     """
 
     def __init__(
-        self, buffer: ReplayBuffer, td_rows: Tensor | None, episodes: Tensor, complete: Tensor, manifest: Manifest
+        self, matrix: Tensor, td_rows: Tensor | None, episodes: Tensor, complete: Tensor, manifest: Manifest
     ) -> None:
-        self.buffer = buffer
-        self.td_rows = td_rows
-        self.episodes = episodes
-        self.complete = complete
-        self.manifest = manifest
-        self.leaves: TensorDict = _plain_leaves(buffer)
-        self._attached: set[str] = set()
+        super().__init__(Layout.of_transitions(manifest.observation_dim, manifest.action_dim), matrix)
+        self.td_rows, self.episodes, self.complete, self.manifest = td_rows, episodes, complete, manifest
+        self._own_td_rows = td_rows
         self._all_td_rows: tuple[Tensor | None] | None = None  # while some of them are held out
-        self._columns = self._list_columns()
-
-    def __len__(self) -> int:
-        return len(self.buffer)
 
     @property
     def td_count(self) -> int:
         """``M``, the number of rows usable for TD learning."""
         return len(self) if self.td_rows is None else len(self.td_rows)
 
-    def gather(self, rows: Tensor) -> TensorDict:
-        """Copies the rows ``[...]`` (int64) of every leaf, attached caches included; batch size is the index shape."""
-        return nested(self.pick(rows), rows.shape)
-
-    def pick(self, rows: Tensor) -> dict[Any, Tensor]:
-        """:meth:`gather`, not yet nested."""
-        flat, shape = rows.reshape(-1), rows.shape
-        picked: dict[Any, Tensor] = {}
-        for key, column in self._columns:
-            # the same copy, but index_select of wide rows takes 4 to 10 times as long from about 4k rows on
-            values = embedding(flat, column) if column.ndim == 2 else column.index_select(0, flat)
-            if rows.ndim != 1:
-                values = values.view((*shape, *column.shape[1:]))
-            picked[key] = values
-        return picked
-
-    def sample_rows(self, shape: int | Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """Row numbers (int64) of the given shape, uniform with replacement over the rows usable for TD learning."""
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        drawn = torch.randint(self.td_count, shape, generator=generator)
-        return drawn if self.td_rows is None else self.td_rows[drawn]
-
-    def attach(self, name: str, values: Tensor) -> None:
-        """Adds a per-transition cache ``[N, ...]`` that :meth:`gather` returns as well, replacing an earlier one."""
-        if len(values) != len(self):
-            raise ValueError(f"cache '{name}' has {len(values)} rows, the store has {len(self)}")
-        if name in self.leaves and name not in self._attached:
-            raise ValueError(f"'{name}' is a transition's own key and cannot be a cache")
-        self._attached.add(name)
-        self.leaves.set(name, values)
-        self._columns = self._list_columns()
-
-    def detach(self, name: str) -> None:
-        """Removes a cache; a name that was never attached is an error."""
-        self._attached.remove(name)
-        self.leaves.del_(name)
-        self._columns = self._list_columns()
+    def restore(self) -> None:
+        """Takes back what a phase has changed: caches go, and the usable rows are those of the dataset."""
+        self.caches, self.td_rows, self._all_td_rows = None, self._own_td_rows, None
 
     def hold_out(self, share: float, learn: bool = False) -> Tensor:
         """Usable rows (int64, ascending) of a fixed random ``share`` of the episodes, to measure on.
@@ -128,10 +79,10 @@ class TransitionStore:
         termination resets, as in O2PPO's released code, so that a time-out's return runs into the next episode.
         ``reward`` ``[N]`` replaces the stored, raw rewards.
         """
-        reward = self.leaves["reward"] if reward is None else reward
-        end = self.leaves["next", "terminated"]
+        reward = self["reward"] if reward is None else reward
+        end = self[TERMINATED]
         if not leak:
-            end = end | self.leaves["next", "truncated"]
+            end = end | self[TRUNCATED]
         returns = torch.empty(len(self), dtype=torch.float32)
         running = 0.0
         # float64 in a plain loop: the recursion is sequential, and at 10M rows this still takes seconds, once
@@ -146,7 +97,7 @@ class TransitionStore:
 
     def episode_returns(self) -> Tensor:
         """Undiscounted return of each episode, ``[E]`` float64, incomplete ones included."""
-        return episode_sums(self.leaves["reward"], self.episodes)
+        return episode_sums(self["reward"], self.episodes)
 
     def top_episodes(self, count: int, td_only: bool = True, scale: float = 1.0, shift: float = 0.0) -> Tensor:
         """Rows (int64, ascending) of the ``count`` complete episodes of highest undiscounted return.
@@ -176,17 +127,6 @@ class TransitionStore:
             mask &= usable
         return mask.nonzero().squeeze(-1)
 
-    def _list_columns(self) -> list[tuple[Key, Tensor]]:
-        return list(self.leaves.items(include_nested=True, leaves_only=True))
-
-
-def nested(columns: dict[Any, Tensor], shape: torch.Size) -> TensorDict:
-    """Columns by name, or by ``("next", name)``, as transitions of batch size ``shape``; nothing is checked."""
-    own = {key: column for key, column in columns.items() if isinstance(key, str)}
-    successor = {key[1]: column for key, column in columns.items() if isinstance(key, tuple)}
-    make = TensorDict._new_unsafe
-    return make({**own, "next": make(successor, batch_size=shape)}, batch_size=shape)
-
 
 def episode_sums(values: Tensor, episodes: Tensor) -> Tensor:
     """Sum of ``values`` ``[N]`` over each episode's rows, ``[E]`` float64; ``episodes`` ``[E, 2]`` cover all rows."""
@@ -208,17 +148,3 @@ def held_out_rows(episodes: Tensor, share: float) -> Tensor:
     count = min(max(round(len(episodes) * share), 1), len(episodes) - 1)
     chosen = episodes[order[:count].sort().values]
     return torch.cat([torch.arange(start, stop) for start, stop in chosen.tolist()])
-
-
-def _plain_leaves(buffer: ReplayBuffer) -> TensorDict:
-    # a MemoryMappedTensor re-dispatches every operation in Python; the same memory as a plain tensor does not
-    views = buffer.storage[:]
-    leaves = {
-        key: views[key].as_subclass(Tensor)
-        for key in views.keys(include_nested=True, leaves_only=True)
-        if key[-1] != "index" and key != "index"
-    }
-    successor = {key[1]: leaf for key, leaf in leaves.items() if isinstance(key, tuple)}
-    own = {key: leaf for key, leaf in leaves.items() if isinstance(key, str)}
-    size = [len(buffer)]
-    return TensorDict({**own, "next": TensorDict(successor, batch_size=size)}, batch_size=size)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch.nn.functional import embedding
 
 from o2o_lightning.blocks import blocks
 from o2o_lightning.replay.store import TransitionStore
@@ -57,13 +56,14 @@ class Windows:
         wanted = rows.unsqueeze(-1) + self._offsets
         taken = torch.minimum(wanted, stop - 1)
         to_go = self.returns_to_go[taken]
+        steps = self.store.layout.columns(self.store.pick(taken))
         if target is not None:
             to_go = target - self.returns_to_go[start] + to_go
         return TensorDict(
             {
                 "return_to_go": to_go * self.scale,
-                "observation": embedding(taken, self.store.leaves["observation"]),
-                "action": embedding(taken, self.store.leaves["action"]),
+                "observation": steps["observation"],
+                "action": steps["action"],
                 "timestep": taken - start,
                 "real": wanted < stop,
             },

@@ -1,4 +1,4 @@
-"""Each TD3 phase's losses and all their gradients against a plain textbook implementation, in float64."""
+"""Each TD3 method's losses and all their gradients against a plain textbook implementation, in float64."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from by_hand import HIDDEN, cached, losses, transitions
 from reference_td3 import (
     alignment_actor_loss,
     alignment_critic_loss,
@@ -19,20 +20,20 @@ from reference_td3 import (
 )
 from td3_by_hand import (
     THRESHOLD,
+    assert_equal,
     assert_same,
-    cached,
     draw,
-    losses,
-    next_noise,
+    noise_of,
     of_actor,
     of_critic,
     online,
     plain,
     ready,
-    transitions,
 )
 
-from o2o_lightning.phases import TD3BC, AlignTD3, ReevaluateTD3
+from o2o_lightning.methods.method import Moment
+from o2o_lightning.methods.o2 import td3
+from o2o_lightning.methods.td3_bc import TD3BC
 
 SEEDS = (0, 1, 2)
 
@@ -42,21 +43,21 @@ SEEDS = (0, 1, 2)
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_td3_bc_matches_the_textbook(seed: int) -> None:
-    phase, batch = ready(TD3BC(), seed, layer_norm=False), draw(seed)
-    nets, noise = plain(phase), next_noise(phase)
-    steps = losses(phase, transitions(batch))
+    method, batch = ready(TD3BC(), seed, layer_norm=False), draw(seed)
+    nets, noise = plain(method), noise_of(method, seed)
+    steps = losses(method, transitions(batch), noise)
 
     loss, found = next(steps)
-    expected = td3_critic_loss(nets, batch, noise)
+    expected = td3_critic_loss(nets, batch, noise["target"])
     expected.backward()
-    torch.testing.assert_close(loss.value, expected, rtol=1e-5, atol=0)
+    assert_equal(loss.value, expected)
     assert_same(found, of_critic(nets))
 
-    nets = plain(phase)  # the actor climbs the critics that have just been stepped (D32)
+    nets = plain(method)  # the actor climbs the critics that have just been stepped (D32)
     loss, found = next(steps)
     expected = td3_bc_actor_loss(nets, batch)
     expected.backward()
-    torch.testing.assert_close(loss.value, expected, rtol=1e-5, atol=0)
+    assert_equal(loss.value, expected)
     assert_same(found, of_actor(nets))
     assert next(steps, None) is None
 
@@ -67,12 +68,12 @@ def test_td3_bc_matches_the_textbook(seed: int) -> None:
 @pytest.mark.parametrize("layer_norm", [True, False])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_re_evaluation_matches_the_textbook(seed: int, layer_norm: bool) -> None:
-    phase, batch = ready(ReevaluateTD3("unused"), seed, layer_norm), draw(seed)
-    nets, noise = plain(phase), next_noise(phase)
-    ((loss, found),) = losses(phase, cached(phase, batch))
-    expected = reevaluation_loss(nets, batch, noise)
+    method, batch = ready(td3.Reevaluate(hidden=HIDDEN, layer_norm=layer_norm), seed), draw(seed)
+    nets, noise = plain(method), noise_of(method, seed)
+    ((loss, found),) = losses(method, cached(method, batch), noise)
+    expected = reevaluation_loss(nets, batch, noise["target"])
     expected.backward()
-    torch.testing.assert_close(loss.value, expected, rtol=1e-5, atol=0)
+    assert_equal(loss.value, expected)
     assert_same(found, of_critic(nets))
 
 
@@ -81,12 +82,13 @@ def test_re_evaluation_matches_the_textbook(seed: int, layer_norm: bool) -> None
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_one_summed_alignment_loss_has_exactly_the_gradients_of_its_two_losses(seed: int) -> None:
-    phase, batch = ready(AlignTD3("unused"), seed), draw(seed)
-    nets, noise = plain(phase), next_noise(phase)
-    ((loss, found),) = losses(phase, cached(phase, batch))
-    critic_loss, actor_loss = alignment_critic_loss(nets, batch, noise), alignment_actor_loss(nets, batch)
-    torch.testing.assert_close(loss.value, critic_loss + actor_loss, rtol=1e-5, atol=0)
-    torch.testing.assert_close(loss.metrics["actor_loss"], actor_loss, rtol=1e-5, atol=0)
+    method, batch = ready(td3.Align(), seed), draw(seed)
+    nets, noise = plain(method), noise_of(method, seed)
+    ((loss, found),) = losses(method, cached(method, batch), noise)
+    critic_loss = alignment_critic_loss(nets, batch, noise["perturbation"])
+    actor_loss = alignment_actor_loss(nets, batch)
+    assert_equal(loss.value, critic_loss + actor_loss)
+    assert_equal(loss.metrics["actor_loss"], actor_loss)
 
     critic_loss.backward()
     assert gradients(nets.actor) == {}  # the perturbed action is held constant
@@ -101,9 +103,9 @@ def test_alignment_meets_negative_and_positive_anchors_and_capped_distances() ->
     # otherwise the comparison above would not reach all branches of Eqs. 15, 43 and 44
     anchors, distances = [], []
     for seed in SEEDS:
-        phase = ready(AlignTD3("unused"), seed)
-        batch = cached(phase, draw(seed))
-        (loss,) = phase.update(batch)
+        method = ready(td3.Align(), seed)
+        batch = cached(method, draw(seed))
+        loss = method.step(batch, noise_of(method, seed))
         anchors.append(batch["anchor_value"])
         distances.append(loss.metrics["distance"])
     assert (torch.cat(anchors) > 0).any() and (torch.cat(anchors) < 0).any()
@@ -116,33 +118,33 @@ def test_alignment_meets_negative_and_positive_anchors_and_capped_distances() ->
 @pytest.mark.parametrize("penalty", ["state", "batch"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_online_critic_matches_the_textbook_with_either_penalty(seed: int, penalty: str) -> None:
-    phase, batch = online(seed, penalty=penalty), draw(seed)
-    nets, noise = plain(phase), next_noise(phase)
-    loss, found = next(losses(phase, transitions(batch)))
-    expected = online_critic_loss(nets, batch, noise, 1.7, per_state=penalty == "state")
+    method, batch = online(seed, penalty=penalty), draw(seed)
+    nets, noise = plain(method), noise_of(method, seed)
+    loss, found = next(losses(method, transitions(batch), noise))
+    expected = online_critic_loss(nets, batch, noise["target"], 1.7, per_state=penalty == "state")
     expected.backward()
-    torch.testing.assert_close(loss.value, expected, rtol=1e-5, atol=0)
+    assert_equal(loss.value, expected)
     assert_same(found, of_critic(nets))
 
 
 def test_the_two_penalties_differ() -> None:
-    batch = transitions(draw(0))
-    state, of_batch = (float(next(online(0, penalty=p).update(batch)).value.detach()) for p in ("state", "batch"))
+    batch, methods = transitions(draw()), [online(penalty="state"), online(penalty="batch")]
+    state, of_batch = (float(m.critic_step(batch, noise_of(m)).value.detach()) for m in methods)
     assert state != pytest.approx(of_batch, rel=1e-4)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_online_actor_and_multiplier_match_the_textbook(seed: int, normalize: bool) -> None:
-    phase, batch = online(seed, normalize_q=normalize), draw(seed)
-    steps = losses(phase, transitions(batch))
+    method, batch = online(seed, normalize_q=normalize), draw(seed)
+    steps = losses(method, transitions(batch), noise_of(method, seed))
     next(steps)
-    nets = plain(phase)
+    nets = plain(method)
     loss, found = next(steps)
     log_multiplier = torch.tensor(math.log(1.7), dtype=torch.float64, requires_grad=True)
     expected = online_actor_loss(nets, batch, 1.7, normalize)
     of_multiplier = online_multiplier_loss(nets, batch, log_multiplier, THRESHOLD)
-    torch.testing.assert_close(loss.value, expected + of_multiplier, rtol=1e-5, atol=1e-7)
+    assert_equal(loss.value, expected + of_multiplier, atol=1e-7)
     expected.backward()
     of_multiplier.backward()
     assert log_multiplier.grad is not None
@@ -151,20 +153,18 @@ def test_the_online_actor_and_multiplier_match_the_textbook(seed: int, normalize
 
 
 def test_the_divergence_reaches_both_sides_of_the_threshold() -> None:
-    phase = online(0)
-    divergence = list(phase.update(transitions(draw(0))))[1].metrics["divergence"]
+    method = online()
+    divergence = method.policy_step(transitions(draw()), noise_of(method)).metrics["divergence"]
     assert (divergence < THRESHOLD).any() and (divergence > THRESHOLD).any()
 
 
 def test_the_multiplier_alone_is_updated_where_the_actor_is_not_due() -> None:
-    phase, batch = online(0), draw(0)
-    phase.multiplier.every, phase.policy_delay = 1, 2
-    phase.updates = 0
-    nets = plain(phase)
-    (_, _), (loss, found) = losses(phase, transitions(batch))
+    method, batch = online(every=1), draw()
+    nets = plain(method)
+    (_, _), (loss, found) = losses(method, transitions(batch), noise_of(method), Moment(0))
     variable = torch.tensor(math.log(1.7), dtype=torch.float64, requires_grad=True)
     expected = online_multiplier_loss(nets, batch, variable, THRESHOLD)
     expected.backward()
-    torch.testing.assert_close(loss.value, expected, rtol=1e-5, atol=0)
+    assert_equal(loss.value, expected)
     assert variable.grad is not None
     assert_same(found, {"log_multiplier": variable.grad})

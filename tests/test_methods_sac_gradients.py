@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import reference_sac as plainly
 import torch
+from by_hand import HIDDEN, A, cached, transitions
 from sac_by_hand import (
     THRESHOLD,
-    A,
     B,
     assert_equal,
     assert_same,
-    cached,
     draw,
+    noise_of,
     of_actor,
     of_critic,
     of_scalar,
@@ -21,10 +21,10 @@ from sac_by_hand import (
     plain,
     ready,
     separately,
-    transitions,
 )
 
-from o2o_lightning.phases import CQL, AlignSAC, ReevaluateSAC
+from o2o_lightning.methods.cql import CQL
+from o2o_lightning.methods.o2 import sac
 
 SEEDS = [0, 1]
 
@@ -32,12 +32,10 @@ SEEDS = [0, 1]
 @pytest.mark.parametrize("critics", [1, 2])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_reevaluation_fits_the_soft_value_of_the_offline_policy(seed: int, critics: int):
-    phase = ready(ReevaluateSAC("unused"), seed, critics=critics)
-    phase.agent.actor.requires_grad_(False)
-    phase.agent.log_alpha.requires_grad_(False)
-    batch, nets = draw(seed), plain(phase)
-    loss, found = one_update(phase, cached(phase, batch))
-    (nets.noise["target"],) = phase.draws
+    method = ready(sac.Reevaluate(hidden=HIDDEN, critics=critics), seed)
+    batch, noise = draw(seed), noise_of(method, seed)
+    nets = plain(method, noise)
+    loss, found = one_update(method, cached(method, batch), noise)
     expected = plainly.reevaluation_loss(nets, batch)
     assert_equal(loss.value, expected)
     assert_same(found, separately(nets, expected, of_critic))
@@ -46,11 +44,10 @@ def test_reevaluation_fits_the_soft_value_of_the_offline_policy(seed: int, criti
 @pytest.mark.parametrize("critics", [1, 2])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_alignment_descends_its_two_losses_at_once(seed: int, critics: int):
-    phase = ready(AlignSAC("unused"), seed, critics=critics)
-    phase.agent.log_alpha.requires_grad_(False)
-    batch, nets = draw(seed), plain(phase)
-    loss, found = one_update(phase, cached(phase, batch))
-    nets.noise["explore"], nets.noise["policy"] = phase.draws
+    method = ready(sac.Align(), seed, critics=critics)
+    batch, noise = draw(seed), noise_of(method, seed)
+    nets = plain(method, noise)
+    loss, found = one_update(method, cached(method, batch), noise)
     critic_loss = plainly.alignment_critic_loss(nets, batch)
     actor_loss = plainly.sac_actor_loss(nets, batch, constraint=False)
     assert_equal(loss.metrics["align_loss"] + loss.metrics["retain_loss"], critic_loss)
@@ -60,22 +57,18 @@ def test_alignment_descends_its_two_losses_at_once(seed: int, critics: int):
 
 
 def test_alignment_floors_the_log_probability_of_a_narrow_offline_policy():
-    phase = ready(AlignSAC("unused"))
-    with torch.no_grad():
-        phase.agent.offline_actor.log_std_offset.fill_(-6.0)  # σ ≈ 0.0025: log π_off of other actions is in the −1000s
-    batch, nets = draw(), plain(phase)
-    loss, _ = one_update(phase, cached(phase, batch))
-    nets.noise["explore"], nets.noise["policy"] = phase.draws
+    method, batch = ready(sac.Align()), draw()
+    noise, narrow = noise_of(method), torch.tensor(-6.0)  # σ ≈ 0.0025: log π_off of other actions is in the −1000s
+    method.offline_actor.log_std_offset.data.copy_(narrow)
+    nets = plain(method, noise)
+    loss, _ = one_update(method, cached(method, batch), noise)
     assert float(loss.metrics["offline_log_prob"].min()) < -1000
     assert_equal(loss.metrics["align_loss"] + loss.metrics["retain_loss"], plainly.alignment_critic_loss(nets, batch))
     assert float(loss.metrics["target"].min()) > -0.2 * (50 + 60) - 10
 
-    phase = ready(AlignSAC("unused", log_prob_floor=None))
-    phase.agent.offline_actor.load_state_dict(phase.agent.offline_actor.state_dict() | {
-        "log_std_offset": torch.tensor(-6.0, dtype=torch.float64)
-    })  # fmt: skip
-    loss, _ = one_update(phase, cached(phase, batch))
-    nets.noise["explore"], nets.noise["policy"] = phase.draws
+    method = ready(sac.Align(log_prob_floor=None))
+    method.offline_actor.log_std_offset.data.copy_(narrow)
+    loss, _ = one_update(method, cached(method, batch), noise)
     unbounded = plainly.alignment_critic_loss(nets, batch, floor=-float("inf"))
     assert_equal(loss.metrics["align_loss"] + loss.metrics["retain_loss"], unbounded)
 
@@ -84,16 +77,16 @@ def test_alignment_floors_the_log_probability_of_a_narrow_offline_policy():
 @pytest.mark.parametrize("constraint", [True, False])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_fine_tuning_descends_all_losses_at_once(seed: int, constraint: bool, critics: int):
-    phase = online(seed, critics=critics, constraint=constraint)
-    batch, nets = draw(seed), plain(phase)
-    loss, found = one_update(phase, transitions(batch))
-    nets.noise["policy"], nets.noise["target"] = phase.draws
+    method, batch = online(seed, critics=critics, constraint=constraint), draw(seed)
+    noise = noise_of(method, seed)
+    nets = plain(method, noise)
+    loss, found = one_update(method, transitions(batch), noise)
     critic_loss = plainly.sac_critic_loss(nets, batch, constraint)
     actor_loss = plainly.sac_actor_loss(nets, batch, constraint)
     assert_equal(loss.metrics["target"], plainly.sac_target(nets, batch, constraint))
     expected = separately(nets, critic_loss, of_critic) | separately(nets, actor_loss, of_actor)
     temperature_loss = plainly.sac_temperature_loss(nets, batch)
-    expected |= of_scalar(temperature_loss, nets.log_alpha, "agent.log_alpha")
+    expected |= of_scalar(temperature_loss, nets.log_alpha, "log_alpha")
     total = critic_loss + actor_loss + temperature_loss
     if constraint:
         multiplier_loss = plainly.sac_multiplier_loss(nets, batch, THRESHOLD)
@@ -104,17 +97,17 @@ def test_fine_tuning_descends_all_losses_at_once(seed: int, constraint: bool, cr
 
 
 def test_the_penalty_s_gradient_flows_through_the_action_into_the_reference_s_log_probability():
-    phase, batch = online(multiplier=1.7), draw()
-    _, found = one_update(phase, transitions(batch))
-    nets = plain(online(multiplier=1.7))
-    nets.noise["policy"], nets.noise["target"] = phase.draws
+    method, batch = online(multiplier=1.7), draw()
+    noise = noise_of(method)
+    nets = plain(method, noise)
+    _, found = one_update(method, transitions(batch), noise)
     a, log_prob = nets.actor.draw(batch["s"], nets.noise["policy"])
     loss = nets.log_alpha.detach().exp() * log_prob - plainly.smallest(nets.critic, batch["s"], a)
     cut = (loss + 1.7 * (log_prob - nets.reference.density(batch["s"], a.detach()))).mean()
     without = separately(nets, cut, of_actor)
-    name = "agent.actor.body.linears.0.weight"
+    name = "actor.body.linears.0.weight"
     assert not torch.allclose(found[name], without[name], rtol=1e-2)
-    assert all(parameter.grad is None for parameter in phase.reference.parameters())
+    assert all(parameter.grad is None for parameter in method.reference_policy.parameters())
 
 
 CQL_OPTIONS = {
@@ -129,12 +122,12 @@ CQL_OPTIONS = {
 @pytest.mark.parametrize("options", CQL_OPTIONS.values(), ids=CQL_OPTIONS.keys())
 def test_cql_descends_all_losses_at_once(options: dict):
     samples = 4
-    phase = ready(CQL(samples=samples, **options), seed=3, layer_norm=False)
-    batch, nets = draw(3), plain(phase)
-    loss, found = one_update(phase, transitions(batch))
-    nets.noise = dict(zip(("policy", "target", "uniform", "next", "current"), phase.draws, strict=True))
-    assert nets.noise["uniform"].shape == (samples, B, A)
-    assert nets.noise["uniform"].min() < -0.9 and nets.noise["uniform"].max() > 0.9
+    method, batch = ready(CQL(samples=samples, **options), seed=3, layer_norm=False), draw(3)
+    noise = noise_of(method, 3)
+    nets = plain(method, noise)
+    loss, found = one_update(method, transitions(batch), noise)
+    assert noise["uniform"].shape == (samples, B, A)
+    assert noise["uniform"].min() < -0.9 and noise["uniform"].max() > 0.9
     weight, target_gap = options.get("conservative_weight", 10.0), options.get("lagrange_gap")
     max_target, clip = options.get("max_target", False), options.get("gap_min")
     assert_equal(
@@ -150,7 +143,7 @@ def test_cql_descends_all_losses_at_once(options: dict):
     temperature_loss = plainly.sac_temperature_loss(nets, batch)
     total = critic_loss + actor_loss + temperature_loss
     expected = separately(nets, critic_loss, of_critic) | separately(nets, actor_loss, of_actor)
-    expected |= of_scalar(temperature_loss, nets.log_alpha, "agent.log_alpha")
+    expected |= of_scalar(temperature_loss, nets.log_alpha, "log_alpha")
     if target_gap is not None:
         lagrange_loss = plainly.cql_lagrange_loss(nets, batch, weight, target_gap, clip)
         expected |= of_scalar(lagrange_loss, nets.log_lagrange, "log_lagrange")
@@ -160,10 +153,8 @@ def test_cql_descends_all_losses_at_once(options: dict):
 
 
 def test_the_clip_of_the_test_above_binds_for_some_states_and_not_for_all():
-    phase, clip = ready(CQL(samples=4), seed=3, layer_norm=False), CQL_OPTIONS["antmaze"]["gap_min"]
-    batch, nets = draw(3), plain(phase)
-    one_update(phase, transitions(batch))
-    nets.noise = dict(zip(("policy", "target", "uniform", "next", "current"), phase.draws, strict=True))
+    method, clip = ready(CQL(samples=4), seed=3, layer_norm=False), CQL_OPTIONS["antmaze"]["gap_min"]
+    batch, nets = draw(3), plain(method, noise_of(method, 3))
     free, clipped = (plainly.cql_gaps(nets, batch, bound, True, 1.0)[0] for bound in (None, clip))
     assert free < clipped
     assert clipped > clip + 1e-3

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
+import by_hand
 import numpy as np
 import pytest
 import reference_ppo as plain
 import torch
+from by_hand import HIDDEN, A, Checkpoint, Gradients, S, losses, ready, transitions
 from tensordict import TensorDict
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule
 from tensordict.nn import ProbabilisticTensorDictSequential as Policy
@@ -17,47 +17,23 @@ from torch import Tensor, nn
 from torchrl.modules import IndependentNormal
 from torchrl.objectives import IQLLoss
 
-from o2o_lightning.agents.iql import IQLAgent
-from o2o_lightning.agents.ppo import PPOAgent
-from o2o_lightning.nn.critics import Critics
-from o2o_lightning.nn.deterministic import DeterministicActor
+from o2o_lightning.methods.iql import IQL
+from o2o_lightning.methods.method import Moment, Task
+from o2o_lightning.methods.o2 import ppo
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.mlp import MLP
-from o2o_lightning.nn.targets import frozen_copy
-from o2o_lightning.nn.values import ValueNet
-from o2o_lightning.phases import IQL, OnlinePPO, ReevaluatePPO
-from o2o_lightning.phases.settings import Auxiliary
 
-S, A, B, HIDDEN = 5, 3, 48, (16, 12)
+B = 48
 SEEDS = (0, 1, 2)
 
 
-def shaken(phase: Any, agent: nn.Module) -> Any:
-    """``phase`` with random networks, no two of them equal, in float64."""
-    phase.agent = agent
-    with torch.no_grad():
-        for parameter in agent.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return phase.double()
-
-
 def draw(seed: int) -> TensorDict:
-    torch.manual_seed(seed + 100)
-    successor = {"observation": torch.randn(B, S), "terminated": (torch.rand(B) < 0.3).float()}
-    columns = {"observation": torch.randn(B, S), "action": torch.rand(B, A) * 2 - 1, "reward": torch.randn(B)}
-    return TensorDict({**columns, "next": TensorDict(successor, [B])}, [B]).double()
+    return transitions(by_hand.draw(seed, B))
 
 
-def gradients(module: nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
-
-
-def descended(phase: Any, batch: TensorDict) -> Iterator[dict[str, Tensor]]:
+def descended(method: Any, batch: TensorDict) -> list[Gradients]:
     """The gradients of each loss of one update, without stepping."""
-    for loss in phase.update(batch):
-        phase.zero_grad(set_to_none=True)
-        loss.value.backward()
-        yield gradients(phase.agent)
+    return [found for _, found in losses(method, batch, {}, rate=0.0)]
 
 
 def copy_of(body: MLP, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -66,7 +42,7 @@ def copy_of(body: MLP, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     return plain.plain_net(widths, weights, activation)  # type: ignore[return-value]
 
 
-def assert_same_net(found: dict[str, Tensor], prefix: str, net: nn.Module) -> None:
+def assert_same_net(found: Gradients, prefix: str, net: nn.Module) -> None:
     """The gradients under ``prefix`` are those of the plain copy ``net``."""
     linears = [part for part in net.modules() if isinstance(part, nn.Linear)]
     for i, linear in enumerate(linears):
@@ -78,23 +54,21 @@ def assert_same_net(found: dict[str, Tensor], prefix: str, net: nn.Module) -> No
 # ---- IQL -------------------------------------------------------------------------------------------------------------
 
 
-def iql(seed: int, deterministic: bool = False, **options: Any) -> IQL:
-    torch.manual_seed(seed)
-    actor = DeterministicActor(S, A, HIDDEN) if deterministic else GaussianActor(S, A, HIDDEN)
-    agent = IQLAgent(actor, Critics(S, A, HIDDEN, layer_norm=False), ValueNet(S, HIDDEN))
-    return shaken(IQL(deterministic=deterministic, **options), agent)
+def iql(seed: int, **options: Any) -> IQL:
+    method: IQL = ready(IQL(hidden=HIDDEN, **options), seed)
+    return method
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("expectile", "beta"), [(0.7, 3.0), (0.9, 10.0)])
 def test_iqls_one_backward_has_the_gradients_of_its_three_losses(seed: int, expectile: float, beta: float) -> None:
-    phase, batch = iql(seed, expectile=expectile, inverse_temperature=beta, weight_cap=2.0), draw(seed)
-    agent, s, a, s2 = phase.agent, batch["observation"], batch["action"], batch["next", "observation"]
-    actor, value = copy_of(agent.actor.body), copy_of(agent.value.body)
-    critics = [copy_of(member) for member in agent.critic.members]
-    targets = [copy_of(member) for member in agent.target_critic.members]
-    log_std, x = agent.actor.raw_log_std.detach().clone().requires_grad_(), torch.cat((s, a), -1)
-    losses = plain.iql_losses(
+    method, batch = iql(seed, expectile=expectile, inverse_temperature=beta, weight_cap=2.0), draw(seed)
+    s, a, s2 = batch["observation"], batch["action"], batch["next", "observation"]
+    actor, value = copy_of(method.actor.body), copy_of(method.value.body)
+    critics = [copy_of(member) for member in method.critic.members]
+    targets = [copy_of(member) for member in method.target_critic.members]
+    log_std, x = method.actor.raw_log_std.detach().clone().requires_grad_(), torch.cat((s, a), -1)
+    expected = plain.iql_losses(
         q=torch.stack([net(x).squeeze(-1) for net in critics]),
         q_target=torch.stack([net(x).squeeze(-1) for net in targets]),
         value=value(s).squeeze(-1),
@@ -107,8 +81,8 @@ def test_iqls_one_backward_has_the_gradients_of_its_three_losses(seed: int, expe
         beta=beta,
         cap=2.0,
     )
-    sum(losses).backward()
-    (found,) = descended(phase, batch)
+    sum(expected).backward()
+    (found,) = descended(method, batch)
     assert_same_net(found, "actor.body", actor)
     assert_same_net(found, "value.body", value)
     for i, net in enumerate(critics):
@@ -118,26 +92,26 @@ def test_iqls_one_backward_has_the_gradients_of_its_three_losses(seed: int, expe
 
 
 def test_the_deterministic_variant_imitates_by_squared_distance() -> None:
-    phase, batch = iql(0, deterministic=True), draw(0)
-    actor = copy_of(phase.agent.actor.body)
+    method, batch = iql(0, deterministic=True), draw(0)
+    actor = copy_of(method.actor.body)
     x = torch.cat((batch["observation"], batch["action"]), -1)
-    q = torch.stack([copy_of(member)(x).squeeze(-1) for member in phase.agent.target_critic.members])
-    advantage = (q.amin(0) - copy_of(phase.agent.value.body)(batch["observation"]).squeeze(-1)).detach()
+    q = torch.stack([copy_of(member)(x).squeeze(-1) for member in method.target_critic.members])
+    advantage = (q.amin(0) - copy_of(method.value.body)(batch["observation"]).squeeze(-1)).detach()
     weight = (3.0 * advantage).exp().clamp(max=100.0)
     (weight * (torch.tanh(actor(batch["observation"])) - batch["action"]).square().sum(-1)).mean().backward()
-    (found,) = descended(phase, batch)
+    (found,) = descended(method, batch)
     assert_same_net(found, "actor.body", actor)
 
 
 def test_targets_move_after_the_step() -> None:
-    phase, batch = iql(0), draw(0)
-    before = phase.agent.target_critic.members[0].linears[0].weight.clone()
-    update = phase.update(batch)
+    method, batch = iql(0), draw(0)
+    target = method.target_critic.members[0].linears[0].weight
+    before, update = target.clone(), losses(method, batch, {})
     next(update)
-    assert torch.equal(phase.agent.target_critic.members[0].linears[0].weight, before)
+    assert torch.equal(target, before)
     assert next(update, None) is None
-    online = phase.agent.critic.members[0].linears[0].weight.detach()
-    torch.testing.assert_close(phase.agent.target_critic.members[0].linears[0].weight, 0.995 * before + 0.005 * online)
+    online = method.critic.members[0].linears[0].weight.detach()
+    torch.testing.assert_close(target, 0.995 * before + 0.005 * online)
 
 
 class Head(nn.Module):
@@ -154,17 +128,16 @@ class Head(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:No target network updater")
 def test_torchrls_iql_agrees() -> None:
-    phase, batch = iql(0), draw(0)
-    agent = phase.agent
-    agent.target_critic.load_state_dict(agent.critic.state_dict())  # TorchRL's targets begin as copies
-    metrics = {name: value.detach() for name, value in next(phase.update(batch)).metrics.items()}
-    policy = Head(copy_of(agent.actor.body), agent.actor.raw_log_std.detach())
+    method, batch = iql(0), draw(0)
+    method.target_critic.load_state_dict(method.critic.state_dict())  # TorchRL's targets begin as copies
+    metrics = {name: value.detach() for name, value in method.step(batch, {}).metrics.items()}
+    policy = Head(copy_of(method.actor.body), method.actor.raw_log_std.detach())
     head = TensorDictModule(policy, ["observation"], ["loc", "scale"])
     plainly = {"distribution_class": IndependentNormal, "distribution_kwargs": {"tanh_loc": False}}
     sampler = ProbabilisticTensorDictModule(["loc", "scale"], ["action"], **plainly)
-    critics = [StateActionValue(copy_of(member)) for member in agent.critic.members]
+    critics = [StateActionValue(copy_of(member)) for member in method.critic.members]
     qvalue = TensorDictModule(critics[0], ["observation", "action"], ["state_action_value"])
-    value = TensorDictModule(copy_of(agent.value.body), ["observation"], ["state_value"])
+    value = TensorDictModule(copy_of(method.value.body), ["observation"], ["state_value"])
     loss = IQLLoss(
         Policy(head, sampler), qvalue, value_network=value, num_qvalue_nets=2, loss_function="l2", temperature=3.0,
         expectile=0.7,
@@ -196,18 +169,9 @@ class StateActionValue(nn.Module):
 # ---- PPO -------------------------------------------------------------------------------------------------------------
 
 
-def ppo(seed: int, **options: Any) -> OnlinePPO:
-    """A phase with networks, a reference policy, and a data stub of the one thing that it asks."""
-    torch.manual_seed(seed)
-    phase = OnlinePPO(**options)
-    agent = PPOAgent(GaussianActor(S, A, HIDDEN), ValueNet(S, HIDDEN, "tanh"), 0.99)
-    phase = shaken(phase, agent)
-    phase.reference = frozen_copy(agent.actor)
-    with torch.no_grad():
-        phase.reference.body.linears[0].weight.add_(0.1)
-        phase.reference.raw_log_std.sub_(0.3)
-    phase.running_return = torch.zeros(1).double()
-    return phase
+def online(seed: int, **options: Any) -> ppo.Online:
+    method: ppo.Online = ready(ppo.Online(hidden=HIDDEN, value_hidden=HIDDEN, **options), seed)
+    return method
 
 
 def collected(seed: int) -> TensorDict:
@@ -224,11 +188,11 @@ def off_policy(rows: TensorDict) -> TensorDict:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ppos_two_losses_have_the_gradients_of_plain_ones(seed: int) -> None:
-    phase = ppo(seed)
-    rows = off_policy(phase.begin_rollout(collected(seed)))
-    of_actor, of_value = descended(phase, rows)
-    actor, value = copy_of(phase.agent.actor.body), copy_of(phase.agent.value.body, nn.Tanh)
-    log_std = phase.agent.actor.raw_log_std.detach().clone().requires_grad_()
+    method = online(seed)
+    rows = off_policy(method.begin_rollout(collected(seed), 0))
+    of_actor, of_value = descended(method, rows)
+    actor, value = copy_of(method.actor.body), copy_of(method.value.body, nn.Tanh)
+    log_std = method.actor.raw_log_std.detach().clone().requires_grad_()
     mean = torch.tanh(actor(rows["observation"]))
     surrogate = plain.surrogate(
         plain.log_density(rows["action"], mean, log_std), rows["log_prob"], rows["advantage"], 0.2
@@ -244,11 +208,10 @@ def test_ppos_two_losses_have_the_gradients_of_plain_ones(seed: int) -> None:
 
 @pytest.mark.parametrize("auxiliary", [True, False])
 def test_the_advantage_of_a_rollout_is_the_estimate_plus_the_weighted_auxiliary_term(auxiliary: bool) -> None:
-    phase, batch = ppo(0, auxiliary_advantage=auxiliary, auxiliary=Auxiliary(env_steps=1000)), collected(0)
-    phase.env_steps = 400  # β = 0.6
-    rows, flat = phase.begin_rollout(batch), batch[0]
-    value = phase.agent.value(flat["observation"]).detach()
-    following = phase.agent.value(flat["next", "observation"]).detach()
+    method, batch = online(0, auxiliary_advantage=auxiliary, auxiliary=ppo.Auxiliary(env_steps=1000)), collected(0)
+    rows, flat = method.begin_rollout(batch, env_steps=400), batch[0]  # β = 0.6
+    value = method.value(flat["observation"]).detach()
+    following = method.value(flat["next", "observation"]).detach()
     ended = flat["next", "terminated"].bool() | flat["next", "truncated"]
     estimate = torch.tensor(
         plain.gae(
@@ -258,8 +221,8 @@ def test_the_advantage_of_a_rollout_is_the_estimate_plus_the_weighted_auxiliary_
     ).double()  # fmt: skip
     expected = estimate
     if auxiliary:
-        mean = phase.reference.mode(flat["observation"]).detach()
-        std = phase.reference.raw_log_std.detach().exp()
+        mean = method.reference_policy.mode(flat["observation"]).detach()
+        std = method.reference_policy.raw_log_std.detach().exp()
         expected = estimate + 0.6 * 2.0 * estimate.std() * plain.auxiliary(flat["action"], mean, std, joint=False)
     expected = (expected - expected.mean()) / (expected.std() + 1e-5)
     torch.testing.assert_close(rows["advantage"], expected, rtol=1e-5, atol=1e-5)
@@ -267,46 +230,41 @@ def test_the_advantage_of_a_rollout_is_the_estimate_plus_the_weighted_auxiliary_
 
 
 def test_the_ratio_is_one_before_the_first_step() -> None:
-    phase = ppo(0)
-    rows = phase.begin_rollout(collected(0))
-    ratio = (phase.agent.actor.log_prob(rows["observation"], rows["action"]) - rows["log_prob"]).exp()
+    method = online(0)
+    rows = method.begin_rollout(collected(0), 0)
+    ratio = (method.actor.log_prob(rows["observation"], rows["action"]) - rows["log_prob"]).exp()
     torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=1e-12, atol=0)
 
 
 def test_pairwise_advantages_leave_the_first_gradient_as_plain_ppos() -> None:
     def first(**options: Any) -> Tensor:
-        phase = ppo(0, entropy=0.0, **options)
-        found = next(descended(phase, phase.begin_rollout(collected(0))))
+        method = online(0, entropy=0.0, **options)
+        found, _ = descended(method, method.begin_rollout(collected(0), 0))
         return torch.cat([gradient.flatten() for gradient in found.values()])
 
     cosine = torch.nn.functional.cosine_similarity
     direct = first(auxiliary_advantage=False)
     # the auxiliary terms' common shift moves the matrix' mean only, which the normalisation takes out
-    assert float(cosine(first(auxiliary=Auxiliary(pairwise=True)), direct, dim=0)) == pytest.approx(1.0, abs=1e-9)
+    assert float(cosine(first(auxiliary=ppo.Auxiliary(pairwise=True)), direct, dim=0)) == pytest.approx(1.0, abs=1e-9)
     assert float(cosine(first(), direct, dim=0)) < 0.99
 
 
 def test_actor_and_value_are_clipped_each_on_its_own() -> None:
-    assert OnlinePPO().gradient_limits() == {"actor": 0.5, "value": 0.5}
+    assert ppo.Online().gradient_limits() == {"actor": 0.5, "value": 0.5}
 
 
 def test_rates_fall_by_the_steps_before_the_rollout() -> None:
-    phase = OnlinePPO(actor_lr=3e-5, value_lr=2e-4)
-    phase._trainer = SimpleNamespace(datamodule=SimpleNamespace(rollout=2048, budget=250_000))  # type: ignore[assignment]
-    phase.env_steps = 2048
-    assert phase.rates() == {"actor": 3e-5, "value": 2e-4}
-    phase.env_steps = 3 * 2048
-    assert phase.rates()["actor"] == pytest.approx(3e-5 * (1 - 4096 / 250_000))
+    method = ppo.Online(actor_lr=3e-5, value_lr=2e-4)
+    method.build(Task(S, A, total=250_000, rollout=2048))
+    assert method.rates(Moment(0, env_steps=2048)) == {"actor": 3e-5, "value": 2e-4}
+    assert method.rates(Moment(64, env_steps=3 * 2048))["actor"] == pytest.approx(3e-5 * (1 - 4096 / 250_000))
 
 
 def test_the_fit_of_v_descends_the_squared_error_to_the_return() -> None:
-    torch.manual_seed(0)
-    phase = ReevaluatePPO("unused")
-    agent = PPOAgent(GaussianActor(S, A, HIDDEN).requires_grad_(False), ValueNet(S, HIDDEN, "tanh"), 0.99)
-    phase, batch = shaken(phase, agent), draw(0)
+    method, batch = ready(ppo.Reevaluate(hidden=HIDDEN), 0, Checkpoint(lambda: GaussianActor(S, A, HIDDEN))), draw(0)
     batch["return_to_go"] = torch.randn(B).double()
-    (found,) = descended(phase, batch)
-    value = copy_of(agent.value.body, nn.Tanh)
+    (found,) = descended(method, batch)
+    value = copy_of(method.value.body, nn.Tanh)
     (value(batch["observation"]).squeeze(-1) - batch["return_to_go"]).square().mean().backward()
     assert_same_net(found, "value.body", value)
     assert {name.split(".")[0] for name in found} == {"value"}

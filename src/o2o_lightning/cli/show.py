@@ -1,0 +1,26 @@
+"""What a command with one answer prints, on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def say(line: str) -> None:
+    """One line for the user, however long."""
+    Console(highlight=False, markup=False, soft_wrap=True).print(line)
+
+
+def show_facts(title: str, *sections: Mapping[str, str]) -> None:
+    """Names and texts, a rule between the sections."""
+    table = Table(title=escape(title), show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for section in sections:
+        for name, text in section.items():
+            table.add_row(name, escape(text))
+        table.add_section()
+    Console().print(table)

@@ -1,0 +1,52 @@
+"""Many seeds at once: every parameter and buffer is ``[S, …]``, and the same steps run on all."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from o2o_lightning.engine.engine import Engine
+from o2o_lightning.methods.method import Batch, Loss, Method, Noise, Step
+
+
+def stacked(methods: Sequence[Method]) -> Method:
+    """One method that holds the networks of all, which are of equal sizes: each parameter and buffer ``[S, …]``."""
+    together = copy.deepcopy(methods[0])
+    for lists in ("_parameters", "_buffers"):
+        for name, module in together.named_modules():
+            tables = [getattr(method.get_submodule(name), lists) for method in methods]
+            for leaf, value in getattr(module, lists).items():
+                if value is not None:
+                    joined = torch.stack([table[leaf].detach() for table in tables])
+                    learns = value.requires_grad
+                    getattr(module, lists)[leaf] = nn.Parameter(joined, learns) if lists == "_parameters" else joined
+    return together
+
+
+class StackedEngine(Engine):
+    """Evaluates the steps of stacked seeds, none of which meets another; batches and noise are ``[S, …]``."""
+
+    def __init__(self, method: Method, seeds: int) -> None:
+        super().__init__(method)
+        self.shape = (seeds,)
+
+    def evaluate(self, step: Step, batch: Batch, noise: Noise) -> Loss:
+        state = {**dict(self.method.named_parameters()), **dict(self.method.named_buffers())}
+
+        def one(state: dict[str, Tensor], batch: Batch, noise: Noise) -> Loss:
+            return functional_call(self.method, state, (step.__name__, batch, noise))  # type: ignore[no-any-return]
+
+        return vmap(one, randomness="different")(state, batch, noise)
+
+    def mean(self, metric: Tensor) -> Tensor:
+        return metric.flatten(1).mean(1) if metric.dim() > 1 else metric
+
+    def clip(self, gradients: list[Tensor], limit: float) -> None:
+        squares = [gradient.square().reshape(*self.shape, -1).sum(1) for gradient in gradients]
+        scale = (limit / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))

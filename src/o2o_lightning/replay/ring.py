@@ -1,0 +1,143 @@
+"""The transitions of the running policy: a table whose oldest rows are overwritten first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from o2o_lightning.replay.table import TERMINATED, TRUNCATED, Layout, Table, nested
+
+RETURN = "return_to_go"
+
+
+class Ring(Table):
+    """Single rows are written through numpy views, at a microsecond where TorchRL's writers take 250.
+
+    ``cursor`` is the row that is written next, ``size`` counts those in use, ``written`` all that ever were.
+    """
+
+    def __init__(self, capacity: int, observation_dim: int, action_dim: int, *more: str) -> None:
+        layout = Layout.of_transitions(observation_dim, action_dim, *more)
+        super().__init__(layout, torch.empty(capacity, layout.width))
+        self.capacity = capacity
+        self.cursor = self.size = self.written = 0
+        self._arrays: dict[Any, NDArray[Any]] = {
+            key: column.numpy() for key, column in layout.columns(self.matrix).items()
+        }
+
+    @property
+    def rows(self) -> Tensor:
+        return self.matrix[: self.size]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def add(
+        self,
+        observation: NDArray[np.float32],
+        action: NDArray[np.float32],
+        reward: float,
+        next_observation: NDArray[np.float32],
+        terminated: bool,
+        truncated: bool,
+    ) -> None:
+        """Writes one transition: ``[S], [A]``, scalars, ``[S]``."""
+        i, arrays = self.cursor, self._arrays
+        arrays["observation"][i] = observation
+        arrays["action"][i] = action
+        arrays["reward"][i] = reward
+        arrays["next", "observation"][i] = next_observation
+        arrays["next", "terminated"][i] = terminated
+        arrays["next", "truncated"][i] = truncated
+        self._advance(1)
+
+    def extend(self, transitions: TensorDictBase) -> Tensor:
+        """Writes a block of transitions ``[M]``, of which the newest ``capacity`` stay, and says to which rows."""
+        rows = (torch.arange(len(transitions)) + self.cursor) % self.capacity
+        self.matrix[rows[-self.capacity :]] = self.layout.rows(transitions[-self.capacity :])
+        self._advance(len(transitions))
+        return rows
+
+    def clear(self) -> None:
+        """Forgets all transitions; the next one goes to the first row."""
+        self.cursor = self.size = 0
+
+    def truncate_last(self) -> None:
+        """Marks the newest transition as cut off: its episode will not go on."""
+        if self.size:
+            self._arrays["next", "truncated"][self.cursor - 1] = not self._arrays["next", "terminated"][self.cursor - 1]
+
+    def state(self) -> dict[str, Any]:
+        """The written rows, and where the next one goes: tensors and primitives."""
+        columns = {key: column.clone() for key, column in self.layout.shown(self.rows).items()}
+        rows = {"/".join(key) if isinstance(key, tuple) else key: column for key, column in columns.items()}
+        return {"rows": rows, "cursor": self.cursor, "capacity": self.capacity}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state`; a larger ring takes them as well, oldest first."""
+        self.size = self.written = len(state["rows"]["reward"])
+        wrapped = self.size == state["capacity"] != self.capacity
+        shift = -state["cursor"] if wrapped else 0
+        rows = {tuple(name.split("/")) if "/" in name else name: column for name, column in state["rows"].items()}
+        self.put(slice(None), {key: column.roll(shift, 0) for key, column in rows.items()})
+        self.cursor = (self.size if wrapped else state["cursor"]) % self.capacity
+
+    def _advance(self, count: int) -> None:
+        self.cursor = (self.cursor + count) % self.capacity
+        self.size = min(self.size + count, self.capacity)
+        self.written += count
+
+
+class LabelledRing(Ring):
+    """A ring whose rows know their ``return_to_go``, and so are written when their episode has ended.
+
+    Args:
+        label: the column of an episode's rewards, terminations and truncations ``[M]``.
+    """
+
+    def __init__(
+        self, capacity: int, observation_dim: int, action_dim: int, label: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> None:
+        super().__init__(capacity, observation_dim, action_dim, RETURN)
+        self.label = label
+        self.plain = Layout.of_transitions(observation_dim, action_dim)
+        self._episode: list[Tensor] = []  # rows of the one under way
+
+    def add(
+        self,
+        observation: NDArray[np.float32],
+        action: NDArray[np.float32],
+        reward: float,
+        next_observation: NDArray[np.float32],
+        terminated: bool,
+        truncated: bool,
+    ) -> None:
+        parts = (observation, action, (reward,), next_observation, (terminated, truncated))
+        self._episode.append(torch.from_numpy(np.concatenate(parts, dtype=np.float32)))
+        if terminated or truncated:
+            self._write()
+
+    def truncate_last(self) -> None:
+        if self._episode:
+            self.plain.columns(self._episode[-1])[TRUNCATED].fill_(1.0)
+            self._write()
+
+    def state(self) -> dict[str, Any]:
+        open_rows = torch.stack(self._episode) if self._episode else torch.empty(0, self.plain.width)
+        return {**super().state(), "episode": open_rows}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self._episode = list(state["episode"])
+
+    def _write(self) -> None:
+        columns = self.plain.shown(torch.stack(self._episode))
+        self._episode = []
+        columns[RETURN] = self.label(columns["reward"], columns[TERMINATED], columns[TRUNCATED])
+        self.extend(nested(columns, columns["reward"].shape))

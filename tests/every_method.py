@@ -1,0 +1,158 @@
+"""Every method, small, with networks and random batches of its own; for what must hold in all of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from o2o_lightning.methods.awac import AWAC
+from o2o_lightning.methods.bc import BC
+from o2o_lightning.methods.cal_ql import CalQL
+from o2o_lightning.methods.clone import Clone
+from o2o_lightning.methods.cql import CQL
+from o2o_lightning.methods.dt import DT
+from o2o_lightning.methods.iql import IQL
+from o2o_lightning.methods.method import Draws, Method, Normal, Task
+from o2o_lightning.methods.o2 import ppo, sac, td3
+from o2o_lightning.methods.o2.constraint import Multiplier
+from o2o_lightning.methods.odt import ODT
+from o2o_lightning.methods.ppo import PPO
+from o2o_lightning.methods.sac import SAC
+from o2o_lightning.methods.td3 import TD3
+from o2o_lightning.methods.td3_bc import TD3BC
+from o2o_lightning.nn.critics import Critics
+from o2o_lightning.nn.values import ValueNet
+
+S, A, B, T = 5, 3, 16, 4
+HIDDEN = (8, 8)
+TASK = Task(S, A, total=100, horizon=20, best_return=10.0)
+WINDOWS: dict[str, Any] = {"context": T, "acting_context": T, "width": 8, "layers": 1, "heads": 2, "dropout": 0.0}
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "td3": lambda: TD3(hidden=HIDDEN),
+    "td3_bc": lambda: TD3BC(hidden=HIDDEN),
+    "sac": lambda: SAC(hidden=HIDDEN, critic_hidden=HIDDEN),
+    "sac, ten critics": lambda: SAC(hidden=HIDDEN, critic_hidden=HIDDEN, critics=10, layer_norm=True),
+    "cql": lambda: CQL(hidden=HIDDEN, critic_hidden=HIDDEN, samples=3),
+    "cql, AntMaze": lambda: CQL(
+        hidden=HIDDEN, critic_hidden=HIDDEN, samples=3, lagrange_gap=0.8, gap_min=-200.0, max_target=True
+    ),
+    "cal_ql": lambda: CalQL(hidden=HIDDEN, critic_hidden=HIDDEN, samples=3),
+    "iql": lambda: IQL(hidden=HIDDEN),
+    "awac": lambda: AWAC(hidden=HIDDEN),
+    "bc": lambda: BC(hidden=HIDDEN),
+    "bc, a density": lambda: BC(family="squashed_gaussian", hidden=HIDDEN),
+    "clone": lambda: Clone(family="gaussian", hidden=HIDDEN),
+    "dt": lambda: DT(**WINDOWS),
+    "odt": lambda: ODT(**WINDOWS),
+    "ppo": lambda: PPO(hidden=HIDDEN, value_hidden=HIDDEN),
+    "o2td3 reevaluate": lambda: td3.Reevaluate(hidden=HIDDEN),
+    "o2td3 align": td3.Align,
+    "o2td3 online": td3.Online,
+    "o2td3 online, multiplier every third": lambda: td3.Online(multiplier=Multiplier(every=3)),
+    "o2sac reevaluate": lambda: sac.Reevaluate(hidden=HIDDEN),
+    "o2sac align": sac.Align,
+    "o2sac online": sac.Online,
+    "o2ppo reevaluate": lambda: ppo.Reevaluate(hidden=HIDDEN),
+    "o2ppo online": ppo.Online,
+}
+
+
+class Networks:
+    """What a method finds in the checkpoint of the phase before."""
+
+    def __init__(self, phase: str, method: Method) -> None:
+        self.phase, self.method = phase, method
+
+    def has(self, name: str) -> bool:
+        return hasattr(self.method, name)
+
+    def build_actor(self, name: str = "actor") -> Any:
+        return copy.deepcopy(getattr(self.method, name if self.has(name) else "actor"))
+
+    def build_critic(self, name: str = "critic") -> Critics:
+        return copy.deepcopy(getattr(self.method, name))
+
+    def build_value(self) -> ValueNet | None:
+        return copy.deepcopy(getattr(self.method, "value", None))
+
+    def load(self, net: nn.Module, name: str) -> nn.Module:
+        net.load_state_dict(getattr(self.method, name).state_dict())
+        return net
+
+    def load_scalar(self, parameter: nn.Parameter, name: str) -> None:
+        parameter.data.copy_(getattr(self.method, name, parameter))
+
+
+SOURCES: dict[str, Callable[[], Method]] = {"o2td3": METHODS["td3"], "o2sac": METHODS["sac"], "o2ppo": METHODS["ppo"]}
+
+
+def built(name: str, seed: int = 0) -> Method:
+    """The method of that name with networks of its own; those of the paper are made from another's."""
+    torch.manual_seed(seed)
+    method, source = METHODS[name](), None
+    if name[:5] in SOURCES or name.startswith("o2td3"):
+        before = SOURCES[name.split(" ")[0]]()
+        before.build(TASK)
+        source = Networks("reevaluate" if "align" in name else "align" if "online" in name else "offline", before)
+    method.build(TASK, source)
+    return method
+
+
+def columns(*lead: int) -> dict[Any, Tensor]:
+    """Everything that any method reads of a batch: ``[…, B, …]``, for windows ``[…, B, T, …]``."""
+    states, actions = torch.randn(*lead, B, S), torch.randn(*lead, B, A)
+    flags = (torch.rand(*lead, B) < 0.1).float()
+    return {
+        "observation": states,
+        "action": actions.clamp(-0.99, 0.99),
+        "reward": torch.randn(*lead, B),
+        "return_to_go": torch.randn(*lead, B),
+        ("next", "observation"): torch.randn(*lead, B, S),
+        ("next", "terminated"): flags,
+        ("next", "truncated"): flags,
+        **{name: torch.tanh(torch.randn(*lead, B, A)) for name in ("next_offline_action", "anchor", "teacher_action")},
+        **{name: torch.randn(*lead, B, A) for name in ("next_offline_mean", "offline_mean")},
+        **{name: torch.randn(*lead, B, A) - 1.0 for name in ("next_offline_log_std", "offline_log_std")},
+        **{name: torch.randn(*lead, B) for name in ("anchor_value", "anchor_log_prob", "log_prob", "advantage")},
+        "value_target": torch.randn(*lead, B),
+    }
+
+
+def windows(*lead: int) -> dict[Any, Tensor]:
+    """A batch of a sequence model."""
+    return {
+        "observation": torch.randn(*lead, B, T, S),
+        "action": torch.randn(*lead, B, T, A).clamp(-0.99, 0.99),
+        "return_to_go": torch.randn(*lead, B, T),
+        "timestep": torch.randint(0, 10, (*lead, B, T)),
+        "real": torch.rand(*lead, B, T) < 0.9,
+    }
+
+
+def batches(method: Method, *lead: int) -> dict[Any, Tensor]:
+    """Batches ``[…, B, …]`` of the kind that the method reads."""
+    return windows(*lead) if "window" in method.needs else columns(*lead)
+
+
+def noises(method: Method, *lead: int) -> dict[str, Tensor]:
+    """Noise of the shapes that the method declares, ``[…, …]``."""
+    shape = (B, T, A) if "window" in method.needs else (B, A)
+    declared: Draws = method.noise(shape)
+    return {
+        name: torch.randn(*lead, *form.shape) if isinstance(form, Normal) else torch.rand(*lead, *form.shape) * 2 - 1
+        for name, form in declared.items()
+    }
+
+
+def optimizer_of(method: Method) -> torch.optim.Optimizer:
+    """As a phase makes it."""
+    groups = []
+    for name, (part, rate) in method.learners().items():
+        parameters = [part] if isinstance(part, nn.Parameter) else list(part.parameters())
+        groups.append({"params": parameters, "lr": rate, "name": name})
+    return method.optimizer(groups)
