@@ -14,10 +14,16 @@ import pytest
 
 from o2o_lightning.cli.command import split
 from o2o_lightning.cli.compose import compose, groups, lightning_config
-from o2o_lightning.cli.lightning import PhaseCLI, accepts
+from o2o_lightning.cli.lightning import PhaseCLI
+from o2o_lightning.cli.models import accepts
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
-from o2o_lightning.phases import TD3BC, AlignTD3, OnlineTD3, ReevaluateTD3
+from o2o_lightning.methods.o2 import td3
+from o2o_lightning.methods.td3_bc import TD3BC
+from o2o_lightning.phases.align import Align
+from o2o_lightning.phases.offline import Offline
+from o2o_lightning.phases.online import Online
+from o2o_lightning.phases.reevaluate import Reevaluate
 
 MEDIUM = {
     "noise": 0.1,
@@ -61,12 +67,17 @@ ROWS = {
     "embedded": MEDIUM,
     "file": MEDIUM,
 }
-CLASSES = {"offline": TD3BC, "reevaluate": ReevaluateTD3, "align": AlignTD3, "online": OnlineTD3}
+CLASSES = {
+    "offline": (Offline, TD3BC),
+    "reevaluate": (Reevaluate, td3.Reevaluate),
+    "align": (Align, td3.Align),
+    "online": (Online, td3.Online),
+}
 
 
 def built(phase: str, tmp_path: Path, *tokens: str) -> tuple[Any, Any, Any]:
     """Trainer, phase and data, through Hydra and jsonargparse as `o2o fit` makes them; nothing is loaded."""
-    config = lightning_config(compose(phase, split(list(tokens))))
+    config = lightning_config(phase, compose(phase, split(list(tokens))))
     start = ["--model.init_from", "a.ckpt"] if accepts(config["model"]["class_path"], "init_from") else []
     data = ["--data.dataset", "a.hdf5"] if "dataset=file" in tokens else []
     made = PhaseCLI(config, [*start, *data]).build(tmp_path, phase)
@@ -84,9 +95,10 @@ def test_o2td3_has_the_tables_numbers_on(dataset: str, tmp_path: Path) -> None:
     assert composed["steps"]["align"] == row["align"]
     assert composed["reevaluate"]["init_args"]["layer_norm"] is row["layer_norm"]
     trainer, online, data = built("online", tmp_path, f"dataset={dataset}")
-    assert type(online) is OnlineTD3 and type(data) is OnlineData and trainer.max_steps == -1
-    assert online.exploration_noise == row["noise"]
-    threshold = online.threshold_settings
+    assert (type(online), type(online.method)) == CLASSES["online"]
+    assert type(data) is OnlineData and trainer.max_steps == -1
+    assert online.method.exploration_noise == row["noise"]
+    threshold = online.method.threshold
     assert (threshold.start, threshold.end, threshold.env_steps) == (*row["threshold"], 100_000)
     assert (data.budget, data.warmup_steps, data.utd) == (row["env_steps"], 1000, 1)
     assert (data.mix, data.capacity) == ("half", 2_000_000)
@@ -101,21 +113,23 @@ def test_every_phase_has_the_tables_numbers_on(dataset: str, tmp_path: Path) -> 
     steps = {phase: trainer.max_steps for phase, (trainer, _, _) in made.items()}
     assert steps == {"offline": 1_000_000, "reevaluate": 500_000, "align": row["align"], "online": -1}
     for phase, (_, model, data) in made.items():
-        assert type(model) is CLASSES[phase] and model.init_from == (None if phase == "offline" else "a.ckpt")
+        assert (type(model), type(model.method)) == CLASSES[phase] and model.init_from == (
+            None if phase == "offline" else "a.ckpt"
+        )
         assert isinstance(data, OfflineData)
         assert (data.rewards.scale, data.rewards.shift) == row["reward"]
         assert data.batch_size == 256 and data.normalize and data.normalize_eps == 1e-3
         assert data.eval_every_updates == (5000 if phase == "offline" else row["updates_between_evaluations"])
-    offline, reevaluate, align, online = (model for _, model, _ in made.values())
+    offline, reevaluate, align, online = (model.method for _, model, _ in made.values())
     for model in (offline, reevaluate, online):
         assert (model.discount, model.polyak) == (0.99, 0.005)
     for model in (offline, reevaluate, align, online):
         assert (model.policy_noise, model.noise_clip, model.critic_lr) == (0.2, 0.5, 3e-4)
     assert (offline.actor_lr, offline.bc_q_weight, offline.policy_delay) == (3e-4, 2.5, 2)
-    assert offline.hidden == reevaluate.hidden == (256, 256) and reevaluate.layer_norm is row["layer_norm"]
+    assert [*offline.hidden] == [*reevaluate.hidden] == [256, 256] and reevaluate.layer_norm is row["layer_norm"]
     assert (align.actor_lr, align.curvature) == (1e-4, 1.0)
     assert (online.actor_lr, online.policy_delay, online.normalize_q, online.constraint) == (1e-4, 2, True, True)
-    multiplier, reference = online.multiplier, online.reference_settings
+    multiplier, reference = online.multiplier, online.reference
     assert (multiplier.start, multiplier.lr) == (1.0, 5e-5)
     assert (multiplier.satisfied_weight, multiplier.violated_weight) == (0.3, 0.7)
     assert (reference.mode, reference.start) == ("best", "best")
@@ -153,11 +167,11 @@ def test_ablations_change_what_they_say_and_nothing_else(tmp_path: Path) -> None
     assert unconstrained == plain | {"constraint": False}
     direct = compose("online", split(["online=td3"]))
     assert direct["model"]["init_args"] == plain | {"constraint": False} and direct["phases"] == ["offline", "online"]
-    assert built("online", tmp_path, "online=td3")[1].constraint is False
+    assert built("online", tmp_path, "online=td3")[1].method.constraint is False
 
 
 def test_learning_from_scratch_needs_no_dataset(tmp_path: Path) -> None:
-    config = lightning_config(compose("online", split(["online=td3", "experiment=scratch"])))
+    config = lightning_config("online", compose("online", split(["online=td3", "experiment=scratch"])))
     made = PhaseCLI(config, ["--data.env_id", "Pendulum-v1"]).build(tmp_path, "online")
     data: Any = made.datamodule
     assert (data.dataset, data.mix, data.normalize, made.model.init_from) == (None, "none", False, None)

@@ -13,6 +13,7 @@ import pytest
 
 from o2o_lightning.cli.command import split
 from o2o_lightning.cli.compose import compose, lightning_config
+from o2o_lightning.cli.models import owners
 
 PHASES = ("offline", "reevaluate", "online")
 
@@ -43,15 +44,18 @@ PPO: dict[str, tuple[int, int, str, float | None, int, int]] = {
 def composed(phase: str, *tokens: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """All arguments of the phase, those of its data, and the whole configuration."""
     whole = compose(phase, split(list(tokens)))
-    config = lightning_config(whole)
-    return arguments(config["model"]), arguments(config["data"]), whole
+    config = lightning_config(phase, whole)
+    phase_class, method = owners("model", config).values()
+    own = {name: value for name, value in phase_class["init_args"].items() if name != "method"}
+    both = arguments({**phase_class, "init_args": own}) | arguments(method)
+    return both, arguments(config["data"]), whole
 
 
 def arguments(config: dict[str, Any]) -> dict[str, Any]:
     """The class's typed defaults, and what the configuration says instead."""
     module, _, name = config["class_path"].rpartition(".")
     cls = getattr(importlib.import_module(module), name)
-    typed: dict[str, Any] = {"class": name}
+    typed: dict[str, Any] = {"class": f"{module.rpartition('.')[2]}.{name}"}
     for base in (*reversed(cls.__mro__[:2]),):  # a DataModule passes its other arguments to its base
         if base.__module__.startswith("o2o_lightning"):
             typed |= {key: parameter.default for key, parameter in inspect.signature(base).parameters.items()}
@@ -69,8 +73,8 @@ def test_o2ppo_composes_to_its_row_of_the_table(dataset: str, row: tuple[Any, ..
         composed(phase, "online=o2ppo", f"dataset={dataset}") for phase in PHASES[1:]
     )
     assert whole["phases"] == ["offline", "reevaluate", "online"]
-    assert (reevaluate["class"], online["class"]) == ("ReevaluatePPO", "OnlinePPO")
-    assert (data["class"], fit_data["class"]) == ("RolloutData", "OfflineData")
+    assert (reevaluate["class"], online["class"]) == ("ppo.Reevaluate", "ppo.Online")
+    assert (data["class"], fit_data["class"]) == ("rollout.RolloutData", "module.OfflineData")
     assert (data["epochs"], data["rollout"], data["batch_size"], data["env_steps"]) == (epochs, 2048, 128, 250_000)
     assert (data["eval_every"], data["eval_episodes"]) == (2500, episodes)
     assert online["auxiliary"] == {"scale": 2.0, "env_steps": vanishes, "joint": False, "pairwise": False}
@@ -92,7 +96,7 @@ def test_o2ppo_composes_to_its_row_of_the_table(dataset: str, row: tuple[Any, ..
 def test_iql_composes_to_its_row_of_the_table(dataset: str, row: tuple[Any, ...]) -> None:
     ant = dataset.startswith("antmaze")
     offline, data, whole = composed("offline", "offline=iql", "online=o2ppo", f"dataset={dataset}")
-    assert offline["class"] == "IQL" and whole["trainer"]["max_steps"] == 1_000_000
+    assert offline["class"] == "iql.IQL" and whole["trainer"]["max_steps"] == 1_000_000
     assert (offline["inverse_temperature"], offline["expectile"]) == ((10.0, 0.9) if ant else (3.0, 0.7))
     assert (offline["polyak"], offline["weight_cap"], offline["deterministic"]) == (0.005, 100.0, False)
     assert [offline[f"{net}_lr"] for net in ("actor", "critic", "value")] == [3e-4] * 3
@@ -127,14 +131,14 @@ def test_direct_ppo_keeps_the_fit_of_v_and_drops_the_auxiliary_advantage(
 ) -> None:
     online, data, whole = composed("online", *tokens)
     assert online["auxiliary_advantage"] is auxiliary and whole["phases"] == phases
-    assert data["class"] == "RolloutData"
+    assert data["class"] == "rollout.RolloutData"
 
 
 @pytest.mark.parametrize("family", ["o2td3", "o2sac"])
 def test_the_other_families_keep_their_own_data(family: str) -> None:
     _, fit_data, _ = composed("reevaluate", f"online={family}")
     _, data, _ = composed("online", f"online={family}")
-    assert (fit_data["batch_size"], data["class"], data["mix"]) == (256, "OnlineData", "half")
+    assert (fit_data["batch_size"], data["class"], data["mix"]) == (256, "online.OnlineData", "half")
 
 
 def test_the_file_with_this_table_names_every_dataset_with_a_configuration() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from o2o_lightning.cli.command import split
 from o2o_lightning.cli.compose import compose, lightning_config
+from o2o_lightning.cli.models import owners
 
 PHASES = ("offline", "reevaluate", "align", "online")
 MUJOCO = [f"{body}-{level}-v2" for body in ("halfcheetah", "hopper", "walker2d") for level in
@@ -59,16 +60,19 @@ O2TD3 = {name: TD3_E if "expert" in name else TD3_M for name in MUJOCO} | {
 def composed(phase: str, *tokens: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The phase's composed and typed arguments: of the model, and of trainer, data, class and phases."""
     whole = compose(phase, split(list(tokens)))
-    config = lightning_config(whole)
-    model, data = config["model"], config["data"]["init_args"]
-    module, _, name = model["class_path"].rpartition(".")
-    family = getattr(importlib.import_module(module), name).__mro__  # a base class takes what it is passed in **options
-    parameters = [inspect.signature(base.__init__).parameters for base in reversed(family)]
-    typed = {key: parameter.default for found in parameters for key, parameter in found.items()}
-    typed = {key: asdict(value) if is_dataclass(value) else value for key, value in typed.items()}
-    for key, value in model.get("init_args", {}).items():
-        assert key in typed, f"{name} has no {key}"
-        typed[key] = {**typed[key], **value} if isinstance(typed[key], dict) else value
+    config = lightning_config(phase, whole)
+    data, typed = config["data"]["init_args"], {}
+    for owner in owners("model", config).values():  # the phase, then its method
+        module, _, name = owner["class_path"].rpartition(".")
+        family = getattr(importlib.import_module(module), name).__mro__  # a base class takes what it is passed
+        parameters = [inspect.signature(base.__init__).parameters for base in reversed(family)]
+        own = {key: parameter.default for found in parameters for key, parameter in found.items()}
+        own = {key: asdict(value) if is_dataclass(value) else value for key, value in own.items()}
+        for key, value in owner.get("init_args", {}).items():
+            assert key in own, f"{name} has no {key}"
+            own[key] = {**own[key], **value} if isinstance(own[key], dict) else value
+        typed |= own
+        name = f"{module.rpartition('.')[2]}.{name}"
     return typed, {**data, "class": name, "max_steps": config["trainer"]["max_steps"], "phases": whole["phases"]}
 
 
@@ -78,7 +82,7 @@ def test_o2sac_composes_to_its_row_of_the_table(dataset: str, row: tuple[Any, ..
      episodes, updates) = row  # fmt: skip
     tokens = ("online=o2sac", f"dataset={dataset}")
     (reevaluate, pr), (align, va), (online, cft) = (composed(phase, *tokens) for phase in PHASES[1:])
-    assert (pr["class"], va["class"], cft["class"]) == ("ReevaluateSAC", "AlignSAC", "OnlineSAC")
+    assert (pr["class"], va["class"], cft["class"]) == ("sac.Reevaluate", "sac.Align", "sac.Online")
     assert reevaluate["temperature"] == align["temperature"] == online["temperature"] == alpha
     assert online["threshold"] == {"start": start, "end": end, "env_steps": 100_000}
     assert online["multiplier"] == {
@@ -103,7 +107,7 @@ def test_o2sac_composes_to_its_row_of_the_table(dataset: str, row: tuple[Any, ..
 def test_cql_composes_to_its_row_of_the_table(dataset: str):
     model, data = composed("offline", "online=o2sac", f"dataset={dataset}")
     maze = dataset.startswith("antmaze")
-    assert data["class"] == "CQL"
+    assert data["class"] == "cql.CQL"
     assert model["actor_lr"] == (1e-4 if maze else 3e-5)
     assert model["conservative_weight"] == (5 if maze else 10)
     assert model["lagrange_gap"] == (0.8 if maze else None)
@@ -132,7 +136,7 @@ def test_o2td3_composes_to_its_row_of_the_table(dataset: str, row: tuple[Any, ..
     noise, start, end, layer_norm, warmup, align_steps, env_steps, every, episodes, shift = row
     tokens = ("online=o2td3", f"dataset={dataset}")
     (offline, data), (reevaluate, pr), (_, va), (online, cft) = (composed(phase, *tokens) for phase in PHASES)
-    assert (data["class"], cft["class"], offline["bc_q_weight"]) == ("TD3BC", "OnlineTD3", 2.5)
+    assert (data["class"], cft["class"], offline["bc_q_weight"]) == ("td3_bc.TD3BC", "td3.Online", 2.5)
     assert (online["exploration_noise"], reevaluate["layer_norm"]) == (noise, layer_norm)
     assert online["threshold"] == {"start": start, "end": end, "env_steps": 100_000}
     assert (pr["max_steps"], va["max_steps"], cft["env_steps"]) == (500_000, align_steps, env_steps)
@@ -144,7 +148,7 @@ def test_o2td3_composes_to_its_row_of_the_table(dataset: str, row: tuple[Any, ..
 
 def test_each_phase_maps_rewards_as_its_own_method_does():
     tokens = ("online=o2sac", "offline=td3_bc", "dataset=antmaze-umaze-v2")
-    assert composed("offline", *tokens)[1]["class"] == "TD3BC"
+    assert composed("offline", *tokens)[1]["class"] == "td3_bc.TD3BC"
     assert composed("offline", *tokens)[1]["reward_scale"] == 1.0
     assert composed("offline", *tokens)[1]["reward_shift"] == -1.0
     assert composed("online", *tokens)[1]["reward_scale"] == 10.0

@@ -6,7 +6,6 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from o2o_lightning.phases.settings import Auxiliary, Reference
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.checkpoint.handover import read_handover
@@ -26,7 +24,13 @@ from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.rollout import RolloutData
 from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.errors import UserError
-from o2o_lightning.phases import IQL, TD3BC, OnlinePPO, ReevaluatePPO
+from o2o_lightning.methods.iql import IQL
+from o2o_lightning.methods.o2 import ppo
+from o2o_lightning.methods.o2.constraint import Reference
+from o2o_lightning.methods.td3_bc import TD3BC
+from o2o_lightning.phases.offline import Offline
+from o2o_lightning.phases.on_policy import OnPolicy
+from o2o_lightning.phases.reevaluate import Reevaluate
 
 SMALL = (16, 16)
 VALUE = (16, 16, 16)
@@ -92,7 +96,7 @@ def moved(record: Record, phase: Any) -> set[str]:
     """Parts of the phase whose tensors are not, bit for bit, what they were before the first batch."""
     end = phase.state_dict()
     changed = {key for key, value in record.start.items() if not torch.equal(value, end[key])}
-    return {".".join(key.split(".")[: 2 if key.startswith("agent") else 1]) for key in changed}
+    return {".".join(key.split(".")[:2]) for key in changed}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +106,11 @@ def chain(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t
     made: dict[str, tuple[Any, str, Record]] = {}
     for name in ("offline", "reevaluate"):
         record, folder = Record(), tmp_path_factory.mktemp(name)
-        phase = IQL(hidden=SMALL) if name == "offline" else ReevaluatePPO(made["offline"][1], hidden=VALUE)
+        phase: Any = (
+            Offline(IQL(hidden=SMALL))
+            if name == "offline"
+            else Reevaluate(ppo.Reevaluate(hidden=VALUE), made["offline"][1])
+        )
         data = OfflineData(dataset, batch_size=32, chunk=1, eval_episodes=1)
         module, _, path = run(phase, data, folder, 20, (record,))
         made[name] = (module, path, record)
@@ -129,12 +137,12 @@ def test_iql_counts_one_update_a_batch_and_anneals_only_the_policys_rate_along_a
 
 def test_iql_leaves_its_frozen_copies_alone_and_moves_the_rest(chain: Any) -> None:
     module, _, record = chain["offline"]
-    assert moved(record, module) == {"agent.actor", "agent.critic", "agent.target_critic", "agent.value"}
+    assert moved(record, module) == {"method.actor", "method.critic", "method.target_critic", "method.value"}
 
 
 def test_the_fit_of_v_moves_v_alone_and_hands_on_the_policy_bit_for_bit(chain: Any) -> None:
     module, path, record = chain["reevaluate"]
-    assert moved(record, module) == {"agent.value"}
+    assert moved(record, module) == {"method.value"}
     before, after = read_handover(chain["offline"][1]), read_handover(path)
     assert after.critic is None and after.value == {
         "observation_dim": 3, "hidden": [16, 16, 16], "activation": "tanh",
@@ -158,18 +166,18 @@ def test_v_learns_returns_that_stop_at_each_time_limit(chain: Any) -> None:
 def test_dynamic_scaling_is_gathered_on_the_dataset_and_goes_on_online(
     chain: Any, dataset: str, tmp_path: Path
 ) -> None:
-    phase = ReevaluatePPO(chain["offline"][1], hidden=VALUE, reward_scaling="dynamic")
+    phase = Reevaluate(ppo.Reevaluate(hidden=VALUE, reward_scaling="dynamic"), chain["offline"][1])
     module, _, path = run(phase, OfflineData(dataset, batch_size=32, eval_episodes=1), tmp_path, 2)
-    assert float(module.agent.reward_scale.count) == 400
-    online = OnlinePPO(path, reward_scaling="dynamic")
+    assert float(module.method.reward_scale.count) == 400
+    online = OnPolicy(ppo.Online(reward_scaling="dynamic"), path)
     run(online, online_data(dataset, env_steps=40), tmp_path)
-    assert float(online.agent.reward_scale.count) == 440
+    assert float(online.method.reward_scale.count) == 440
 
 
 def test_a_policy_of_another_family_is_refused_with_what_to_do(dataset: str, tmp_path: Path) -> None:
     data = OfflineData(dataset, batch_size=32, eval_episodes=1)
-    _, _, path = run(TD3BC(hidden=SMALL), data, tmp_path, 1)
-    for phase in (ReevaluatePPO(path), OnlinePPO(path)):
+    _, _, path = run(Offline(TD3BC(hidden=SMALL)), data, tmp_path, 1)
+    for phase in (Reevaluate(ppo.Reevaluate(), path), OnPolicy(ppo.Online(), path)):
         with pytest.raises(UserError, match="deterministic"):
             run(phase, online_data(dataset), tmp_path, 1)
 
@@ -180,7 +188,8 @@ def test_a_policy_of_another_family_is_refused_with_what_to_do(dataset: str, tmp
 @pytest.fixture(scope="module")
 def tuned(chain: Any, dataset: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Record]:
     record = Record()
-    phase = OnlinePPO(chain["reevaluate"][1], auxiliary=Auxiliary(env_steps=100), reference=Reference("frozen"))
+    method = ppo.Online(auxiliary=ppo.Auxiliary(env_steps=100), reference=Reference("frozen"))
+    phase = OnPolicy(method, chain["reevaluate"][1])
     run(phase, online_data(dataset), tmp_path_factory.mktemp("online"), callbacks=(record,))
     return phase, record
 
@@ -203,7 +212,7 @@ def test_rates_fall_after_each_rollout(tuned: tuple[Any, Record]) -> None:
 def test_only_actor_and_value_learn(tuned: tuple[Any, Record]) -> None:
     phase, record = tuned
     # the reference's score is set when training starts
-    assert moved(record, phase) - {"reference_score"} == {"agent.actor", "agent.value"}
+    assert moved(record, phase) - {"method.reference_score"} == {"method.actor", "method.value"}
 
 
 def test_v_starts_with_new_moments(tuned: tuple[Any, Record]) -> None:
@@ -217,39 +226,41 @@ def test_the_reference_moves_only_where_the_score_strictly_rises(chain: Any, dat
     returns = iter([5.0, 4.0, 6.0, 6.0, 7.0, 3.0])
     references: list[torch.Tensor] = []
 
-    class Scripted(OnlinePPO):
+    class Scripted(OnPolicy):
         def evaluate(self, actor: Any = None) -> Evaluation:
             return Evaluation([next(returns)], [1], None)
 
     class Watch(PhaseCallback):
         def on_train_batch_end(self, trainer: L.Trainer, phase: Any, *rest: Any) -> None:
-            references.append(phase.reference.raw_log_std.clone())
+            references.append(phase.method.reference_policy.raw_log_std.clone())
 
-    phase = Scripted(chain["reevaluate"][1], actor_lr=1e-2)
+    phase = Scripted(ppo.Online(actor_lr=1e-2), chain["reevaluate"][1])
     data = online_data(dataset, env_steps=200, eval_every=40, chunk=40)
     run(phase, data, tmp_path, callbacks=(Watch(),))
     start = torch.zeros_like(references[0]) + read_handover(chain["reevaluate"][1]).state["actor.raw_log_std"]
     swapped = [not torch.equal(a, b) for a, b in pairwise([start, *references])]
     # after the evaluations at steps 80 and 160; each batch of 40 steps sees those before its own end
     assert swapped == [False, False, True, False, True]
-    assert float(phase.reference_score) == 7.0
+    assert float(phase.method.reference_score) == 7.0
 
 
 def test_a_rollout_is_in_time_order_with_each_row_once_an_epoch(chain: Any, dataset: str, tmp_path: Path) -> None:
     seen: list[Any] = []
 
-    class Spy(OnlinePPO):
-        def begin_rollout(self, rollout: Any) -> Any:
-            rows = super().begin_rollout(rollout)
+    class Spy(ppo.Online):
+        def begin_rollout(self, rollout: Any, env_steps: int) -> Any:
+            rows = super().begin_rollout(rollout, env_steps)
             rows["row"] = torch.arange(len(rows))
             seen.append((rollout, []))
             return rows
 
-        def update(self, batch: Any) -> Iterator[Any]:
+        def policy_step(self, batch: Any, noise: Any) -> Any:
             seen[-1][1].extend(batch["row"].tolist())
-            yield from super().update(batch)
+            return super().policy_step(batch, noise)
 
-    run(Spy(chain["reevaluate"][1]), online_data(dataset, env_steps=80, num_envs=2, eval_every=40), tmp_path)
+    run(
+        OnPolicy(Spy(), chain["reevaluate"][1]), online_data(dataset, env_steps=80, num_envs=2, eval_every=40), tmp_path
+    )
     assert len(seen) == 2
     for rollout, rows in seen:
         assert rollout.shape == (2, 20)
@@ -264,7 +275,7 @@ def test_the_chunk_size_changes_nothing_but_speed(chain: Any, dataset: str, tmp_
     ends = []
     for chunk in (1, 64):
         L.seed_everything(3, verbose=False)
-        phase, *_ = run(OnlinePPO(chain["reevaluate"][1]), online_data(dataset, chunk=chunk), tmp_path)
+        phase, *_ = run(OnPolicy(ppo.Online(), chain["reevaluate"][1]), online_data(dataset, chunk=chunk), tmp_path)
         ends.append(phase.state_dict())
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
@@ -272,18 +283,18 @@ def test_the_chunk_size_changes_nothing_but_speed(chain: Any, dataset: str, tmp_
 def test_the_deviation_is_capped_in_policy_and_reference_before_the_first_evaluation(
     chain: Any, dataset: str, tmp_path: Path
 ) -> None:
-    phase = OnlinePPO(chain["reevaluate"][1], std_cap=0.05)
+    phase = OnPolicy(ppo.Online(std_cap=0.05), chain["reevaluate"][1])
     run(phase, online_data(dataset, env_steps=20), tmp_path)  # the budget is one rollout, of 20
     assert phase.updates == 4
-    std = phase.reference.log_std().exp()
+    std = phase.method.reference_policy.log_std().exp()
     torch.testing.assert_close(std, torch.full_like(std, 0.05))
-    assert float(phase.agent.actor.log_std().exp().detach()) == pytest.approx(0.05, rel=1e-3)
+    assert float(phase.method.actor.log_std().exp().detach()) == pytest.approx(0.05, rel=1e-3)
 
 
 def test_from_scratch_it_needs_an_environment_and_nothing_else(tmp_path: Path) -> None:
-    phase = OnlinePPO(auxiliary_advantage=False, hidden=SMALL, value_hidden=VALUE)
+    phase = OnPolicy(ppo.Online(auxiliary_advantage=False, hidden=SMALL, value_hidden=VALUE))
     run(phase, online_data(None, env_id="Pendulum-v1"), tmp_path)
-    assert phase.updates == 12 and not hasattr(phase, "log_multiplier")
+    assert phase.updates == 12 and not hasattr(phase.method, "log_multiplier")
 
 
 @pytest.mark.parametrize(

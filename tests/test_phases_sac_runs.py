@@ -13,14 +13,20 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from o2o_lightning.phases.online.base import OnlinePhase
-from o2o_lightning.phases.settings import Multiplier, Reference, Threshold
 from torch import Tensor
 
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.errors import UserError
-from o2o_lightning.phases import CQL, TD3BC, AlignSAC, OnlineSAC, OnlineTD3, ReevaluateSAC
+from o2o_lightning.methods.cql import CQL
+from o2o_lightning.methods.o2 import sac, td3
+from o2o_lightning.methods.o2.constraint import Multiplier, Reference, Threshold
+from o2o_lightning.methods.td3_bc import TD3BC
+from o2o_lightning.phases.align import Align
+from o2o_lightning.phases.descent import Descent
+from o2o_lightning.phases.offline import Offline
+from o2o_lightning.phases.online import Online
+from o2o_lightning.phases.reevaluate import Reevaluate
 
 DATASET, NETS = "embedded:hopper-medium", (16, 16, 16)
 State = dict[str, Tensor]
@@ -82,58 +88,60 @@ def _quiet_and_seeded():
 def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """CQL, re-evaluation and alignment, each from the one before."""
     folder = tmp_path_factory.mktemp("chain")
-    runs = {"offline": Run(CQL(hidden=NETS, critic_hidden=NETS, samples=3), offline_data(), folder, 8)}
-    reevaluate = ReevaluateSAC(runs["offline"].checkpoint, hidden=NETS, critics=request.param)
+    runs = {"offline": Run(Offline(CQL(hidden=NETS, critic_hidden=NETS, samples=3)), offline_data(), folder, 8)}
+    reevaluate = Reevaluate(sac.Reevaluate(hidden=NETS, critics=request.param), runs["offline"].checkpoint)
     runs["reevaluate"] = Run(reevaluate, offline_data(), folder, 8)
-    runs["align"] = Run(AlignSAC(runs["reevaluate"].checkpoint), offline_data(), folder, 8)
+    runs["align"] = Run(Align(sac.Align(), runs["reevaluate"].checkpoint), offline_data(), folder, 8)
     return runs
 
 
 def test_cql_trains_actor_critics_and_temperature(chain: dict[str, Run]):
     run = chain["offline"]
-    assert run.changed("agent.actor") and run.changed("agent.critic") and run.changed("agent.log_alpha")
-    assert run.changed("agent.target_critic") and run.unchanged("log_lagrange")
+    assert run.changed("method.actor") and run.changed("method.critic") and run.changed("method.log_alpha")
+    assert run.changed("method.target_critic") and run.unchanged("method.log_lagrange")
     assert run.trainer.global_step == 8
 
 
 def test_the_lagrange_multiplier_of_cql_is_trained_when_a_gap_is_asked_for(tmp_path: Path):
-    phase = CQL(hidden=NETS, critic_hidden=NETS, samples=3, lagrange_gap=0.8, gap_min=-200.0, max_target=True)
-    run = Run(phase, offline_data(reward_scale=10.0, reward_shift=-5.0), tmp_path, 3)
+    method = CQL(hidden=NETS, critic_hidden=NETS, samples=3, lagrange_gap=0.8, gap_min=-200.0, max_target=True)
+    run = Run(Offline(method), offline_data(reward_scale=10.0, reward_shift=-5.0), tmp_path, 3)
     # Adam's first steps have the size of the critics' rate
-    assert float((run.end["log_lagrange"] - 1.0).abs()) == pytest.approx(3 * 3e-4, rel=1e-2)
+    assert float((run.end["method.log_lagrange"] - 1.0).abs()) == pytest.approx(3 * 3e-4, rel=1e-2)
 
 
 def test_reevaluation_changes_critics_and_nothing_else(chain: dict[str, Run]):
     run = chain["reevaluate"]
-    assert run.unchanged("agent.actor") and run.unchanged("agent.offline_actor") and run.unchanged("agent.log_alpha")
-    assert run.changed("agent.critic") and run.changed("agent.target_critic")
+    assert run.unchanged("method.actor") and run.unchanged("method.offline_actor") and run.unchanged("method.log_alpha")
+    assert run.changed("method.critic") and run.changed("method.target_critic")
     before = chain["offline"].end
-    assert all(torch.equal(run.end[name], before[name]) for name in run.end if name.startswith("agent.actor."))
-    assert float(run.end["agent.log_alpha"]) == pytest.approx(math.log(0.2))
+    assert all(torch.equal(run.end[name], before[name]) for name in run.end if name.startswith("method.actor."))
+    assert float(run.end["method.log_alpha"]) == pytest.approx(math.log(0.2))
 
 
 def test_alignment_freezes_targets_offline_policy_and_temperature(chain: dict[str, Run]):
     run, before = chain["align"], chain["reevaluate"].end
-    for part in ("agent.target_critic", "agent.offline_actor", "agent.log_alpha"):
+    for part in ("method.target_critic", "method.offline_actor", "method.log_alpha"):
         assert run.unchanged(part)
-    assert run.changed("agent.actor") and run.changed("agent.critic")
+    assert run.changed("method.actor") and run.changed("method.critic")
     # aligned against the targets that re-evaluation left, not against copies of its critics
-    for name in (name for name in before if name.startswith("agent.target_critic")):
+    for name in (name for name in before if name.startswith("method.target_critic")):
         assert torch.equal(run.end[name], before[name])
     assert not torch.equal(
-        before["agent.target_critic.members.0.linears.0.weight"], before["agent.critic.members.0.linears.0.weight"]
+        before["method.target_critic.members.0.linears.0.weight"], before["method.critic.members.0.linears.0.weight"]
     )
 
 
 def test_fine_tuning_starts_from_the_aligned_policy_with_targets_that_are_copies(chain: dict[str, Run], tmp_path: Path):
-    run, aligned = Run(OnlineSAC(chain["align"].checkpoint), online_data(), tmp_path), chain["align"].end
+    run, aligned = Run(Online(sac.Online(), chain["align"].checkpoint), online_data(), tmp_path), chain["align"].end
     start = run.start.state
-    for name in (name for name in aligned if name.startswith(("agent.actor", "agent.critic", "agent.offline_actor"))):
+    for name in (
+        name for name in aligned if name.startswith(("method.actor", "method.critic", "method.offline_actor"))
+    ):
         assert torch.equal(start[name], aligned[name])
-    for name in (name for name in aligned if name.startswith("agent.target_critic")):
+    for name in (name for name in aligned if name.startswith("method.target_critic")):
         assert torch.equal(start[name], aligned[name.replace("target_critic", "critic")])
-    assert run.unchanged("agent.offline_actor")
-    for part in ("agent.actor", "agent.critic", "agent.target_critic", "agent.log_alpha", "log_multiplier"):
+    assert run.unchanged("method.offline_actor")
+    for part in ("method.actor", "method.critic", "method.target_critic", "method.log_alpha", "method.log_multiplier"):
         assert run.changed(part)
     assert (run.phase.updates, run.phase.env_steps, run.trainer.global_step) == (16, 24, 16)
     assert [point[0] for point in run.phase.curve] == [0, 12, 24]
@@ -144,33 +152,34 @@ def test_the_dataset_is_not_touched_by_fine_tuning(chain: dict[str, Run], tmp_pa
     untouched = offline_data()
     untouched.setup("fit")
     assert untouched.store is not None
-    Run(OnlineSAC(chain["align"].checkpoint), data, tmp_path)
+    Run(Online(sac.Online(), chain["align"].checkpoint), data, tmp_path)
     assert data.store is not None
     for key in ("observation", "action", "reward"):
         assert torch.equal(data.store.leaves[key], untouched.store.leaves[key])
 
 
-class Scalars(Callback):
+class Scalars:
     """λ and α after every gradient update."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[tuple[int, float, float]] = []
+        descend = Descent.__call__
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        descend = pl_module._descend
-
-        def recorded(loss: Tensor, counted: bool) -> None:
-            descend(loss, counted)
+        def recorded(descent: Descent, loss: Tensor, counted: bool) -> None:
+            descend(descent, loss, counted)
+            method = descent.phase.method
             with torch.no_grad():
-                scalars = float(pl_module.log_multiplier), float(pl_module.agent.log_alpha)
-            self.rows.append((pl_module.env_steps, *scalars))
+                scalars = float(method.log_multiplier), float(method.log_alpha)
+            self.rows.append((descent.phase.env_steps, *scalars))
 
-        pl_module._descend = recorded
+        monkeypatch.setattr(Descent, "__call__", recorded)
 
 
-def test_the_multiplier_moves_once_an_environment_step_whatever_the_update_ratio(chain: dict[str, Run], tmp_path: Path):
-    scalars = Scalars()
-    run = Run(OnlineSAC(chain["align"].checkpoint), online_data(utd=3), tmp_path, callbacks=[scalars])
+def test_the_multiplier_moves_once_an_environment_step_whatever_the_update_ratio(
+    chain: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scalars = Scalars(monkeypatch)
+    run = Run(Online(sac.Online(), chain["align"].checkpoint), online_data(utd=3), tmp_path)
     assert run.phase.updates == run.trainer.global_step == 16 * 3
     by_step = {step: [row for row in scalars.rows if row[0] == step] for step in range(9, 25)}
     last = 0.0
@@ -181,10 +190,12 @@ def test_the_multiplier_moves_once_an_environment_step_whatever_the_update_ratio
         (last,) = multipliers
 
 
-def test_the_multiplier_can_move_at_every_second_environment_step_only(chain: dict[str, Run], tmp_path: Path):
-    scalars = Scalars()
-    phase = OnlineSAC(chain["align"].checkpoint, multiplier=Multiplier(every=2))
-    Run(phase, online_data(), tmp_path, callbacks=[scalars])
+def test_the_multiplier_can_move_at_every_second_environment_step_only(
+    chain: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scalars = Scalars(monkeypatch)
+    phase = Online(sac.Online(multiplier=Multiplier(every=2)), chain["align"].checkpoint)
+    Run(phase, online_data(), tmp_path)
     assert {row[0] for row in scalars.rows} == set(range(9, 25))
     changes = [b[0] for a, b in zip(scalars.rows, scalars.rows[1:], strict=False) if a[1] != b[1]]
     assert changes == [10, 12, 14, 16, 18, 20, 22, 24]
@@ -219,20 +230,22 @@ def test_the_reference_moves_only_when_its_rule_says(
     chain: dict[str, Run], tmp_path: Path, reference: Reference, moves: set[int]
 ):
     seen = ReferenceMoves()
-    run = Run(OnlineSAC(chain["align"].checkpoint, reference=reference), online_data(), tmp_path, callbacks=[seen])
+    run = Run(
+        Online(sac.Online(reference=reference), chain["align"].checkpoint), online_data(), tmp_path, callbacks=[seen]
+    )
     assert set(seen.steps) <= moves if reference.mode == "best" else set(seen.steps) == moves
-    assert all(parameter.grad is None for parameter in run.phase.reference.parameters())
+    assert all(parameter.grad is None for parameter in run.phase.method.reference_policy.parameters())
     if reference.mode == "frozen":  # at the better of its two possible starts
-        starts = [[run.start.state[f"agent.{part}.{name}"] for name in run.phase.reference.state_dict()]
+        starts = [[run.start.state[f"method.{part}.{name}"] for name in run.phase.method.reference_policy.state_dict()]
                   for part in ("actor", "offline_actor")]  # fmt: skip
-        end = list(run.phase.reference.state_dict().values())
+        end = list(run.phase.method.reference_policy.state_dict().values())
         assert any(all(map(torch.equal, end, start)) for start in starts)
 
 
 def test_the_interval_mode_quarters_the_end_of_the_threshold(chain: dict[str, Run], tmp_path: Path):
     settings = dict(threshold=Threshold(start=0.1, end=2.0, env_steps=12), reference=Reference(threshold_scale=0.25))
-    run = Run(OnlineSAC(chain["align"].checkpoint, **settings), online_data(), tmp_path)
-    assert float(run.phase.threshold) == pytest.approx(0.5)
+    run = Run(Online(sac.Online(**settings), chain["align"].checkpoint), online_data(), tmp_path)
+    assert float(run.phase.method.threshold_now) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("limit", [None, 1e-3])
@@ -243,10 +256,10 @@ def test_the_actor_s_gradient_is_clipped_and_the_critics_is_not(
 
     class Norms(Callback):
         def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
-            parts = (pl_module.agent.actor, pl_module.agent.critic)
+            parts = (pl_module.method.actor, pl_module.method.critic)
             norms.append(tuple(float(torch.stack([p.grad.norm() for p in part.parameters()]).norm()) for part in parts))
 
-    phase = OnlineSAC(chain["align"].checkpoint, actor_grad_clip=limit)
+    phase = Online(sac.Online(actor_grad_clip=limit), chain["align"].checkpoint)
     Run(phase, online_data(env_steps=12), tmp_path, callbacks=[Norms()])
     actor, critic = (max(column) for column in zip(*norms, strict=True))
     assert critic > 0.1
@@ -263,24 +276,26 @@ def test_adam_keeps_the_critics_moments_between_phases(chain: dict[str, Run], tm
 
 
 def test_direct_fine_tuning_takes_policy_critics_and_targets_of_cql(chain: dict[str, Run], tmp_path: Path):
-    phase = OnlineSAC(chain["offline"].checkpoint, constraint=False)
+    phase = Online(sac.Online(constraint=False), chain["offline"].checkpoint)
     run, offline = Run(phase, online_data(), tmp_path), chain["offline"].end
-    for name in (name for name in offline if name.startswith(("agent.actor", "agent.critic", "agent.target_critic"))):
+    for name in (
+        name for name in offline if name.startswith(("method.actor", "method.critic", "method.target_critic"))
+    ):
         assert torch.equal(run.start.state[name], offline[name])
-    assert run.unchanged("log_multiplier") and run.changed("agent.actor")
+    assert run.unchanged("method.log_multiplier") and run.changed("method.actor")
 
 
 def test_alignment_can_reuse_the_offline_critic(chain: dict[str, Run], tmp_path: Path):
-    run = Run(AlignSAC(chain["offline"].checkpoint), offline_data(), tmp_path, 2)
-    assert run.unchanged("agent.target_critic")
-    assert run.phase.agent.critic.spec.layer_norm is False
+    run = Run(Align(sac.Align(), chain["offline"].checkpoint), offline_data(), tmp_path, 2)
+    assert run.unchanged("method.target_critic")
+    assert run.phase.method.critic.spec.layer_norm is False
 
 
 @pytest.mark.parametrize("make", [
-    lambda: OnlineSAC(constraint=False, hidden=NETS, critic_hidden=NETS),
-    lambda: OnlineTD3(constraint=False, hidden=NETS),
+    lambda: Online(sac.Online(constraint=False, hidden=NETS, critic_hidden=NETS)),
+    lambda: Online(td3.Online(constraint=False, hidden=NETS)),
 ])  # fmt: skip
-def test_from_scratch_the_warm_up_is_uniform_then_the_policy_s_own(make: Callable[[], OnlinePhase], tmp_path: Path):
+def test_from_scratch_the_warm_up_is_uniform_then_the_policy_s_own(make: Callable[[], Online], tmp_path: Path):
     data = OnlineData(
         env_id="Pendulum-v1", env_steps=60, warmup_steps=40, mix="none", normalize=False, batch_size=16,
         eval_every=60, eval_episodes=1,
@@ -294,15 +309,15 @@ def test_from_scratch_the_warm_up_is_uniform_then_the_policy_s_own(make: Callabl
 
 
 def test_a_policy_of_another_family_is_refused_in_one_line(tmp_path: Path):
-    td3 = Run(TD3BC(hidden=(16,)), offline_data(), tmp_path, 2)
+    start = Run(Offline(TD3BC(hidden=(16,))), offline_data(), tmp_path, 2).checkpoint
     with pytest.raises(UserError, match="its policy is deterministic, o2sac fine-tunes a squashed_gaussian one"):
-        Run(ReevaluateSAC(td3.checkpoint), offline_data(), tmp_path, 2)
+        Run(Reevaluate(sac.Reevaluate(), start), offline_data(), tmp_path, 2)
 
 
 @pytest.mark.parametrize("make", [
     lambda: CQL(temperature=0.0), lambda: CQL(samples=0), lambda: CQL(softmax_temperature=0.0),
-    lambda: ReevaluateSAC("x", critics=0), lambda: ReevaluateSAC("x", temperature=-1.0),
-    lambda: AlignSAC("x", temperature=0.0), lambda: OnlineSAC(temperature=float("nan")),
+    lambda: sac.Reevaluate(critics=0), lambda: sac.Reevaluate(temperature=-1.0),
+    lambda: sac.Align(temperature=0.0), lambda: sac.Online(temperature=float("nan")),
 ])  # fmt: skip
 def test_a_value_without_meaning_is_refused_by_name(make: Callable[[], Any]):
     with pytest.raises(UserError, match=r"--model\.\w+ .* must be at least"):
@@ -310,11 +325,11 @@ def test_a_value_without_meaning_is_refused_by_name(make: Callable[[], Any]):
 
 
 def test_exploration_draws_from_the_policy(chain: dict[str, Run]):
-    agent = chain["align"].phase.agent
-    observation = np.zeros((20_000, agent.actor.spec.observation_dim), np.float32)
+    actor = chain["align"].phase.method.actor
+    observation = np.zeros((20_000, actor.spec.observation_dim), np.float32)
     with torch.no_grad():
-        policy = agent.actor.distribution(torch.zeros(1, observation.shape[1]))
-    draws = np.arctanh(agent.actor.explore(observation, np.random.default_rng(0)))
+        policy = actor.distribution(torch.zeros(1, observation.shape[1]))
+    draws = np.arctanh(actor.explore(observation, np.random.default_rng(0)))
     np.testing.assert_allclose(draws.mean(0), policy.mean[0].numpy(), atol=0.02)
     np.testing.assert_allclose(draws.std(0), policy.log_std.exp()[0].numpy(), rtol=0.03)
 

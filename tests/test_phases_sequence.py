@@ -22,8 +22,11 @@ from o2o_lightning.cli.phases import with_cloning
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.trajectories import TrajectoryData
 from o2o_lightning.errors import UserError
+from o2o_lightning.methods.dt import DT
+from o2o_lightning.methods.odt import ODT
 from o2o_lightning.nn.decision_transformer import DecisionTransformer, SequencePolicy, Window
-from o2o_lightning.phases import DT, ODT
+from o2o_lightning.phases.descent import Descent
+from o2o_lightning.phases.offline import Offline
 from o2o_lightning.policies.history import HistoryTeacher
 
 KINDS = {"dt": "decision_transformer", "odt": "online_decision_transformer"}
@@ -33,9 +36,9 @@ SMALL = ["--data.batch_size", "16", "--data.eval_episodes", "1", "--trainer.log_
 
 
 def learnt(fit: Fit, pendulum: str, name: str, steps: int = 6, **options: Any) -> Run:
-    phase = {"dt": DT, "odt": ODT}[name]
+    method = {"dt": DT, "odt": ODT}[name]
     return fit(
-        lambda: phase(**TINY, **options),
+        lambda: Offline(method(**TINY, **options)),
         lambda: TrajectoryData(dataset=pendulum, batch_size=16, eval_episodes=1),
         steps,
     )
@@ -72,7 +75,7 @@ def test_a_checkpoint_holds_all_that_acting_needs(policies: dict[str, Run], pend
     seen = Window(
         torch.zeros(2, 4), normalizer(torch.randn(2, 4, 3)), torch.zeros(2, 4, 1), torch.arange(4).expand(2, 4)
     )
-    assert torch.equal(policy.eval().modes(seen), run.module.agent.actor.eval().modes(seen))
+    assert torch.equal(policy.eval().modes(seen), run.module.method.actor.eval().modes(seen))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -90,16 +93,17 @@ def test_the_rate_rises_over_the_warm_up_and_the_temperature_has_its_own(fit: Fi
     assert decays == {"actor": 5e-4, "temperature": 0.0}
 
 
-def test_gradients_are_clipped_to_the_policys_limit(fit: Fit, pendulum: str) -> None:
-    norms = []
+def test_gradients_are_clipped_to_the_policys_limit(fit: Fit, pendulum: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms, descend = [], Descent.__call__
 
-    class Watched(DT):
-        def _descend(self, loss: torch.Tensor, counted: bool) -> None:
-            super()._descend(loss * 1e4, counted)
-            gradients = [parameter.grad for parameter in self.agent.actor.parameters() if parameter.grad is not None]
-            norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+    def watched(self: Descent, loss: torch.Tensor, counted: bool) -> None:
+        descend(self, loss * 1e4, counted)
+        parameters = self.phase.method.actor.parameters()
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
 
-    fit(lambda: Watched(**TINY), lambda: TrajectoryData(dataset=pendulum, batch_size=16, eval_episodes=1), 2)
+    monkeypatch.setattr(Descent, "__call__", watched)
+    fit(lambda: Offline(DT(**TINY)), lambda: TrajectoryData(dataset=pendulum, batch_size=16, eval_episodes=1), 2)
     assert norms == [pytest.approx(0.25, rel=1e-3)] * 2
 
 
@@ -114,7 +118,7 @@ def test_data_that_a_sequence_model_cannot_learn_from_is_refused(
     fit: Fit, pendulum: str, data: Callable[[str], OfflineData], phrase: str
 ) -> None:
     with pytest.raises(UserError, match=phrase):
-        fit(lambda: DT(**TINY), lambda: data(pendulum), 2)
+        fit(lambda: Offline(DT(**TINY)), lambda: data(pendulum), 2)
 
 
 def test_a_dataset_without_a_whole_episode_is_refused(fit: Fit, tmp_path: Path) -> None:
@@ -123,7 +127,7 @@ def test_a_dataset_without_a_whole_episode_is_refused(fit: Fit, tmp_path: Path) 
         file["rewards"], file["terminals"] = np.zeros(5, np.float32), np.zeros(5, np.bool_)
         file["timeouts"] = np.zeros(5, np.bool_)
     with pytest.raises(UserError, match="none of its episodes was recorded to its end"):
-        fit(lambda: DT(**TINY), lambda: TrajectoryData(dataset=str(tmp_path / "cut.hdf5"), batch_size=2), 1)
+        fit(lambda: Offline(DT(**TINY)), lambda: TrajectoryData(dataset=str(tmp_path / "cut.hdf5"), batch_size=2), 1)
 
 
 @pytest.mark.parametrize(
@@ -247,18 +251,18 @@ def test_predictions_on_a_dataset_are_a_clones_labels_in_the_environments_units(
 )
 def test_the_configurations_have_the_sources_numbers(dataset: str, dt: Any, odt: Any, tmp_path: Path) -> None:
     for name, expected, steps in (("dt", dt, 100_000), ("odt", odt, 5000)):
-        config = lightning_config(compose("offline", split([f"offline={name}", f"dataset={dataset}"])))
+        config = lightning_config("offline", compose("offline", split([f"offline={name}", f"dataset={dataset}"])))
         file = ["--data.dataset", "a.hdf5"] if dataset == "file" else []
         built = PhaseCLI(config, file).build(tmp_path, "offline")
-        phase, data = built.model, built.datamodule
-        assert isinstance(phase, DT | ODT) and isinstance(data, TrajectoryData)
-        assert (data.batch_size, phase.lr, phase.return_scale, phase.target_return) == expected
-        assert (built.trainer.max_steps, data.normalize_eps, phase.grad_clip, phase.warmup_updates) == (
+        method, data = built.model.method, built.datamodule
+        assert isinstance(method, DT | ODT) and isinstance(data, TrajectoryData)
+        assert (data.batch_size, method.lr, method.return_scale, method.target_return) == expected
+        assert (built.trainer.max_steps, data.normalize_eps, method.grad_clip, method.warmup_updates) == (
             steps, 1e-6, 0.25, 10_000,
         )  # fmt: skip
 
 
 def test_what_a_sequence_model_asks_of_the_data_ends_with_its_phase() -> None:
     for phase in ("clone", "reevaluate", "align", "online"):
-        data = lightning_config(compose(phase, split(["offline=dt", "dataset=hopper-medium-v2"])))["data"]
+        data = lightning_config(phase, compose(phase, split(["offline=dt", "dataset=hopper-medium-v2"])))["data"]
         assert data["init_args"].get("batch_size", 256) == 256 and "Trajectory" not in data["class_path"]
