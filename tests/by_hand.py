@@ -45,6 +45,9 @@ class Checkpoint:
     def load(self, net: Any, name: str) -> Any:
         return net
 
+    def load_scalar(self, parameter: nn.Parameter, name: str) -> None:
+        """None is stored."""
+
 
 def ready(method: Any, seed: int = 0, source: Checkpoint | None = None, spread: float = 0.2) -> Any:
     """``method`` with random networks, of which no two are equal, not even targets, in float64."""

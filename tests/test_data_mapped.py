@@ -118,7 +118,7 @@ def test_a_cache_that_cannot_be_written_is_named_in_one_line(tmp_path: Path) -> 
 
 def test_a_finished_map_in_a_read_only_cache_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mapped_store(toy(), env_of(), tmp_path)
-    monkeypatch.setattr(mapped, "_alone", lambda _: pytest.fail("locked"))
+    monkeypatch.setattr(mapped, "FileLock", lambda _: pytest.fail("locked"))
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: pytest.fail("made a folder"))
     assert len(mapped_store(toy(), env_of(), tmp_path)) == 23
 

@@ -25,7 +25,9 @@ from o2o_lightning.data.cloning import CloneData
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.errors import UserError
-from o2o_lightning.phases import BC, AlignTD3, OnlineTD3
+from o2o_lightning.methods.bc import BC
+from o2o_lightning.methods.o2 import td3
+from o2o_lightning.phases import Align, Offline, Online
 from o2o_lightning.replay.buffer import Replay
 from o2o_lightning.replay.ring import Ring
 from o2o_lightning.replay.store import TransitionStore
@@ -50,7 +52,8 @@ def midway(fit: Fit, chain: dict[str, Run], dataset: str, look: Callable[[Any, A
     settings = {"env_steps": 12, "warmup_steps": 0, "batch_size": 32, "eval_episodes": 1, "chunk": 3, **options}
     callback = At(6, look)
     start = str(chain["align"].checkpoint)
-    run = fit(lambda: OnlineTD3(start), lambda: OnlineData(dataset=dataset, **settings), callbacks=[callback])
+    data = lambda: OnlineData(dataset=dataset, **settings)  # noqa: E731
+    run = fit(lambda: Online(td3.Online(), start), data, callbacks=[callback])
     assert callback.looked == 1
     return run
 
@@ -283,9 +286,9 @@ def test_a_phase_leaves_the_dataset_as_it_found_it(case: str, fit: Fit, chain: d
         assert data.store is not None and data.store.td_count > 60 * 7
         data.teardown("fit")
     elif case == "bc":
-        fit(lambda: BC(fraction=0.1, hidden=HIDDEN), data, 4)
+        fit(lambda: Offline(BC(fraction=0.1, hidden=HIDDEN)), data, 4)
     else:
-        fit(lambda: AlignTD3(str(chain["reevaluate"].checkpoint), stop="converged"), data, 4)
+        fit(lambda: Align(td3.Align(), str(chain["reevaluate"].checkpoint), stop="converged"), data, 4)
     assert data.store is not None and data.store.caches is None and data.store.td_count == 60 * 7
 
 

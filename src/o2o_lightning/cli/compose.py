@@ -55,7 +55,7 @@ def _own_rule(token: str) -> list[str]:
     from o2o_lightning.cli.models import rule_of
 
     rule = rule_of(name)
-    tokens = [f"{group}=own", f"{group}.class_path={name.replace(':', '.')}"]
+    tokens = [f"{group}=_own", f"{group}.class_path={name.replace(':', '.')}"]
     if group == "online":
         tokens += [f"family={rule.policy_family({})}"] if rule.policy_family({}) else []
         tokens += [f"online_data={ONLINE_DATA[1]}"] if rule.on_policy else []
@@ -94,7 +94,7 @@ def _keys(config: Any, prefix: str = "") -> list[str]:
 def groups() -> dict[str, list[str]]:
     """The configuration groups, and the options of each."""
     folders = sorted(folder for folder in config_dir().iterdir() if folder.is_dir())
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    return {folder.name: sorted(file.stem for file in folder.glob("[!_]*.yaml")) for folder in folders}
 
 
 def infer_dataset(command: Command) -> tuple[list[str], str | None]:

@@ -56,7 +56,8 @@ class CompiledStep:
 
     def __init__(self, engine: CompiledEngine, step: Step, batch: Batch, noise: Noise) -> None:
         learners = [parameter for parameter in engine.method.parameters() if parameter.requires_grad]
-        found = torch.autograd.grad(step(batch, noise).value, learners, allow_unused=True)
+        with torch.random.fork_rng():  # dropout draws, and a run that is resumed compiles once more
+            found = torch.autograd.grad(step(batch, noise).value, learners, allow_unused=True)
         self.parameters = [p for p, gradient in zip(learners, found, strict=True) if gradient is not None]
         parameters = self.parameters
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 
 from o2o_lightning.errors import at_least
-from o2o_lightning.methods.method import ActorCritic, Batch, Draws, Follow, Loss, Moment, Noise, Normal, Task, Updates
+from o2o_lightning.methods.actor_critic import ActorCritic
+from o2o_lightning.methods.method import Batch, Draws, Follow, Loss, Moment, Noise, Normal, Task, Updates
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.mlp import uniform_

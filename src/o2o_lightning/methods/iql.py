@@ -8,18 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from o2o_lightning.methods.method import (
-    ActorCritic,
-    Batch,
-    Follow,
-    Learners,
-    Loss,
-    Moment,
-    Noise,
-    Source,
-    Task,
-    Updates,
-)
+from o2o_lightning.methods.actor_critic import ActorCritic
+from o2o_lightning.methods.method import Batch, Follow, Learners, Loss, Moment, Noise, Source, Task, Updates
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.gaussian import GaussianActor

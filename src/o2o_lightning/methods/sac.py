@@ -10,19 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from o2o_lightning.errors import at_least
-from o2o_lightning.methods.method import (
-    ActorCritic,
-    Batch,
-    Draws,
-    Follow,
-    Learners,
-    Loss,
-    Moment,
-    Noise,
-    Normal,
-    Task,
-    Updates,
-)
+from o2o_lightning.methods.actor_critic import ActorCritic
+from o2o_lightning.methods.method import Batch, Draws, Follow, Learners, Loss, Moment, Noise, Normal, Task, Updates
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
 from o2o_lightning.objectives.bellman import critic_loss, td_target

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from o2o_lightning.errors import at_least
+from o2o_lightning.methods.actor_critic import ActorCritic
 from o2o_lightning.methods.method import (
-    ActorCritic,
     Batch,
     Draws,
     FloatArray,

@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from o2o_lightning.checkpoint.handover import POLICIES
-from o2o_lightning.methods.method import ActorCritic
+from o2o_lightning.methods.actor_critic import ActorCritic
 from o2o_lightning.objectives.alignment import action_distance
 from o2o_lightning.objectives.bellman import least
 from o2o_lightning.objectives.diagnostics import Alignment, anchor_agreement, relative_drift

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from o2o_lightning.methods.actor_critic import ActorCritic
 from o2o_lightning.methods.method import (
-    ActorCritic,
     Batch,
     Draws,
     Follow,
