@@ -107,7 +107,7 @@ CASES = {
     "misspelt model option": ("--phase offline --model.actr_lr 1", ["--model.actr_lr", "TD3BC", "'actor_lr'"]),
     "misspelt nested option": (
         "--phase online --model.threshold.edn 1",
-        ["--model.threshold.edn", "OnlineTD3", "'threshold.end'"],
+        ["--model.threshold.edn", "td3.Online", "'threshold.end'"],
     ),
     "an option of no phase": ("--data.env_stpes 5", ["--data.env_stpes", "no phase", "did you mean 'env_steps'"]),
     "an option for a phase that the run has not": (
@@ -151,8 +151,12 @@ CASES = {
     ),
     "printing several phases": ("--print_config", ["--print_config", "--phase"]),
     "another phase's model": (
-        "--phase offline --model AlignTD3 --model.init_from {reevaluate}",
-        ["AlignTD3", "--phase align"],
+        "--phase offline --model Align --model.init_from {reevaluate}",
+        ["Align", "--phase align"],
+    ),
+    "a model of version 0.1": (
+        "--phase align --model AlignTD3 --model.init_from {reevaluate}",
+        ["--model AlignTD3", "did you mean 'Align'"],
     ),
     # numbers
     "batch size 0": ("--phase offline --data.batch_size 0", ["--data.batch_size 0", "at least 2"]),

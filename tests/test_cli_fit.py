@@ -63,7 +63,8 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def arguments(phase_folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((phase_folder / "config.yaml").read_text())["model"]["init_args"]
-    return found
+    method = found.pop("method")
+    return found | method["init_args"]  # as --model.x sets them
 
 
 def test_a_run_leaves_everything_in_its_directory(everything: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,8 @@ from o2o_lightning.callbacks.progress import PhaseProgress
 from o2o_lightning.cli.command import split
 from o2o_lightning.cli.compose import groups
 from o2o_lightning.cli.plan import plan
+from o2o_lightning.methods.o2 import td3
+from o2o_lightning.phases.align import Align
 
 O2O = Callable[..., int]
 
@@ -31,6 +34,13 @@ O2O = Callable[..., int]
 def planned(*argv: str) -> dict[str, dict[str, Any]]:
     """The typed configuration of every phase that the command line would run."""
     return {step.phase: yaml.safe_load(step.cli.written()) for step in plan(split(list(argv)))[0]}
+
+
+def options_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What ``--model.x`` sets: the arguments of the phase, and of the method that it holds."""
+    own = dict(config["model"]["init_args"])
+    method = own.pop("method")
+    return own | method["init_args"]
 
 
 def command(*argv: str, cwd: Path) -> subprocess.Popen[str]:
@@ -92,8 +102,11 @@ def test_a_phases_help_explains_its_own_options_and_the_trainers(o2o: O2O, capsy
     page = capsys.readouterr().out
     for option in ("--model.curvature", "--data.batch_size", "--trainer.max_steps", "--trainer.precision"):
         assert option in page
-    assert o2o("fit", "--model.help", "OnlineTD3") == 0
+    assert "--method." not in page.replace("--method.help", "")  # as it is typed
+    assert o2o("fit", "--phase", "online", "-h") == 0
     assert "--model.threshold.end" in capsys.readouterr().out
+    assert o2o("fit", "--model.help", "Online") == 0
+    assert "--model.init_from" in capsys.readouterr().out
 
 
 def test_the_first_help_names_every_command(o2o: O2O, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +144,7 @@ def test_a_printed_configuration_goes_round(
     assert capsys.readouterr().out == printed
     assert o2o(*again, "--model.critic_lr", "0.5", "--print_config") == 0
     was, now = yaml.safe_load(printed), yaml.safe_load(capsys.readouterr().out)
-    was["model"]["init_args"]["critic_lr"] = 0.5
+    was["model"]["init_args"]["method"]["init_args"]["critic_lr"] = 0.5
     assert now == was and was["data"]["init_args"]["batch_size"] == 64
 
 
@@ -143,7 +156,7 @@ def test_an_option_beats_the_file_beats_the_group_beats_the_default(tmp_path: Pa
     file.write_text("model: {init_args: {exploration_noise: 0.3, threshold: {end: 0.5}}}\n")
 
     def noise_and_end(*argv: str) -> tuple[float, float, float]:
-        found = planned("--phase", "online", *argv)["online"]["model"]["init_args"]
+        found = options_of(planned("--phase", "online", *argv)["online"])
         return found["exploration_noise"], found["threshold"]["end"], found["discount"]
 
     assert noise_and_end() == (0.1, 0.04, 0.99)
@@ -166,7 +179,7 @@ def test_options_of_all_phases_reach_those_that_know_them() -> None:
     }  # fmt: skip
     assert {(part["eval_every"], part["eval_episodes"]) for part in data.values()} == {(3, 2)}
     assert [config["trainer"]["max_steps"] for config in found.values()] == [9, 9, 9, -1]
-    model = {phase: config["model"]["init_args"] for phase, config in found.items()}
+    model = {phase: options_of(config) for phase, config in found.items()}
     assert [phase for phase, part in model.items() if "curvature" in part] == ["align"]
     assert model["align"]["curvature"] == 2 and model["online"]["threshold"]["end"] == 0.5
     assert model["reevaluate"]["init_from"] == "$RUN_DIR/offline/checkpoints/last.ckpt"
@@ -186,13 +199,72 @@ def test_a_folder_of_ones_own_configurations_adds_options(tmp_path: Path) -> Non
         '# @package _global_\ntier: expert\ndata: {dataset: "mine.hdf5", env_id: Hopper-v4}\n'
     )
     found = planned("--phase", "online", f"hydra.searchpath=[file://{tmp_path}]", "dataset=mine")["online"]
-    assert found["model"]["init_args"]["exploration_noise"] == 0.05
+    assert options_of(found)["exploration_noise"] == 0.05
     assert (found["data"]["init_args"]["dataset"], found["data"]["init_args"]["env_id"]) == ("mine.hdf5", "Hopper-v4")
 
 
 def test_an_argument_without_a_default_in_yaml_can_be_added_for_one_phase() -> None:
     found = planned("+align.init_args.actor_lr=0.5")
-    assert [config["model"]["init_args"].get("actor_lr") for config in found.values()] == [3e-4, None, 0.5, 1e-4]
+    assert [options_of(config).get("actor_lr") for config in found.values()] == [3e-4, None, 0.5, 1e-4]
+
+
+FORMER = """
+seed_everything: 0
+model:
+  class_path: o2o_lightning.phases.{name}
+  init_args:
+    init_from: {start}
+{options}
+data:
+  class_path: o2o_lightning.data.module.OfflineData
+  init_args:
+    dataset: a.hdf5
+    batch_size: 64
+"""
+ALIGN = {"actor_lr": 0.002, "critic_lr": 0.004, "curvature": 3.0, "stop": "converged"}
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["with the class", "options alone"])
+def test_a_file_of_version_0_1_sets_its_options(named: bool, tmp_path: Path) -> None:
+    file = tmp_path / "old.yaml"
+    options = [*(f"{name}: {value}" for name, value in ALIGN.items()), "convergence:", "  every: 7"]
+    text = FORMER.format(name="AlignTD3", start="b.ckpt", options="\n".join(f"    {line}" for line in options))
+    file.write_text(text if named else text.replace("  class_path: o2o_lightning.phases.AlignTD3\n", ""))
+    config = planned("--phase", "align", "--config", str(file), "--model.critic_lr", "0.5")["align"]
+    model = config["model"]["init_args"]
+    assert resolve_name(config["model"]["class_path"]) is Align
+    assert resolve_name(model["method"]["class_path"]) is td3.Align
+    assert options_of(config).items() >= {**ALIGN, "critic_lr": 0.5, "init_from": "b.ckpt", "noise_clip": 0.5}.items()
+    assert {"stop", "init_from", "convergence"} <= model.keys() and "actor_lr" not in model
+    assert model["convergence"]["every"] == 7 and model["convergence"]["window"] == 5
+    assert config["data"]["init_args"]["batch_size"] == 64
+
+
+@pytest.mark.parametrize(
+    ("phase", "online", "name", "line"),
+    [
+        ("offline", "o2td3", "TD3BC", "bc_q_weight: 9.0"),
+        ("offline", "o2sac", "CQL", "samples: 9"),
+        ("clone", "o2sac", "ClonePolicy", "mode_weight: 9.0"),
+        ("reevaluate", "o2td3", "ReevaluateTD3", "polyak: 0.9"),
+        ("reevaluate", "o2ppo", "ReevaluatePPO", "value_lr: 0.9"),
+        ("align", "o2sac", "AlignSAC", "log_prob_floor: -9.0"),
+        ("online", "o2td3", "OnlineTD3", "exploration_noise: 0.9"),
+        ("online", "o2sac", "OnlineSAC", "temperature_lr: 0.9"),
+        ("online", "o2ppo", "OnlinePPO", "gae_lambda: 0.9"),
+    ],
+)
+def test_every_class_of_version_0_1_is_still_known(
+    phase: str, online: str, name: str, line: str, tmp_path: Path
+) -> None:
+    file, (option, value) = tmp_path / "old.yaml", line.split(": ")
+    start = "" if phase == "offline" else "    init_from: b.ckpt\n"
+    file.write_text(f"model:\n  class_path: o2o_lightning.phases.{name}\n  init_args:\n{start}    {line}\n")
+    composed = planned("--phase", phase, f"online={online}", "--data.dataset", "a.hdf5")
+    read = planned("--phase", phase, f"online={online}", "--data.dataset", "a.hdf5", "--config", str(file))
+    models = [found[phase]["model"] for found in (composed, read)]
+    assert options_of(read[phase])[option] == yaml.safe_load(value) != options_of(composed[phase])[option]
+    assert models[0]["class_path"] == models[1]["class_path"]
 
 
 # ---- loggers and callbacks -------------------------------------------------------------------------------------------
@@ -283,17 +355,15 @@ def test_bad_input_is_one_line_for_the_shell_too(tmp_path: Path) -> None:
 def test_an_option_that_means_different_things_to_several_phases_is_said_and_can_be_set_for_one() -> None:
     argv = ["online=o2sac", "offline=awac", "--model.temperature", "0.5"]
     configs, notes = planned(*argv), plan(split(argv))[1]
-    assert {config["model"]["init_args"]["temperature"] for config in configs.values()} == {0.5}
+    assert {options_of(config)["temperature"] for config in configs.values()} == {0.5}
     (note,) = [note for note in notes if "--model.temperature" in note]
     assert "offline (0.3333)" in note and "online (0.2)" in note and "--offline.model.temperature" in note
 
     argv = ["online=o2sac", "offline=awac", "--offline.model.temperature", "0.5", "--online.model.discount=0.9"]
     configs = planned(*argv)
-    taken = {phase: config["model"]["init_args"]["temperature"] for phase, config in configs.items()}
+    taken = {phase: options_of(config)["temperature"] for phase, config in configs.items()}
     assert taken["offline"] == 0.5 and taken["reevaluate"] == taken["align"] == taken["online"] == 0.2
-    assert [phase for phase, config in configs.items() if config["model"]["init_args"].get("discount") == 0.9] == [
-        "online"
-    ]
+    assert [phase for phase, config in configs.items() if options_of(config).get("discount") == 0.9] == ["online"]
     assert not [note for note in plan(split(argv))[1] if "--model" in note]
 
 

@@ -25,7 +25,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from o2o_lightning.callbacks.progress import PhaseProgress
 from o2o_lightning.callbacks.run_directory import RunDirectory
 from o2o_lightning.cli.messages import instantiation_message, parser_message
-from o2o_lightning.cli.models import held, known
+from o2o_lightning.cli.models import held, known, said
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.errors import Failure, Interrupted, Lost, UserError
 from o2o_lightning.methods.method import Method
@@ -109,7 +109,7 @@ class PhaseCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except BAD_INPUT as error:
             options, names = parser._option_string_actions, {part: known(part, self.composed) for part in PARTS}
-            raise UserError(parser_message(error, options, names, self.files)) from error
+            raise UserError(parser_message(error, options, names, self.files, said(self.composed))) from error
 
     def _read(self, file: str) -> str:
         """A file with its options of the model sorted into the phase's and the method's; itself where it has none."""

@@ -47,10 +47,17 @@ def hydra_message(error: Exception, known: list[str]) -> str:
     return f"configuration: {text.rstrip('.')}. Check the Hydra override; `o2o fit -h` shows the form."
 
 
-def parser_message(error: Exception, options: Iterable[str], arguments: dict[str, list[str]], files: list[str]) -> str:
+def parser_message(
+    error: Exception,
+    options: Iterable[str],
+    arguments: dict[str, list[str]],
+    files: list[str],
+    classes: dict[str, str],
+) -> str:
     """One line for an error of jsonargparse.
 
-    ``options`` are the parser's own, ``arguments`` those of the model and of the data, ``files`` were read.
+    ``options`` are the parser's own, ``arguments`` those of the model and of the data, ``files`` were read;
+    ``classes`` says how to call some of the classes.
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     keys = re.findall(r'Parser key "([^"]+)"', text)
@@ -59,8 +66,8 @@ def parser_message(error: Exception, options: Iterable[str], arguments: dict[str
     if name := re.search(r"unrecognized arguments: --(\S+?)(?:[=\s]|$)|Option '([^']+)' is not accepted", text):
         option = name[1] or name[2]
         if owner:
-            guess = _guess_or_list(option, arguments.get(keys[0], []))
-            return f"{where}.{option}: {owner[-1].rpartition('.')[2]} has no such option{guess}"
+            guess, name_of = _guess_or_list(option, arguments.get(keys[0], [])), owner[-1].rpartition(".")[2]
+            return f"{where}.{option}: {classes.get(name_of, name_of)} has no such option{guess}"
         guess = did_you_mean(f"--{option}", [*options, *_other_part(option)])
         place = f"--config {' '.join(files)}: '{option}'" if name[2] else f"--{option}"
         return f"{place}: no such option{guess} `--print_config` lists them."
@@ -70,10 +77,10 @@ def parser_message(error: Exception, options: Iterable[str], arguments: dict[str
         return f"{where} {missing[1]}: there is no such file. Check the path; it starts from the current directory."
     if syntax := re.search(r"Problems parsing config: (.*)", text, re.DOTALL):
         return f"--config {' '.join(files)}: it is not YAML ({' '.join(syntax[1].split())}). Correct the file."
-    if classes := re.search(r"Expected a dot import path string: (\S+)", text):
+    if unknown := re.search(r"Expected a dot import path string: (\S+)", text):
         names = importlib.import_module(_CLASSES[where]).__all__ if where in _CLASSES else _DATA
-        guess = _guess_or_list(classes[1], list(names))
-        return f"{where} {classes[1]}: no such class{guess} A full import path, package.module.Class, will do too."
+        guess = _guess_or_list(unknown[1], list(names))
+        return f"{where} {unknown[1]}: no such class{guess} A full import path, package.module.Class, will do too."
     return _type_message(text, where)
 
 

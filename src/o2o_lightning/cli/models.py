@@ -116,6 +116,12 @@ def value_of(name: str, config: dict[str, Any]) -> Any:
     return (owner.get("init_args") or {}).get(match[2], default(owner["class_path"], match[2]))
 
 
+def said(config: dict[str, Any]) -> dict[str, str]:
+    """How to call the class of a phase that holds a method: ``{"Online": "Online(td3.Online)"}``."""
+    phase, *methods = (owner["class_path"].split(".") for owner in owners("model", config).values())
+    return {phase[-1]: f"{phase[-1]}({'.'.join(methods[0][-2:])})"} if methods else {}
+
+
 def known(part: str, config: dict[str, Any]) -> list[str]:
     """The names of all options of a part, for a guess at what was meant."""
     return [name for owner in owners(part, config).values() for name in argument_names(owner["class_path"])]

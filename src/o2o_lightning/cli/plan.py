@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,9 +95,10 @@ def phase_help(command: Command) -> None:
     config = lightning_config(command.phase, compose(command.phase, command))
     for part in ("model", "data"):
         for where, owner in owners(part, config).items():
-            with contextlib.suppress(SystemExit):
+            page = io.StringIO()
+            with contextlib.suppress(SystemExit), contextlib.redirect_stdout(page):
                 PhaseCLI(config, [f"--{where}.help={owner['class_path']}"])
-            print()
+            print(re.sub(r"--method\.(?!help)", "--model.", page.getvalue()))  # as they are typed
     with contextlib.suppress(SystemExit):
         PhaseCLI(config, ["--help"])
 
