@@ -18,7 +18,7 @@ from test_configs_ppo import composed
 )
 def test_awac_composes_to_corls_row(tokens: tuple[str, ...], temperature: float, shift: float, episodes: int) -> None:
     offline, data, whole = composed("offline", "offline=awac", *tokens)
-    assert (offline["class"], offline["temperature"], offline["weight_cap"]) == ("AWAC", temperature, 100.0)
+    assert (offline["class"], offline["temperature"], offline["weight_cap"]) == ("awac.AWAC", temperature, 100.0)
     assert (offline["actor_lr"], offline["critic_lr"], offline["discount"], offline["polyak"]) == (
         3e-4, 3e-4, 0.99, 0.005
     )  # fmt: skip
@@ -33,6 +33,6 @@ def test_awac_composes_to_corls_row(tokens: tuple[str, ...], temperature: float,
 )
 def test_bc_makes_the_policy_that_goes_online(source: str, fraction: float, online: str, family: str) -> None:
     offline, data, whole = composed("offline", f"offline={source}", f"online={online}")
-    assert (offline["class"], offline["family"], offline["fraction"]) == ("BC", family, fraction)
+    assert (offline["class"], offline["family"], offline["fraction"]) == ("bc.BC", family, fraction)
     assert (offline["actor_lr"], offline["hidden"], whole["trainer"]["max_steps"]) == (3e-4, None, 1_000_000)
     assert (data["batch_size"], data["normalize"]) == (256, True)
