@@ -16,7 +16,7 @@ from torch.distributions import Independent, Normal, TanhTransform, TransformedD
 
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.command import split
-from o2o_lightning.cli.compose import compose, config_dir
+from o2o_lightning.cli.compose import compose, groups
 from o2o_lightning.cli.main import main
 from o2o_lightning.cli.models import method_of
 from o2o_lightning.cli.phases import with_cloning
@@ -213,7 +213,7 @@ def test_a_clone_without_progress_ends_early_and_keeps_its_best_weights(
 # ---- when a run clones by itself ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("online", sorted(file.stem for file in (config_dir() / "online").glob("[!_]*.yaml")))
+@pytest.mark.parametrize("online", groups()["online"])
 def test_the_family_in_the_configuration_is_the_one_that_the_phases_need(online: str) -> None:
     command = split([f"online={online}"])
     family = compose("clone", command)["model"]["init_args"]["family"]

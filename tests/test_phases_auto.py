@@ -26,6 +26,7 @@ TABLE = {
     "td3_bc": ([O, V, N], [O, C, V, N], CLONED_FIT),
     "awac": ([O, C, V, N], [O, C, V, N], FIT),
     "cql": (CLONED, [O, N], CLONED_FIT),
+    "cal_ql": (CLONED, FULL, CLONED_FIT),  # appendix B does not know it: not trusted
     "iql": (CLONED, CLONED, FIT),
     "bc": (FULL, FULL, FIT),
     "bc10": (FULL, FULL, FIT),

@@ -150,6 +150,8 @@ def argument_names(class_path: str) -> list[str]:
 
 def _path(model: dict[str, Any]) -> str:
     path = model["class_path"].replace(":", ".")
+    if path == "???":
+        raise UserError("own: it is not said which rule. Pass offline=my_package.my_rule:MyRule, or online=… likewise.")
     former = FORMER.get(path.removeprefix("o2o_lightning.phases."))
     return f"o2o_lightning.methods.{former}" if former and path.startswith("o2o_lightning.phases.") else path
 
