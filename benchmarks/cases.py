@@ -1,4 +1,4 @@
-"""Each step of each algorithm twice: the package's phase without a Trainer, and the textbook's learner.
+"""Each step of each algorithm twice: the package's method without a Trainer, and the textbook's learner.
 
 Sizes are the paper's for Hopper: S = 11, A = 3, batch 256; SAC's and CQL's networks 3×256, the others' 2×256, critics
 with LayerNorm but offline.
@@ -8,42 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import textbook
 import torch
-from o2o_lightning.agents.iql import IQLAgent
-from o2o_lightning.agents.ppo import PPOAgent
-from o2o_lightning.agents.sac import SACAgent
-from o2o_lightning.agents.td3 import TD3Agent
 from tensordict import TensorDict, TensorDictBase
+from torch import nn
 
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.data.stream import OfflineStream
+from o2o_lightning.engine.compiled import CompiledEngine
+from o2o_lightning.engine.engine import Engine
+from o2o_lightning.engine.noise import NoiseBlocks
+from o2o_lightning.methods.cql import CQL
+from o2o_lightning.methods.iql import IQL
+from o2o_lightning.methods.method import Method, Moment, Task
+from o2o_lightning.methods.o2 import ppo, sac, td3
+from o2o_lightning.methods.td3_bc import TD3BC
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
-from o2o_lightning.nn.targets import frozen_copy
-from o2o_lightning.nn.values import ValueNet
-from o2o_lightning.phases import (
-    CQL,
-    IQL,
-    TD3BC,
-    AlignSAC,
-    AlignTD3,
-    OnlinePPO,
-    OnlineSAC,
-    OnlineTD3,
-    ReevaluatePPO,
-    ReevaluateSAC,
-    ReevaluateTD3,
-)
 
 S, A, BATCH, CHUNK = 11, 3, 256, 16
 DATASET = "embedded:hopper-medium"
-WIDE, NARROW = [256, 256, 256], [256, 256]
+WIDE, NARROW = (256, 256, 256), (256, 256)
+CPU = torch.device("cpu")
 Update = Callable[[], Any]
 
 
@@ -61,126 +53,148 @@ class Case:
 
 
 class Bare:
-    """Updates of a phase without Lightning: what a loop written by hand would do with the same step."""
+    """Updates of a method without Lightning: what a loop written by hand would do with the same steps."""
 
-    def __init__(self, phase: Any, batches: Iterator[TensorDictBase]) -> None:
-        self.phase, self.batches = phase, batches
-        optimizer = phase.configure_optimizers()
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        self.optimizer = optimizer
+    def __init__(
+        self,
+        method: Method,
+        batches: Iterator[TensorDictBase],
+        compiled: bool = False,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self.method, self.batches = method, batches
+        self.engine = CompiledEngine(method) if compiled else Engine(method)
+        self.noise = NoiseBlocks(0, CPU)
+        self.optimizer = optimizer or method.optimizer(
+            [
+                {
+                    "params": [part] if isinstance(part, nn.Parameter) else list(part.parameters()),
+                    "lr": rate,
+                    "name": name,
+                }
+                for name, (part, rate) in method.learners().items()
+            ]
+        )
+        self.updates = 1 if hasattr(method, "policy_delay") else 0
 
     def __call__(self) -> None:
-        phase, optimizer = self.phase, self.optimizer
-        batch = next(self.batches)
-        phase._multiplier_moved = False  # each update is an environment step's first
-        for loss in phase.update(batch):
+        batch, optimizer = next(self.batches), self.optimizer
+        noise = self.noise.draw(self.method.noise(tuple(batch["action"].shape)))
+        # each update is an environment step's first
+        for loss in self.engine.losses(Moment(self.updates), batch, noise):
             optimizer.zero_grad(set_to_none=True)
             loss.value.backward()
             optimizer.step()
-        phase.updates += 1
+        self.updates += 1
 
 
 def offline_data(batch_size: int = BATCH) -> OfflineData:
     """The embedded Hopper set."""
-    data = OfflineData(DATASET, batch_size=batch_size)
-    data.setup("fit")
-    data.normalizer = data.fit_normalizer()
-    return data
+    return _set_up(OfflineData(DATASET, batch_size=batch_size))
 
 
 def online_data(filled: int = 20_000) -> OnlineData:
     """With a buffer as the online phase has it after ``filled`` environment steps."""
-    data = OnlineData(dataset=DATASET)
-    data.setup("fit")
-    data.normalizer = data.fit_normalizer()
+    data = _set_up(OnlineData(dataset=DATASET))
     assert data.store is not None
     data.buffer.extend(data.store.gather(torch.arange(filled)))
     return data
 
 
+def _set_up(data: Any) -> Any:
+    data.setup("fit")
+    data.normalizer = data.fit_normalizer()
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device=CPU))  # says where batches belong
+    return data
+
+
 def chunked(data: OfflineData) -> Iterator[TensorDictBase]:
     """The batches of the offline phases, drawn and gathered a chunk at a time."""
-    assert data.store is not None
-    cpu = torch.device("cpu")
-    stream = OfflineStream(
-        data.store, lambda batch: data.prepare(batch, cpu), lambda: 0, 10**9, data.batch_size, CHUNK, (), data.rows
-    )
-    for chunk in stream:
+    for chunk in OfflineStream(data.draw, lambda: 0, 10**9, data.batch_size, CHUNK, ()):
         yield from chunk
 
 
 def live(data: OnlineData) -> Iterator[TensorDictBase]:
     """The batches of the online phases, half online and half offline."""
-    cpu = torch.device("cpu")
     while True:
-        yield data.transition_batch(cpu)
+        yield data.transition_batch(CPU)
 
 
 def columns(data: OfflineData) -> dict[str, torch.Tensor]:
     """The dataset as the textbook's replay holds it: usable transitions, normalised before training."""
     assert data.store is not None
     rows = data.store.td_rows if data.store.td_rows is not None else torch.arange(len(data.store))
-    batch = data.prepare(data.store.gather(rows), torch.device("cpu"))
+    batch = data.prepare(data.store.gather(rows), CPU)
     successor = batch["next"]
     named = {"s": batch["observation"], "a": batch["action"], "r": batch["reward"]}
     return {**named, "s2": successor["observation"], "d": successor["terminated"]}
 
 
-# ---- the package's phases ----------------------------------------------------------------------------------------
+# ---- the package's methods ---------------------------------------------------------------------------------------
 
 
-def ready(phase: Any, agent: Any, compiled: bool) -> Any:
-    """``phase`` with ``agent``, as its ``setup`` would leave it."""
-    phase.agent = agent
-    if hasattr(phase, "reference_settings"):
-        phase.reference = frozen_copy(agent.actor)
-    phase.updates = 1 if hasattr(phase, "policy_delay") else 0
-    phase.compiles = compiled
-    return phase
+@dataclass
+class Networks:
+    """The checkpoint that re-evaluation and alignment start from: new networks."""
+
+    actor: Callable[[], Any]
+    critic: Callable[[], Critics] | None = None
+    phase: str = "reevaluate"
+
+    def has(self, name: str) -> bool:
+        return False
+
+    def build_actor(self, name: str = "actor") -> Any:
+        return self.actor()
+
+    def build_critic(self, name: str = "critic") -> Critics:
+        assert self.critic is not None
+        return self.critic()
+
+    def build_value(self) -> None:
+        return None
+
+    def load(self, net: Any, name: str) -> Any:
+        return net
 
 
-def sac_agent(norm: bool) -> SACAgent:
-    """SAC's and CQL's networks."""
-    return SACAgent(SquashedGaussianActor(S, A, WIDE), Critics(S, A, WIDE, norm), 0.2)
+STOCHASTIC = Networks(lambda: SquashedGaussianActor(S, A, WIDE), lambda: Critics(S, A, WIDE, True))
+DETERMINISTIC = Networks(lambda: DeterministicActor(S, A, NARROW), lambda: Critics(S, A, NARROW, True))
+GAUSSIAN = Networks(lambda: GaussianActor(S, A, NARROW))
 
 
-def td3_agent(norm: bool) -> TD3Agent:
-    """TD3's networks."""
-    return TD3Agent(DeterministicActor(S, A, NARROW), Critics(S, A, NARROW, norm))
+def built(method: Any, source: Networks | None = None) -> Any:
+    """``method`` with networks of these sizes."""
+    method.build(Task(S, A, total=1_000_000), source)
+    return method
 
 
-def _frozen(agent: Any, *names: str) -> Any:
-    for name in names:
-        getattr(agent, name).requires_grad_(False)
-    return agent
+def online_sac() -> sac.Online:
+    """O2SAC online, from scratch."""
+    return built(sac.Online(hidden=WIDE, critic_hidden=WIDE, layer_norm=True))  # type: ignore[no-any-return]
 
 
-def _ours(make: Callable[[], Any], agent: Callable[[], Any], online: bool = False) -> Callable[[bool], Update]:
+def online_td3() -> td3.Online:
+    """O2TD3 online, from scratch."""
+    return built(td3.Online(hidden=NARROW, layer_norm=True))  # type: ignore[no-any-return]
+
+
+def _online(make: Callable[[], Any]) -> Callable[[bool], Update]:
+    return lambda compiled: Bare(make(), live(online_data()), compiled)
+
+
+def _offline(make: Callable[[], Any], source: Networks | None = None) -> Callable[[bool], Update]:
     def build(compiled: bool) -> Update:
-        phase = ready(make(), agent(), compiled)
-        if online:
-            return Bare(phase, live(online_data()))
-        data = offline_data()
-        _attach(phase, data)
-        return Bare(phase, chunked(data))
+        method, data = built(make(), source), offline_data()
+        data.precompute(method.cache)
+        return Bare(method, chunked(data), compiled)
 
     return build
 
 
-def _attach(phase: Any, data: OfflineData) -> None:
-    """What the phase computes once a transition before it starts."""
-    assert data.store is not None
-    with torch.no_grad():
-        whole = data.prepare(data.store.gather(torch.arange(len(data.store))), torch.device("cpu"))
-        for name, values in phase.transition_cache(whole).items():
-            data.store.attach(name, values)
-
-
 def _ppo(compiled: bool) -> Update:
-    agent = PPOAgent(GaussianActor(S, A, NARROW), ValueNet(S, WIDE, "tanh"), 0.99)
-    phase = ready(OnlinePPO(), agent, compiled)
     rollout = TensorDict(_rollout("observation", "action"), [2048])
-    return Bare(phase, _minibatches(rollout, 128))
+    return Bare(built(ppo.Online(hidden=NARROW, value_hidden=WIDE)), _minibatches(rollout, 128), compiled)
 
 
 def _rollout(observation: str, action: str) -> dict[str, torch.Tensor]:
@@ -198,12 +212,10 @@ def _minibatches(rollout: TensorDict, size: int) -> Iterator[TensorDictBase]:
 
 
 def _ppo_values(compiled: bool) -> Update:
-    agent = PPOAgent(GaussianActor(S, A, NARROW), ValueNet(S, WIDE, "tanh"), 0.99)
-    agent.actor.requires_grad_(False)
-    phase, data = ready(ReevaluatePPO("unused"), agent, compiled), offline_data(512)
+    data = offline_data(512)
     assert data.store is not None
     data.store.attach("return_to_go", data.store.returns_to_go(0.99))
-    return Bare(phase, chunked(data))
+    return Bare(built(ppo.Reevaluate(hidden=WIDE), GAUSSIAN), chunked(data), compiled)
 
 
 # ---- the textbook's learners -------------------------------------------------------------------------------------
@@ -247,47 +259,27 @@ def _their_ppo_values() -> Update:
 
 
 CASES = [
-    Case(
-        "SAC online",
-        _ours(OnlineSAC, lambda: sac_agent(True), online=True),
-        _theirs(lambda: textbook.SAC(S, A, WIDE), online=True),
-    ),
+    Case("SAC online", _online(online_sac), _theirs(lambda: textbook.SAC(S, A, WIDE), online=True)),
     Case(
         "SAC re-evaluation",
-        _ours(lambda: ReevaluateSAC("unused"), lambda: _frozen(sac_agent(True), "actor", "log_alpha")),
+        _offline(lambda: sac.Reevaluate(hidden=WIDE, layer_norm=True), STOCHASTIC),
         _theirs(lambda: textbook.SACReevaluation(S, A, WIDE)),
     ),
-    Case(
-        "SAC alignment",
-        _ours(lambda: AlignSAC("unused"), lambda: _frozen(sac_agent(True), "log_alpha")),
-        _theirs(lambda: textbook.SACAlignment(S, A, WIDE)),
-    ),
-    Case(
-        "TD3 online",
-        _ours(OnlineTD3, lambda: td3_agent(True), online=True),
-        _theirs(lambda: textbook.TD3(S, A, NARROW), online=True),
-        period=2,
-    ),
+    Case("SAC alignment", _offline(sac.Align, STOCHASTIC), _theirs(lambda: textbook.SACAlignment(S, A, WIDE))),
+    Case("TD3 online", _online(online_td3), _theirs(lambda: textbook.TD3(S, A, NARROW), online=True), period=2),
     Case(
         "TD3 re-evaluation",
-        _ours(lambda: ReevaluateTD3("unused"), lambda: _frozen(td3_agent(True), "actor")),
+        _offline(lambda: td3.Reevaluate(hidden=NARROW, layer_norm=True), DETERMINISTIC),
         _theirs(lambda: textbook.TD3Reevaluation(S, A, NARROW)),
     ),
+    Case("TD3 alignment", _offline(td3.Align, DETERMINISTIC), _theirs(lambda: textbook.TD3Alignment(S, A, NARROW))),
     Case(
-        "TD3 alignment",
-        _ours(lambda: AlignTD3("unused"), lambda: td3_agent(True)),
-        _theirs(lambda: textbook.TD3Alignment(S, A, NARROW)),
+        "CQL",
+        _offline(lambda: CQL(hidden=WIDE, critic_hidden=WIDE, temperature=0.2)),
+        _theirs(lambda: textbook.CQL(S, A, WIDE)),
     ),
-    Case("CQL", _ours(CQL, lambda: sac_agent(False)), _theirs(lambda: textbook.CQL(S, A, WIDE))),
-    Case(
-        "IQL",
-        _ours(
-            lambda: IQL(anneal_updates=1_000_000),
-            lambda: IQLAgent(GaussianActor(S, A, NARROW), Critics(S, A, NARROW, False), ValueNet(S, NARROW)),
-        ),
-        _theirs(lambda: textbook.IQL(S, A, NARROW)),
-    ),
-    Case("TD3+BC", _ours(TD3BC, lambda: td3_agent(False)), _theirs(lambda: textbook.TD3BC(S, A, NARROW)), period=2),
+    Case("IQL", _offline(lambda: IQL(hidden=NARROW)), _theirs(lambda: textbook.IQL(S, A, NARROW))),
+    Case("TD3+BC", _offline(lambda: TD3BC(hidden=NARROW)), _theirs(lambda: textbook.TD3BC(S, A, NARROW)), period=2),
     Case("PPO online", _ppo, _their_ppo),
     Case("PPO re-evaluation", _ppo_values, _their_ppo_values),
 ]

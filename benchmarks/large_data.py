@@ -78,7 +78,10 @@ def measure(path: Path, updates: int) -> dict[str, Any]:
 
     from o2o_lightning.cli.lightning import quiet
     from o2o_lightning.data.module import OfflineData
-    from o2o_lightning.phases import TD3BC, ReevaluateTD3
+    from o2o_lightning.methods.o2 import td3
+    from o2o_lightning.methods.td3_bc import TD3BC
+    from o2o_lightning.phases.offline import Offline
+    from o2o_lightning.phases.reevaluate import Reevaluate
 
     torch.set_num_threads(1)
     quiet()
@@ -113,8 +116,8 @@ def measure(path: Path, updates: int) -> dict[str, Any]:
     assert data.store is not None
     data.env_id = None  # nothing here is about evaluations
     found["rows"], found["memory_loaded"] = len(data.store), _memory()
-    offline = fit(TD3BC(), "td3_bc")
-    fit(ReevaluateTD3(offline), "reevaluate")
+    offline = fit(Offline(TD3BC()), "td3_bc")
+    fit(Reevaluate(td3.Reevaluate(), offline), "reevaluate")
     found["memory_trained"] = _memory()
     times = []
     for _ in range(100):

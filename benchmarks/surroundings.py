@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import cases
@@ -22,8 +23,8 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from o2o_lightning.callbacks.metrics import MetricsFile
 from o2o_lightning.callbacks.progress import PhaseProgress
-from o2o_lightning.data.online import OnlineData, explorer
-from o2o_lightning.phases import OnlineSAC, OnlineTD3
+from o2o_lightning.data.online import OnlineData
+from o2o_lightning.phases.online import Online
 
 # ---- Lightning ---------------------------------------------------------------------------------------------------
 
@@ -33,17 +34,21 @@ class WithoutEnvironment(OnlineData):
 
     seconds = 0.0
 
-    def collect(self, module: Any, env_steps: int) -> Iterator[TensorDictBase]:
-        for _ in range(env_steps):
-            module.on_env_step()
-            start = time.process_time()
-            batch = self.transition_batch(module.device)
-            self.seconds += time.process_time() - start
-            yield batch
+    def step(self, explore: Any) -> None:
+        pass
+
+    def updates_due(self, env_steps: int) -> int:
+        return 1
+
+    def transition_batch(self, device: torch.device) -> TensorDictBase:
+        start = time.process_time()
+        batch = super().transition_batch(device)
+        self.seconds += time.process_time() - start
+        return batch
 
     def fill(self) -> None:
-        assert self.replay is not None and self.store is not None
-        self.replay.buffer.extend(self.store.gather(torch.arange(20_000)))
+        assert self.store is not None
+        self.buffer.extend(self.store.gather(torch.arange(20_000)))
 
 
 class Alternating(Checkpoint):
@@ -60,20 +65,19 @@ class Alternating(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         batch = data.transition_batch(torch.device("cpu"))
-        self.bare = cases.Bare(pl_module, _always(batch))
-        self.bare.optimizer = trainer.optimizers[0]
+        data.seconds = 0.0
+        self.bare = cases.Bare(pl_module.method, _always(batch), optimizer=trainer.optimizers[0])
         self.mark = time.process_time()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *unused: Any) -> None:
         assert self.bare is not None
         end, updates = time.process_time(), pl_module.data.chunk
         self.times["fit"].append((end - self.mark) / updates * 1e3)
-        clock = pl_module.updates
+        self.bare.updates = pl_module.updates
         start = time.process_time()
         for _ in range(updates):
             self.bare()
         self.times["bare"].append((time.process_time() - start) / updates * 1e3)
-        pl_module.updates = clock
         self.times["data"].append(pl_module.data.seconds / updates * 1e3)
         pl_module.data.seconds = 0.0
         self.mark = time.process_time()
@@ -84,16 +88,13 @@ def _always(batch: TensorDictBase) -> Iterator[TensorDictBase]:
         yield batch
 
 
-FITS: dict[str, tuple[Any, Any]] = {
-    "SAC online": (OnlineSAC, lambda: cases.sac_agent(True)),
-    "TD3 online": (OnlineTD3, lambda: cases.td3_agent(True)),
-}
+FITS: dict[str, Callable[[], Any]] = {"SAC online": cases.online_sac, "TD3 online": cases.online_td3}
 
 
 def lightning_overhead(name: str, chunks: int, log_every: int = 100) -> dict[str, float]:
     """Lightning, data, Rich bar and CSV rows over the bare updates, as a share of these."""
-    phase, agent = FITS[name]
-    module = cases.ready(phase(), agent(), compiled=False)
+    module = Online(FITS[name]())
+    module.updates = 1
     module.configure_callbacks = lambda: []  # no evaluation, nor the reference that follows it
     data = WithoutEnvironment(dataset=cases.DATASET, env_steps=chunks * cases.CHUNK, eval_every=10**9)
     data.setup("fit")
@@ -152,13 +153,13 @@ def data_costs(rounds: int) -> dict[str, dict[str, float]]:
 def environment_costs(rounds: int) -> dict[str, dict[str, float]]:
     """Microseconds an environment step: bare, with a numpy actor, and as the online phase makes it."""
     found: dict[str, dict[str, float]] = {}
-    for name, (phase, agent) in FITS.items():
-        module = cases.ready(phase(), agent(), compiled=False)
-        module.updates = 1
-        data = cases.online_data()
+    for name, method in FITS.items():
+        module, data = Online(method()), cases.online_data()
         assert data.interaction is not None and data.env_id is not None
-        explore, interaction = explorer(data, module), data.interaction
-        bare = _BareLoop(data.env_id, module.agent.actor)
+        trainer = SimpleNamespace(datamodule=data)
+        module.trainer, module.normalizer, module.updates = trainer, data.normalizer, 1  # type: ignore[assignment]
+        explore, interaction = module.explore, data.interaction
+        bare = _BareLoop(data.env_id, module.method.actor)
         times = measure.interleaved(
             {
                 "env.step and numpy actor": bare.step,
