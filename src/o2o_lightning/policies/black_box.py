@@ -15,18 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from onnx.reference import ReferenceEvaluator
 
 from o2o_lightning.envs.make import EnvSpec, unit_actions
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import FloatArray
-from o2o_lightning.policies import onnx_file
 from o2o_lightning.policies.history import Teacher
 from o2o_lightning.policies.program import load_program
 from o2o_lightning.policies.source import MAX_BYTES, BadPolicy, reading
 from o2o_lightning.policies.tensors import first_line, read_limited
 
 FORMATS = ("callable", "onnx", "torchscript", "torch_export")
+ONNX_VALUES = {onnx.AttributeProto.AttributeType.Value(name) for name in (
+    "FLOAT", "INT", "STRING", "TENSOR", "FLOATS", "INTS", "STRINGS",
+)}  # fmt: skip
 Function = Callable[[FloatArray], Any]
 
 
@@ -92,37 +96,41 @@ def _callable(spec: str) -> Function:
 
 
 def load_onnx(spec: str) -> Function:
-    """The function of an ONNX file."""
+    """The function of an ONNX file, run by ONNX's reference in NumPy."""
     content = read_limited(Path(spec), MAX_BYTES)
     try:
-        graph = onnx_file.decode(content)
-    except Exception as error:  # damaged bytes fail anywhere, and there are more types of tensors than are read here
-        return _onnxruntime(content, f"it cannot be read without ONNX Runtime ({error})")
-    session: Function | None = None
+        model = onnx.load_model_from_string(content)
+        if reason := _not_run(model):
+            raise BadPolicy(
+                f"it has {reason}, so it was not loaded. Export it again as one file of plain operators, or wrap it in "
+                "a Python function and clone that: `o2o policy clone module:function`."
+            )
+        onnx.checker.check_model(model)
+        evaluator = ReferenceEvaluator(model)
+        constants = {tensor.name for tensor in model.graph.initializer}  # older files name them as inputs too
+        taken = next(value for value in model.graph.input if value.name not in constants)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(taken.type.tensor_type.elem_type)
+    except BadPolicy:
+        raise
+    except Exception as error:  # damaged bytes fail anywhere
+        raise BadPolicy(f"it is no ONNX file that can be read ({first_line(error)}). Export it again.") from error
 
     def run(observation: FloatArray) -> Any:
-        nonlocal session
-        if session is None:
-            try:
-                return onnx_file.run(graph, observation)
-            except onnx_file.UnknownOperatorError as error:
-                session = _onnxruntime(content, f"its operator '{error}' needs ONNX Runtime")
-        return session(observation)
+        return evaluator.run(None, {taken.name: observation.astype(dtype)})[0]  # type: ignore[index,unused-ignore]
 
     return run
 
 
-def _onnxruntime(content: bytes, reason: str) -> Function:
-    try:
-        import onnxruntime  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise BadPolicy(f"{reason}. Install it with `pip install onnxruntime`, or export the policy again.") from error
-    try:
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise BadPolicy(f"it is no ONNX file that can be read ({error}). Export it again.") from error
-    name = session.get_inputs()[0].name
-    return lambda observation: session.run(None, {name: observation})[0]
+def _not_run(model: onnx.ModelProto) -> str | None:
+    """What a policy's graph does without: without loops it ends, and no other file is opened."""
+    attributes = [attribute for node in model.graph.node for attribute in node.attribute]
+    tensors = [*model.graph.initializer, *(attribute.t for attribute in attributes)]
+    reasons = {
+        "functions or operators that are not ONNX's own": model.functions or any(n.domain for n in model.graph.node),
+        "loops, branches or sparse tensors": any(attribute.type not in ONNX_VALUES for attribute in attributes),
+        "weights in another file": any(tensor.data_location or tensor.external_data for tensor in tensors),
+    }
+    return next((text for text, holds in reasons.items() if holds), None)
 
 
 def _torch_export(spec: str) -> Function:
