@@ -20,14 +20,11 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from o2o_lightning.envs.make import EnvSpec, unit_actions
-from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies.history import Teacher
 from o2o_lightning.policies.program import load_program
-from o2o_lightning.policies.source import MAX_BYTES, BadPolicy, reading
-from o2o_lightning.policies.tensors import first_line, read_limited
+from o2o_lightning.policies.source import BadPolicy, read_limited, readable, reading
 
-FORMATS = ("callable", "onnx", "torchscript", "torch_export")
 ONNX_VALUES = {onnx.AttributeProto.AttributeType.Value(name) for name in (
     "FLOAT", "INT", "STRING", "TENSOR", "FLOATS", "INTS", "STRINGS",
 )}  # fmt: skip
@@ -43,23 +40,16 @@ def black_box(spec: str, format: str, sizes: tuple[int, int], env: EnvSpec | Non
     Raises:
         UserError: it cannot be loaded, or does not map ``[B, S]`` to ``[B, A]``.
     """
-    loaders = {"callable": _callable, "onnx": load_onnx, "torchscript": _torchscript, "torch_export": _torch_export}
     with reading(spec):
-        if format not in loaders:
+        if format not in FORMATS:
             raise BadPolicy(f"it is a {format} file, no black box. Import it first: `o2o policy import {spec}`.")
-        function = loaders[format](spec)
+        function = FORMATS[format](spec)
 
     @reading(spec)
     def act(observation: FloatArray) -> FloatArray:
-        try:
+        wrong = f"it failed on observations {observation.shape}"
+        with readable(wrong, "It must map float32 [B, S] to actions [B, A]."):
             found = function(observation.copy())  # it may write into what it gets, and that is the dataset
-        except UserError:
-            raise
-        except Exception as error:
-            raise BadPolicy(
-                f"it failed on observations {observation.shape} ({type(error).__name__}: {error})."
-                " It must map float32 [B, S] to actions [B, A]."
-            ) from error
         if isinstance(found, torch.Tensor):
             found = found.detach().cpu().numpy()
         actions = np.asarray(found, np.float32)
@@ -81,14 +71,10 @@ def _callable(spec: str) -> Function:
     module, _, name = spec.partition(":")
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
-    try:
+    with readable("it cannot be imported", "Name a function of an importable module: module:function."):
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:  # the user's module may fail in any way
-        raise BadPolicy(
-            f"{type(error).__name__}: {error}. Name a function of an importable module: module:function."
-        ) from error
     if not callable(found):
         raise BadPolicy(f"'{name}' is {type(found).__name__}, no function. Name one that maps [B, S] to [B, A].")
     function: Function = found
@@ -97,8 +83,8 @@ def _callable(spec: str) -> Function:
 
 def load_onnx(spec: str) -> Function:
     """The function of an ONNX file, run by ONNX's reference in NumPy."""
-    content = read_limited(Path(spec), MAX_BYTES)
-    try:
+    content = read_limited(Path(spec))
+    with readable("it is no ONNX file that can be read", "Export it again."):
         model = onnx.load_model_from_string(content)
         if reason := _not_run(model):
             raise BadPolicy(
@@ -110,10 +96,6 @@ def load_onnx(spec: str) -> Function:
         constants = {tensor.name for tensor in model.graph.initializer}  # older files name them as inputs too
         taken = next(value for value in model.graph.input if value.name not in constants)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(taken.type.tensor_type.elem_type)
-    except BadPolicy:
-        raise
-    except Exception as error:  # damaged bytes fail anywhere
-        raise BadPolicy(f"it is no ONNX file that can be read ({first_line(error)}). Export it again.") from error
 
     def run(observation: FloatArray) -> Any:
         return evaluator.run(None, {taken.name: observation.astype(dtype)})[0]  # type: ignore[index,unused-ignore]
@@ -133,17 +115,10 @@ def _not_run(model: onnx.ModelProto) -> str | None:
     return next((text for text, holds in reasons.items() if holds), None)
 
 
-def _torch_export(spec: str) -> Function:
-    return _module(load_program(spec))
-
-
 def _torchscript(spec: str) -> Function:
-    content = read_limited(Path(spec), MAX_BYTES)
-    try:
-        module = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()  # type: ignore[no-untyped-call]
-    except Exception as error:
-        raise BadPolicy(f"it is no TorchScript file that can be read ({first_line(error)}).") from error
-    return _module(module)
+    content = io.BytesIO(read_limited(Path(spec)))
+    with readable("it is no TorchScript file that can be read", "Save it again."):
+        return _module(torch.jit.load(content, map_location="cpu").eval())  # type: ignore[no-untyped-call]
 
 
 def _module(module: Any) -> Function:
@@ -152,3 +127,11 @@ def _module(module: Any) -> Function:
             return module(torch.from_numpy(observation))
 
     return run
+
+
+FORMATS: dict[str, Callable[[str], Function]] = {
+    "callable": _callable,
+    "onnx": load_onnx,
+    "torchscript": _torchscript,
+    "torch_export": lambda spec: _module(load_program(spec)),
+}
