@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from data_files import env_of, raw_of
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from policy_files import d4rl_file, perceptron, sb3_ppo, sb3_sac, sb3_td3, sb3_zip, vecnormalize
 from torch import nn
 
@@ -19,8 +20,8 @@ from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.main import main
 from o2o_lightning.data.mapped import load_store
 from o2o_lightning.nn.actor import FloatArray
-from o2o_lightning.policies import onnx_file
 from o2o_lightning.policies.black_box import black_box, load_onnx
+from o2o_lightning.policies.source import BadPolicy
 
 STATES = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 
@@ -56,8 +57,12 @@ def test_an_exported_program_acts_as_the_checkpoint_in_the_environments_units(ch
 
 def test_an_onnx_file_acts_as_the_checkpoint_in_the_environments_units(checkpoint: Path) -> None:
     assert main(["policy", "export", str(checkpoint), "--format", "onnx"]) == 0
-    graph = onnx_file.decode((checkpoint.parent / "policy.onnx").read_bytes())
-    np.testing.assert_allclose(onnx_file.run(graph, STATES), native(checkpoint), atol=2e-6)
+    model = onnx.load(checkpoint.parent / "policy.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert (model.ir_version, [entry.version for entry in model.opset_import]) == (8, [13])
+    for rows in (1, 64):  # any batch size
+        found = ReferenceEvaluator(model).run(None, {"observation": STATES[:rows]})[0]
+        np.testing.assert_allclose(found, native(checkpoint, STATES[:rows]), atol=2e-6)
 
 
 def test_onnx_runtime_runs_the_onnx_file(checkpoint: Path) -> None:
@@ -154,34 +159,68 @@ def test_a_function_that_writes_into_its_input_does_not_change_the_dataset(modul
     torch.testing.assert_close(labels, torch.tanh(before[:, :1] - 5))
 
 
-def test_what_is_not_run_here_goes_to_one_session_of_onnx_runtime(
+def graph_of(node: onnx.NodeProto, weight: onnx.TensorProto, kind: int = onnx.TensorProto.FLOAT) -> onnx.ModelProto:
+    """``node`` from observations and ``weight`` "w" to actions, three of both."""
+    ends = [helper.make_tensor_value_info(name, kind, ["batch", 3]) for name in ("observation", "y")]
+    graph = helper.make_graph([node], "policy", ends[:1], ends[1:], [weight])
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)])
+
+
+def test_a_foreign_onnx_file_of_other_operators_and_types_is_run(tmp_path: Path) -> None:
+    softplus = helper.make_node("Softplus", ["observation"], ["y"])
+    onnx.save(graph_of(softplus, numpy_helper.from_array(np.ones(2, np.float32), "w")), tmp_path / "a.onnx")
+    np.testing.assert_allclose(load_onnx(str(tmp_path / "a.onnx"))(STATES), np.log1p(np.exp(STATES)), rtol=1e-5)
+    for dtype in (np.float16, np.float64):
+        double = numpy_helper.from_array(np.array(2, dtype), "w")
+        node = helper.make_node("Mul", ["observation", "w"], ["y"])
+        onnx.save(graph_of(node, double, double.data_type), tmp_path / "b.onnx")
+        found = load_onnx(str(tmp_path / "b.onnx"))(STATES)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, STATES.astype(dtype) * 2)
+
+
+def test_an_onnx_file_that_could_do_more_than_compute_is_not_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[bytes] = []
+    monkeypatch.chdir(tmp_path)
+    Path("weights").write_bytes(np.ones(3, np.float32).tobytes())
+    weight = numpy_helper.from_array(np.ones(3, np.float32), "w")
+    outside = numpy_helper.from_array(np.ones(3, np.float32), "w")
+    onnx.external_data_helper.set_external_data(outside, "weights")
+    outside.ClearField("raw_data")
+    mul = helper.make_node("Mul", ["observation", "w"], ["y"])
+    constant, loop = helper.make_node("Constant", [], ["y"], value=outside), graph_of(mul, weight).graph
+    function = graph_of(mul, weight)
+    function.functions.append(helper.make_function("", "F", ["x"], ["x"], [], [helper.make_opsetid("", 13)]))
+    bad = {
+        "another file": [graph_of(mul, outside), graph_of(constant, weight)],
+        "not ONNX's own": [graph_of(helper.make_node("Mul", ["observation"], ["y"], domain="a.b"), weight), function],
+        "loops": [graph_of(helper.make_node("Loop", ["", "", "observation"], ["y"], body=loop), weight)],
+        "no ONNX file": [graph_of(helper.make_node("Nothing", ["observation"], ["y"]), weight)],
+    }
+    for said, models in bad.items():
+        for model in models:
+            Path("a.onnx").write_bytes(model.SerializeToString())
+            with pytest.raises(BadPolicy, match=said):
+                load_onnx("a.onnx")
 
-    class Session:
-        def __init__(self, content: bytes, providers: list[str]) -> None:
-            made.append(content)
 
-        def get_inputs(self) -> list[Any]:
-            return [SimpleNamespace(name="observation")]
-
-        def run(self, outputs: None, inputs: dict[str, FloatArray]) -> list[FloatArray]:
-            return [inputs["observation"] + 1]
-
-    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
-    node = onnx_file.Node("Softplus", ["observation"], ["y"], {})
-    graph = onnx_file.Graph([node], {"w": np.ones(2, np.float32)}, ["observation"], ["y"], (3, 3))
-    unknown = onnx_file.encode(graph, "policy")
-    half = unknown.replace(b"\x10\x01\x42\x01w", b"\x10\x0a\x42\x01w")  # the constant's data type is float16
-    assert half != unknown
-    (tmp_path / "a.onnx").write_bytes(unknown)
-    (tmp_path / "b.onnx").write_bytes(half)
-    for name in ("a.onnx", "b.onnx"):
-        run = load_onnx(str(tmp_path / name))
-        for _ in range(3):
-            np.testing.assert_array_equal(run(STATES), STATES + 1)
-    assert len(made) == 2
+def test_a_damaged_onnx_file_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.ones(3, np.float32), "w")
+    good = graph_of(helper.make_node("Mul", ["observation", "w"], ["y"]), weight).SerializeToString()
+    path, draw = tmp_path / "a.onnx", np.random.default_rng(0)
+    for size in range(len(good)):
+        path.write_bytes(good[:size])
+        with pytest.raises(BadPolicy, match="no ONNX file that can be read"):
+            load_onnx(str(path))
+    for _ in range(300):
+        damaged = bytearray(good)
+        damaged[draw.integers(len(good))] = draw.integers(256)
+        path.write_bytes(damaged)
+        try:
+            load_onnx(str(path))
+        except BadPolicy as error:
+            assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("command", ["import", "clone"])

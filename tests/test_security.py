@@ -26,6 +26,7 @@ from o2o_lightning.data.hdf5 import read_hdf5
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.policies.program import load_program
+from o2o_lightning.policies.read import read_policy
 
 
 class Evil:
@@ -205,3 +206,14 @@ def test_a_checkpoint_of_wrong_types_is_one_line_and_no_traceback(tmp_path):
                 handover.build_normalizer()
             except UserError as error:
                 assert "\n" not in str(error) and str(path) in str(error)
+
+
+def test_a_zip_that_unpacks_to_too_much_is_refused_whatever_its_directory_says(tmp_path, monkeypatch):
+    monkeypatch.setattr("o2o_lightning.policies.source.MAX_BYTES", 2**16)
+    honest, lying = tmp_path / "honest.zip", tmp_path / "lying.zip"
+    with zipfile.ZipFile(honest, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("policy.pth", bytes(2**20))
+    lying.write_bytes(honest.read_bytes().replace((2**20).to_bytes(4, "little"), (2**10).to_bytes(4, "little")))
+    for path, said in ((honest, "unpacks to more"), (lying, "broken")):
+        with pytest.raises(UserError, match=said):
+            read_policy(str(path), "sb3")

@@ -14,8 +14,10 @@ from typing import Any
 import h5py
 import killing
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.main import main
@@ -26,7 +28,6 @@ from o2o_lightning.nn.actor import Actor, Policy
 from o2o_lightning.nn.decision_transformer import SequencePolicy, Window
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.phases.descent import Descent
-from o2o_lightning.policies import onnx_file
 from o2o_lightning.policies.history import player_of
 
 STEPS, EVERY = 24, 8
@@ -191,8 +192,8 @@ def torch_program(file: Path) -> Callable[..., Any]:
 
 
 def onnx_program(file: Path) -> Callable[..., Any]:
-    graph = onnx_file.decode(file.read_bytes())
-    return lambda states: onnx_file.run(graph, states.numpy())
+    evaluator = ReferenceEvaluator(onnx.load(file, format="protobuf"))
+    return lambda states: evaluator.run(None, {"observation": states.numpy()})[0]
 
 
 def test_its_policy_can_be_cloned_into_every_other_family(made: Made, pendulum: str, tmp_path: Path) -> None:

@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from onnx.reference import ReferenceEvaluator
 
 from o2o_lightning.envs.make import EnvSpec, unit_actions
-from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import FloatArray
-from o2o_lightning.policies import onnx_file
 from o2o_lightning.policies.history import Teacher
 from o2o_lightning.policies.program import load_program
-from o2o_lightning.policies.source import MAX_BYTES, BadPolicy, reading
-from o2o_lightning.policies.tensors import first_line, read_limited
+from o2o_lightning.policies.source import BadPolicy, read_limited, readable, reading
 
-FORMATS = ("callable", "onnx", "torchscript", "torch_export")
+ONNX_VALUES = {onnx.AttributeProto.AttributeType.Value(name) for name in (
+    "FLOAT", "INT", "STRING", "TENSOR", "FLOATS", "INTS", "STRINGS",
+)}  # fmt: skip
 Function = Callable[[FloatArray], Any]
 
 
@@ -39,23 +40,16 @@ def black_box(spec: str, format: str, sizes: tuple[int, int], env: EnvSpec | Non
     Raises:
         UserError: it cannot be loaded, or does not map ``[B, S]`` to ``[B, A]``.
     """
-    loaders = {"callable": _callable, "onnx": load_onnx, "torchscript": _torchscript, "torch_export": _torch_export}
     with reading(spec):
-        if format not in loaders:
+        if format not in FORMATS:
             raise BadPolicy(f"it is a {format} file, no black box. Import it first: `o2o policy import {spec}`.")
-        function = loaders[format](spec)
+        function = FORMATS[format](spec)
 
     @reading(spec)
     def act(observation: FloatArray) -> FloatArray:
-        try:
+        wrong = f"it failed on observations {observation.shape}"
+        with readable(wrong, "It must map float32 [B, S] to actions [B, A]."):
             found = function(observation.copy())  # it may write into what it gets, and that is the dataset
-        except UserError:
-            raise
-        except Exception as error:
-            raise BadPolicy(
-                f"it failed on observations {observation.shape} ({type(error).__name__}: {error})."
-                " It must map float32 [B, S] to actions [B, A]."
-            ) from error
         if isinstance(found, torch.Tensor):
             found = found.detach().cpu().numpy()
         actions = np.asarray(found, np.float32)
@@ -77,14 +71,10 @@ def _callable(spec: str) -> Function:
     module, _, name = spec.partition(":")
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
-    try:
+    with readable("it cannot be imported", "Name a function of an importable module: module:function."):
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:  # the user's module may fail in any way
-        raise BadPolicy(
-            f"{type(error).__name__}: {error}. Name a function of an importable module: module:function."
-        ) from error
     if not callable(found):
         raise BadPolicy(f"'{name}' is {type(found).__name__}, no function. Name one that maps [B, S] to [B, A].")
     function: Function = found
@@ -92,50 +82,43 @@ def _callable(spec: str) -> Function:
 
 
 def load_onnx(spec: str) -> Function:
-    """The function of an ONNX file."""
-    content = read_limited(Path(spec), MAX_BYTES)
-    try:
-        graph = onnx_file.decode(content)
-    except Exception as error:  # damaged bytes fail anywhere, and there are more types of tensors than are read here
-        return _onnxruntime(content, f"it cannot be read without ONNX Runtime ({error})")
-    session: Function | None = None
+    """The function of an ONNX file, run by ONNX's reference in NumPy."""
+    content = read_limited(Path(spec))
+    with readable("it is no ONNX file that can be read", "Export it again."):
+        model = onnx.load_model_from_string(content)
+        if reason := _not_run(model):
+            raise BadPolicy(
+                f"it has {reason}, so it was not loaded. Export it again as one file of plain operators, or wrap it in "
+                "a Python function and clone that: `o2o policy clone module:function`."
+            )
+        onnx.checker.check_model(model)
+        evaluator = ReferenceEvaluator(model)
+        constants = {tensor.name for tensor in model.graph.initializer}  # older files name them as inputs too
+        taken = next(value for value in model.graph.input if value.name not in constants)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(taken.type.tensor_type.elem_type)
 
     def run(observation: FloatArray) -> Any:
-        nonlocal session
-        if session is None:
-            try:
-                return onnx_file.run(graph, observation)
-            except onnx_file.UnknownOperatorError as error:
-                session = _onnxruntime(content, f"its operator '{error}' needs ONNX Runtime")
-        return session(observation)
+        return evaluator.run(None, {taken.name: observation.astype(dtype)})[0]  # type: ignore[index,unused-ignore]
 
     return run
 
 
-def _onnxruntime(content: bytes, reason: str) -> Function:
-    try:
-        import onnxruntime  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise BadPolicy(f"{reason}. Install it with `pip install onnxruntime`, or export the policy again.") from error
-    try:
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise BadPolicy(f"it is no ONNX file that can be read ({error}). Export it again.") from error
-    name = session.get_inputs()[0].name
-    return lambda observation: session.run(None, {name: observation})[0]
-
-
-def _torch_export(spec: str) -> Function:
-    return _module(load_program(spec))
+def _not_run(model: onnx.ModelProto) -> str | None:
+    """What a policy's graph does without: without loops it ends, and no other file is opened."""
+    attributes = [attribute for node in model.graph.node for attribute in node.attribute]
+    tensors = [*model.graph.initializer, *(attribute.t for attribute in attributes)]
+    reasons = {
+        "functions or operators that are not ONNX's own": model.functions or any(n.domain for n in model.graph.node),
+        "loops, branches or sparse tensors": any(attribute.type not in ONNX_VALUES for attribute in attributes),
+        "weights in another file": any(tensor.data_location or tensor.external_data for tensor in tensors),
+    }
+    return next((text for text, holds in reasons.items() if holds), None)
 
 
 def _torchscript(spec: str) -> Function:
-    content = read_limited(Path(spec), MAX_BYTES)
-    try:
-        module = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()  # type: ignore[no-untyped-call]
-    except Exception as error:
-        raise BadPolicy(f"it is no TorchScript file that can be read ({first_line(error)}).") from error
-    return _module(module)
+    content = io.BytesIO(read_limited(Path(spec)))
+    with readable("it is no TorchScript file that can be read", "Save it again."):
+        return _module(torch.jit.load(content, map_location="cpu").eval())  # type: ignore[no-untyped-call]
 
 
 def _module(module: Any) -> Function:
@@ -144,3 +127,11 @@ def _module(module: Any) -> Function:
             return module(torch.from_numpy(observation))
 
     return run
+
+
+FORMATS: dict[str, Callable[[str], Function]] = {
+    "callable": _callable,
+    "onnx": load_onnx,
+    "torchscript": _torchscript,
+    "torch_export": lambda spec: _module(load_program(spec)),
+}

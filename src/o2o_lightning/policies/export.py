@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from o2o_lightning.checkpoint.io import write_atomically
@@ -17,7 +20,6 @@ from o2o_lightning.nn.mlp import MLP
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.nn.squashed_gaussian import ACTION_LIMIT
 from o2o_lightning.policies.black_box import load_onnx
-from o2o_lightning.policies.onnx_file import Graph, Node, encode
 from o2o_lightning.policies.program import load_program
 
 TOLERANCE = 1e-6
@@ -131,7 +133,7 @@ def export(policy: Deployed, path: str | Path, format: str) -> float:
         program = load_program(str(path))
         found = [program(*inputs) for inputs in samples]
     else:
-        write_atomically(path, encode(onnx_graph(policy), "policy"))
+        write_atomically(path, onnx_model(policy).SerializeToString())
         function = load_onnx(str(path))
         found = [torch.as_tensor(function(observation.numpy())) for (observation,) in samples]
     differences = [there - policy(*inputs) for there, inputs in zip(found, samples, strict=True)]
@@ -152,8 +154,8 @@ def _torch_bytes(policy: Deployed, inputs: tuple[Tensor, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def onnx_graph(policy: Deployed) -> Graph:
-    """The same computation as an ONNX graph of basic operators."""
+def onnx_model(policy: Deployed) -> onnx.ModelProto:
+    """The same computation as an ONNX graph of basic operators; the batch size is free."""
     if not isinstance(policy, DeployedActor):
         raise UserError(
             f"export: a {policy.policy.kind} is written as a torch.export program only. Pass --format torch, or clone "
@@ -164,15 +166,15 @@ def onnx_graph(policy: Deployed) -> Graph:
         raise UserError(f"export: ONNX is not written for the activation '{spec.activation}'. Pass --format torch.")
     body = actor.body
     assert isinstance(body, MLP)
-    nodes: list[Node] = []
-    constants: dict[str, FloatArray] = {}
+    nodes: list[onnx.NodeProto] = []
+    constants: list[onnx.TensorProto] = []
     at = "observation"
 
-    def add(op: str, *others: tuple[str, Tensor], **attributes: int) -> None:
+    def add(op: str, *others: tuple[str, Tensor], **attributes: Any) -> None:
         nonlocal at
-        constants.update({name: value.detach().cpu().float().numpy() for name, value in others})
-        nodes.append(Node(op, [at, *(name for name, _ in others)], [f"x{len(nodes)}"], dict(attributes)))
-        at = nodes[-1].outputs[0]
+        constants.extend(numpy_helper.from_array(value.detach().cpu().float().numpy(), name) for name, value in others)
+        nodes.append(helper.make_node(op, [at, *(name for name, _ in others)], [f"x{len(nodes)}"], **attributes))
+        at = nodes[-1].output[0]
 
     add("Sub", ("mean", normalizer.mean))
     add("Div", ("deviation", normalizer.std + normalizer.eps))
@@ -191,4 +193,8 @@ def onnx_graph(policy: Deployed) -> Graph:
     add("Add", ("one", torch.ones(())))
     add("Mul", ("reach", policy.reach))
     add("Add", ("low", policy.low))
-    return Graph(nodes, constants, ["observation"], [at], (spec.observation_dim, spec.action_dim))
+    taken = helper.make_tensor_value_info("observation", onnx.TensorProto.FLOAT, ["batch", spec.observation_dim])
+    given = helper.make_tensor_value_info(at, onnx.TensorProto.FLOAT, ["batch", spec.action_dim])
+    graph = helper.make_graph(nodes, "policy", [taken], [given], constants)
+    opset = [helper.make_opsetid("", 13)]
+    return helper.make_model(graph, producer_name="o2o-lightning", ir_version=8, opset_imports=opset)

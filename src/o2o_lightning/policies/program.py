@@ -12,14 +12,13 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
-from o2o_lightning.policies.source import MAX_BYTES, BadPolicy, reading
-from o2o_lightning.policies.tensors import first_line, read_limited
+from o2o_lightning.policies.source import BadPolicy, read_limited, readable, reading, unzip
 
 # A program's graph, tensors and facts; no compiled code, no other objects.
 _MEMBER = re.compile(
@@ -56,30 +55,19 @@ def load_program(spec: str) -> Any:
     Raises:
         UserError: unreadable, or something in it could run code.
     """
-    with reading(spec):
-        try:
-            members = _members(read_limited(Path(spec), MAX_BYTES))
-            strange = [name for name in members if not _MEMBER.fullmatch(name)]
-            for name, content in members.items():
-                strange += _strange(json.loads(content), "") if name.endswith(".json") else []
-            if strange:
-                raise BadPolicy(
-                    f"it holds {ascii(strange[0])[:60]}, more than a graph and tensors, so it was not loaded. Wrap it "
-                    "in a Python function and clone that: `o2o policy clone module:function`."
-                )
-            with _weights_only():  # torch.export would else fall back to executing pickles
-                return torch.export.load(_packed(members)).module()
-        except BadPolicy:
-            raise
-        except Exception as error:  # damaged bytes fail anywhere
-            raise BadPolicy(f"it is no torch.export file that can be read ({first_line(error)}).") from error
-
-
-def _members(content: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
-            raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MB")
-        return {name: archive.read(name) for name in archive.namelist()}
+    with reading(spec), readable("it is no torch.export file that can be read", "Export it again."):
+        members = unzip(read_limited(Path(spec)))
+        strange = [name for name in members if not _MEMBER.fullmatch(name)]
+        for name, content in members.items():
+            strange += _strange(json.loads(content), "") if name.endswith(".json") else []
+        if strange:
+            raise BadPolicy(
+                f"it holds {ascii(strange[0])[:60]}, more than a graph and tensors, so it was not loaded. Wrap it "
+                "in a Python function and clone that: `o2o policy clone module:function`."
+            )
+        # torch.export would else fall back to executing pickles
+        with patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
+            return torch.export.load(_packed(members)).module()
 
 
 def _packed(members: dict[str, bytes]) -> io.BytesIO:
@@ -122,16 +110,3 @@ def _is_structure(text: str) -> bool:
         return not text or plain(json.loads(text)[1])
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         return False
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before

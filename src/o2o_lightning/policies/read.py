@@ -10,10 +10,9 @@ from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies import black_box
 from o2o_lightning.policies.d4rl_group import read_d4rl
 from o2o_lightning.policies.sb3 import read_sb3
-from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, check, reading
+from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, check, check_file, readable, reading
 from o2o_lightning.policies.state_dict import read_state_dict
 from o2o_lightning.policies.statistics import NotNormalizingError, read_statistics
-from o2o_lightning.policies.tensors import DAMAGED, check_file
 
 FORMATS = ("auto", "sb3", "d4rl", "state_dict", *black_box.FORMATS)
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
@@ -26,36 +25,29 @@ def recognise(spec: str) -> tuple[str, str]:
     Raises:
         UserError: missing, a program that must be named as such, an o2o checkpoint, or nothing that is known.
     """
-    with reading(spec):
-        return _recognise(spec)
-
-
-def _recognise(spec: str) -> tuple[str, str]:
     path = Path(spec)
     if not path.exists() and _CALLABLE.match(spec):
         return "callable", "it names a function"
-    check_file(path)
-    with path.open("rb") as file:
-        start = file.read(8)
-    if start.startswith(b"\x89HDF"):
-        return "d4rl", "an HDF5 file"
-    if start.startswith(b"PK"):
-        return _recognise_zip(path)
-    if path.suffix == ".onnx":
-        return "onnx", "its name"
-    if start.startswith(b"\x80") or path.suffix in (".pt", ".pth"):
-        return "state_dict", "a torch file"
-    if path.suffix == ".zip":
-        raise BadPolicy("it is no zip, or its beginning is damaged. Copy it again.")
-    raise BadPolicy(f"nothing of it is known. Pass --format, one of {', '.join(FORMATS[1:])}.")
+    with reading(spec):
+        check_file(path)
+        with path.open("rb") as file:
+            start = file.read(8)
+        if start.startswith(b"\x89HDF"):
+            return "d4rl", "an HDF5 file"
+        if start.startswith(b"PK"):
+            return _recognise_zip(path)
+        if path.suffix == ".onnx":
+            return "onnx", "its name"
+        if start.startswith(b"\x80") or path.suffix in (".pt", ".pth"):
+            return "state_dict", "a torch file"
+        if path.suffix == ".zip":
+            raise BadPolicy("it is no zip, or its beginning is damaged. Copy it again.")
+        raise BadPolicy(f"nothing of it is known. Pass --format, one of {', '.join(FORMATS[1:])}.")
 
 
 def _recognise_zip(path: Path) -> tuple[str, str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except DAMAGED as error:
-        raise BadPolicy(f"the zip is broken or cut off ({error}). Copy it again.") from error
+    with readable("the zip is broken or cut off", "Copy it again."), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
     if "policy.pth" in names:
         return "sb3", "a zip with policy.pth"
     if any("/code/" in name for name in names):
@@ -108,22 +100,23 @@ def read_policy(
 
 
 def _normalize(policy: ImportedPolicy, path: Path, format: str, normalizer: str | None) -> None:
+    """Takes the statistics that are asked for, or those beside a zip, and then says so."""
     if normalizer is not None:
         policy.normalizer = None if normalizer == "none" else read_statistics(normalizer)
-    elif format == "sb3":
-        candidates = (path.parent / name.format(stem=path.stem) for name in BESIDE)
-        policy.notes.append(_take_statistics(policy, next((file for file in candidates if file.is_file()), None)))
-
-
-def _take_statistics(policy: ImportedPolicy, beside: Path | None) -> str:
-    """Takes what lies beside the policy's file, and says so."""
+        return
+    if format != "sb3":
+        return
+    candidates = (path.parent / name.format(stem=path.stem) for name in BESIDE)
+    beside = next((file for file in candidates if file.is_file()), None)
     if beside is None:
-        return "no observation statistics: pass --normalizer if it learned with VecNormalize"
+        policy.notes.append("no observation statistics: pass --normalizer if it learned with VecNormalize")
+        return
+    note = f"its observation statistics are those of {beside.name} beside it (--normalizer none: none)"
     try:
         policy.normalizer = read_statistics(beside)
     except NotNormalizingError:
-        return f"{beside.name} beside it normalises no observations: none are normalised"
-    return f"its observation statistics are those of {beside.name} beside it (--normalizer none: none)"
+        note = f"{beside.name} beside it normalises no observations: none are normalised"
+    policy.notes.append(note)
 
 
 def describe(normalizer: Normalizer | None) -> str:

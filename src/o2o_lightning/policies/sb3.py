@@ -6,29 +6,18 @@ strings, activation and action bounds are read.
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from o2o_lightning.policies.source import MAX_BYTES, Array, BadPolicy, ImportedPolicy, reading
-from o2o_lightning.policies.tensors import (
-    DAMAGED,
-    State,
-    linear,
-    load_tensors,
-    numbers,
-    read_limited,
-    sequence,
-    tensors_of,
-)
+from o2o_lightning.policies.source import Array, BadPolicy, ImportedPolicy, read_limited, readable, reading, unzip
+from o2o_lightning.policies.tensors import State, linear, load_tensors, numbers, sequence, tensors_of
 
 FORMAT = "Stable-Baselines3 zip"
-ACTIVATIONS = {"relu": "relu", "tanh": "tanh", "elu": "elu", "leakyrelu": "leaky_relu", "silu": "silu"}
+ACTIVATIONS = {"leakyrelu": "leaky_relu"}  # the others have the same names as ours
 
 
 def read_sb3(path: Path) -> ImportedPolicy:
@@ -38,14 +27,13 @@ def read_sb3(path: Path) -> ImportedPolicy:
         BadPolicy: a broken zip, another kind of policy (images, discrete actions, gSDE, recurrent), or sizes that do
             not fit.
     """
-    try:
-        with zipfile.ZipFile(io.BytesIO(read_limited(path, MAX_BYTES))) as archive:
-            weights, described = _member(archive, "policy.pth"), _member(archive, "data")
-    except DAMAGED as error:
-        raise BadPolicy(f"the zip is broken, cut off or locked ({error}). Copy it again.") from error
+    with readable("the zip is broken, cut off or locked", "Copy it again."):
+        members = unzip(read_limited(path), ("policy.pth", "data"))
+    if "policy.pth" not in members:
+        raise BadPolicy("the zip has no 'policy.pth', and every zip of `model.save` has one. Pass such a zip.")
     with reading(f"{path}, policy.pth"):
-        state = tensors_of(load_tensors(weights))
-    data = _data(described)
+        state = tensors_of(load_tensors(members["policy.pth"]))
+    data = _data(members.get("data", b"{}"))
     _refuse_others(state, data)
     policy = _off_policy(state) if any(key.startswith("actor.") for key in state) else _on_policy(state)
     policy.algorithm = _algorithm(data) or policy.algorithm
@@ -55,22 +43,6 @@ def read_sb3(path: Path) -> ImportedPolicy:
     if policy.family == "gaussian":
         _read_bounds(policy, data)
     return policy
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    try:
-        info = archive.getinfo(name)
-    except KeyError:
-        if name == "data":
-            return b"{}"
-        raise BadPolicy(f"the zip has no '{name}', and every zip of `model.save` has one. Pass such a zip.") from None
-    if info.file_size > MAX_BYTES:
-        raise BadPolicy(f"'{name}' would unpack to {info.file_size >> 20} MB. Pass another file.")
-    with archive.open(info) as member:
-        content = member.read(MAX_BYTES + 1)  # the directory's own size may lie
-    if len(content) > MAX_BYTES:
-        raise BadPolicy(f"'{name}' unpacks to more than {MAX_BYTES >> 20} MB. Pass another file.")
-    return content
 
 
 def _data(described: bytes) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import io
+import zipfile
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import UserError, reason
 from o2o_lightning.nn.actor import Actor, ActorSpec, FloatArray
 from o2o_lightning.nn.actors import build_actor
 from o2o_lightning.nn.normalizer import Normalizer
@@ -34,12 +36,48 @@ class BadPolicy(UserError):
 
 
 @contextmanager
-def reading(spec: str | Path) -> Iterator[None]:
+def reading(spec: str | Path, kind: str = "policy") -> Iterator[None]:
     """Names the policy in what is found wrong with it."""
     try:
         yield
     except BadPolicy as error:
-        raise UserError(f"policy {spec}: {error}") from error
+        raise UserError(f"{kind} {spec}: {error}") from error
+
+
+@contextmanager
+def readable(wrong: str, advice: str) -> Iterator[None]:
+    """Says ``wrong`` where the block fails: on damaged bytes a reader does so in any way, as foreign code does."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise BadPolicy(f"{wrong} ({type(error).__name__}: {reason(error)}). {advice}") from error
+
+
+def check_file(path: Path) -> None:
+    """Refuses what is not a file."""
+    if not path.is_file():
+        kind = "is a directory" if path.is_dir() else "is not there"
+        raise BadPolicy(f"it {kind}. Pass a file, or module:function.")
+
+
+def read_limited(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """The content of what is a file, and not too large to be a policy."""
+    check_file(path)
+    if path.stat().st_size > limit:
+        raise BadPolicy(f"it is larger than {limit >> 20} MB, too large for a policy. Pass another file.")
+    return path.read_bytes()
+
+
+def unzip(content: bytes, names: Container[str] | None = None) -> dict[str, bytes]:
+    """The members of a zip, or those of ``names`` that are there, in memory."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = [member for member in archive.infolist() if names is None or member.filename in names]
+        if sum(member.file_size for member in members) > MAX_BYTES:
+            raise BadPolicy(f"it unpacks to more than {MAX_BYTES >> 20} MB. Pass another file.")
+        # a limit, because the directory's sizes may lie
+        return {member.filename: archive.open(member).read(MAX_BYTES) for member in members}
 
 
 @dataclass

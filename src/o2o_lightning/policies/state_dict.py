@@ -6,19 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from o2o_lightning.policies.source import MAX_BYTES, BadPolicy, ImportedPolicy
-from o2o_lightning.policies.tensors import (
-    State,
-    halves,
-    linear,
-    load_tensors,
-    numbers,
-    read_limited,
-    sequence,
-    tensors_of,
-)
+from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, read_limited
+from o2o_lightning.policies.tensors import State, halves, linear, load_tensors, numbers, sequence, tensors_of
 
 FORM = "linear layers in order, `NAME.weight` and `NAME.bias`, perhaps a vector `log_std`"
+# by the name of the layers: what trained them, and the tensors beside them
+CORL: dict[str, tuple[str, tuple[str, ...]]] = {
+    "base_network": ("cql", ("log_std_multiplier.constant", "log_std_offset.constant")),
+    "_mlp": ("awac", ("_log_std",)),
+    "net.net": ("iql", ("log_std",)),
+    "net": ("td3_bc", ()),
+}
 
 
 def read_state_dict(path: Path, family: str | None = None, mean: str | None = None) -> ImportedPolicy:
@@ -29,7 +27,7 @@ def read_state_dict(path: Path, family: str | None = None, mean: str | None = No
     Raises:
         BadPolicy: unreadable, or of an unknown layout.
     """
-    found: Any = load_tensors(read_limited(path, MAX_BYTES))
+    found: Any = load_tensors(read_limited(path))
     inner = found.get("actor") if isinstance(found, dict) else None
     if inner is None and isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         inner = found["state_dict"]
@@ -53,27 +51,19 @@ def read_state_dict(path: Path, family: str | None = None, mean: str | None = No
 
 
 def _corl(state: State) -> ImportedPolicy | None:
-    known = partial(ImportedPolicy, "CORL or official checkpoint")
-    if layers := sequence(state, "base_network"):
-        offset, scale = "log_std_offset.constant", "log_std_multiplier.constant"
-        _refuse_others(state, "base_network", (offset, scale))
-        mean, log_std = halves(layers[-1])
-        policy = known("cql", [*layers[:-1], mean], log_std)
-        policy.log_std_scale = _number(state, scale, 1.0)
-        policy.log_std_offset = _number(state, offset, 0.0)
-        return policy
-    if layers := sequence(state, "_mlp"):
-        if "_log_std" not in state:
-            return None
-        _refuse_others(state, "_mlp", ("_log_std",))
-        return known("awac", layers, numbers(state, "_log_std").ravel(), mean_kind="linear")
-    if layers := sequence(state, "net.net"):
-        _refuse_others(state, "net.net", ("log_std",))
-        return known("iql", layers, numbers(state, "log_std").ravel() if "log_std" in state else None)
-    if (layers := sequence(state, "net")) and "log_std" not in state:
-        _refuse_others(state, "net", ())
-        return known("td3_bc", layers)
-    return None
+    prefix = next((prefix for prefix in CORL if sequence(state, prefix)), None)
+    if prefix is None or (prefix == "_mlp" and "_log_std" not in state) or (prefix == "net" and "log_std" in state):
+        return None
+    algorithm, beside = CORL[prefix]
+    _refuse_others(state, prefix, beside)
+    policy = ImportedPolicy("CORL or official checkpoint", algorithm, sequence(state, prefix))
+    if algorithm == "cql":
+        policy.layers[-1], policy.log_std = halves(policy.layers[-1])
+        policy.log_std_scale, policy.log_std_offset = _number(state, beside[0], 1.0), _number(state, beside[1], 0.0)
+    elif beside and beside[0] in state:
+        policy.log_std = numbers(state, beside[0]).ravel()
+        policy.mean_kind = "linear" if algorithm == "awac" else "tanh"
+    return policy
 
 
 def _refuse_others(state: State, prefix: str, known: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,7 @@ import torch
 
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.policies.source import Array
-from o2o_lightning.policies.tensors import DAMAGED
+from o2o_lightning.policies.source import Array, BadPolicy, read_limited, readable, reading
 
 MAX_BYTES = 2**26
 # Their classes become inert records: nothing of these packages is imported, and none of it runs.
@@ -33,32 +33,27 @@ def read_statistics(path: str | Path) -> Normalizer:
         UserError: unreadable, of another form, or a pickle that would do more than hold VecNormalize's numbers.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"normalizer {path}: there is no such file. Pass {FORM}, or VecNormalize's pickle.")
-    if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"normalizer {path}: it is larger than {MAX_BYTES >> 20} MB. Pass a file of statistics.")
-    return _normalizer(path, _read(path, path.read_bytes()))
+    with reading(path, "normalizer"):
+        if not path.is_file():
+            raise BadPolicy(f"there is no such file. Pass {FORM}, or VecNormalize's pickle.")
+        return _normalizer(_read(path, read_limited(path, MAX_BYTES)))
 
 
 def _read(path: Path, content: bytes) -> Any:
     if content[:1] in (b"{", b" ", b"\n"):
-        try:
+        with readable("it is not JSON", f"Pass {FORM}."):
             return json.loads(content)
-        except ValueError as error:
-            raise UserError(f"normalizer {path}: it is not JSON ({error}). Pass {FORM}.") from error
     if content[:2] == b"PK":
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
-        except (*DAMAGED, KeyError) as error:
-            raise UserError(f"normalizer {path}: it cannot be read ({error}). Pass {FORM}.") from error
+        with readable("it cannot be read", f"Pass {FORM}."), np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
     if content[:1] == b"\x80":
-        return _vecnormalize(path, content)
-    raise UserError(f"normalizer {path}: neither JSON, NPZ nor a pickle. Pass {FORM}, or VecNormalize's pickle.")
+        with readable("it is no VecNormalize pickle", f"Pass {FORM}."):
+            return _vecnormalize(path, content)
+    raise BadPolicy(f"neither JSON, NPZ nor a pickle. Pass {FORM}, or VecNormalize's pickle.")
 
 
-def _normalizer(path: Path, found: Any) -> Normalizer:
-    try:
+def _normalizer(found: Any) -> Normalizer:
+    with readable("it lacks what is needed, or has it in another form", f"Pass {FORM}."):
         mean = np.asarray(found["mean"], np.float64)
         eps = float(found.get("eps", found.get("epsilon", 0.0)))
         if "std" in found:
@@ -67,55 +62,46 @@ def _normalizer(path: Path, found: Any) -> Normalizer:
             std, eps = np.sqrt(np.asarray(found["var"], np.float64) + eps), 0.0
         clip = found.get("clip", found.get("clip_obs"))
         clip = None if clip is None else float(clip)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"normalizer {path}: {type(error).__name__} {error}. Pass {FORM}.") from error
     if mean.ndim != 1 or mean.shape != std.shape or not (np.isfinite(mean).all() and (std > 0).all()):
-        raise UserError(
-            f"normalizer {path}: mean {mean.shape} and deviation {std.shape} must be vectors of one length, finite and "
-            f"positive. Pass {FORM}."
+        raise BadPolicy(
+            f"mean {mean.shape} and deviation {std.shape} must be vectors of one length, finite and positive. "
+            f"Pass {FORM}."
         )
     return Normalizer(torch.from_numpy(mean).float(), torch.from_numpy(std).float(), eps, clip)
 
 
 # ---- VecNormalize's pickle ---------------------------------------------------------------------------------------
 
+# What NumPy's functions hold in a pickle. _reconstruct: a state (version, shape, dtype, Fortran order, bytes).
+# _frombuffer, of protocol 5: (bytes, dtype, shape, order). scalar: (dtype, bytes). dtype: ('f8', …), and a state
+# (version, byte order, …).
+_NUMBERS = ("_reconstruct", "_frombuffer", "scalar", "dtype")
+
 
 def _vecnormalize(path: Path, content: bytes) -> dict[str, Any]:
     """Mean, variance, epsilon and clip of a VecNormalize pickle, read by a machine that can call nothing."""
-    try:
-        state = _Reader(io.BytesIO(content)).load().state
-        if state.get("norm_obs") is False:
-            raise NotNormalizingError(f"normalizer {path}: it normalises no observations. Leave --normalizer out.")
-        statistics = state["obs_rms"].state
-        arrays = {name: _array(statistics[name]) for name in ("mean", "var")}
-        return arrays | {"eps": _number(state["epsilon"]), "clip": _number(state["clip_obs"])}
-    except _RefusedError as error:
-        raise UserError(
-            f"normalizer {path}: its pickle would use {error}, so it was not read, and nothing of it ran. Pass {FORM}."
-        ) from error
-    except UserError:
-        raise
-    except Exception as error:  # damaged bytes fail anywhere in the unpickler
-        raise UserError(
-            f"normalizer {path}: it is no VecNormalize pickle ({type(error).__name__}: {error}). Pass {FORM}."
-        ) from error
-
-
-class _RefusedError(Exception):
-    """A pickle names something that is neither NumPy's numbers nor an inert record."""
+    state = _Reader(io.BytesIO(content)).load().state
+    if state.get("norm_obs") is False:
+        raise NotNormalizingError(f"normalizer {path}: it normalises no observations. Leave --normalizer out.")
+    statistics = state["obs_rms"].state
+    arrays = {name: _array(statistics[name]) for name in ("mean", "var")}
+    return arrays | {"eps": _number(state["epsilon"]), "clip": _number(state["clip_obs"])}
 
 
 class _Record:
-    """Stands for an object of a class that is not imported: keeps what the pickle says of it, and does nothing."""
+    """Stands for an object of a class that is not imported: keeps what the pickle says of it, and does nothing.
 
-    def __new__(cls, *arguments: Any, **keywords: Any) -> _Record:
+    ``function`` is the one of NumPy, or ``_codecs.encode`` of protocol 2's bytes, that the pickle would have called.
+    """
+
+    function: str
+    arguments: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *arguments: Any, function: str = "", **keywords: Any) -> _Record:
         record = super().__new__(cls)
-        record.arguments, record.state = arguments, {}
+        record.function, record.arguments, record.state = function, arguments, {}
         return record
-
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        self.arguments: tuple[Any, ...]
-        self.state: Any
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -130,49 +116,33 @@ class _Record:
         """Items of a list-like object."""
 
 
-class _Array(_Record):
-    """``numpy.core.multiarray._reconstruct(…)``; its state is (version, shape, dtype, Fortran order, bytes)."""
-
-
-class _Buffer(_Record):
-    """``numpy.core.numeric._frombuffer(bytes, dtype, shape, order)``, what protocol 5 writes."""
-
-
-class _Scalar(_Record):
-    """``numpy.core.multiarray.scalar(dtype, bytes)``."""
-
-
-class _Dtype(_Record):
-    """``numpy.dtype('f8', …)``; its state begins (version, byte order, …)."""
-
-
-class _Bytes(_Record):
-    """``_codecs.encode(text, 'latin1')``, how protocol 2 writes bytes."""
-
-
-_NUMBERS = {"_reconstruct": _Array, "_frombuffer": _Buffer, "scalar": _Scalar, "dtype": _Dtype}
-
-
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         package = module.replace("numpy._core", "numpy.core")
-        if package in ("numpy", "numpy.core.multiarray", "numpy.core.numeric") and name in _NUMBERS:
-            return _NUMBERS[name]
-        if (module, name) == ("_codecs", "encode"):
-            return _Bytes
+        numbers = package in ("numpy", "numpy.core.multiarray", "numpy.core.numeric") and name in _NUMBERS
+        if numbers or (module, name) == ("_codecs", "encode"):
+            return partial(_Record, function=name)
         inert = any(module == known or module.startswith(known + ".") for known in INERT_PACKAGES)
         if inert or (module, name) == ("numpy", "ndarray"):
             return _Record
-        raise _RefusedError(f"'{module}.{name}'")
+        raise _refused(f"'{module}.{name}'")
 
     def persistent_load(self, pid: Any) -> Any:
-        raise _RefusedError("an object outside of it")
+        raise _refused("an object outside of it")
+
+
+def _refused(what: str) -> BadPolicy:
+    return BadPolicy(f"its pickle would use {what}, so it was not read, and nothing of it ran. Pass {FORM}.")
+
+
+def _function(value: Any) -> str:
+    return value.function if isinstance(value, _Record) else ""
 
 
 def _array(value: Any) -> Array:
-    if isinstance(value, _Array):
+    if _function(value) == "_reconstruct":
         _, shape, dtype, fortran, data = value.state
-    elif isinstance(value, _Buffer):
+    elif _function(value) == "_frombuffer":
         data, dtype, shape, order = value.arguments
         fortran = order == "F"
     else:
@@ -184,7 +154,7 @@ def _array(value: Any) -> Array:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, _Scalar):
+    if _function(value) == "scalar":
         dtype, data = value.arguments
         return float(np.frombuffer(_raw(data), _dtype(dtype))[0])
     return float(value)
@@ -198,4 +168,4 @@ def _dtype(value: Any) -> str:
 
 
 def _raw(value: Any) -> bytes:
-    return value.arguments[0].encode("latin1") if isinstance(value, _Bytes) else bytes(value)
+    return value.arguments[0].encode("latin1") if _function(value) == "encode" else bytes(value)

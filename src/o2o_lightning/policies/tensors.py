@@ -5,38 +5,27 @@ from __future__ import annotations
 import io
 import pickle
 import re
-import zipfile
-import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from o2o_lightning.policies.source import Array, BadPolicy, Linear
+from o2o_lightning.policies.source import Array, BadPolicy, Linear, readable
 
 State = dict[str, Tensor]
-# of a broken zip or member of it, an encrypted one, an unknown compression
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 
 
 def load_tensors(content: bytes) -> Any:
     """What ``torch.save`` wrote, tensors and plain values only; nothing in it is executed."""
-    try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise BadPolicy(
-            "it holds something other than tensors and plain values, so it was not read, and nothing "
-            "of it ran. Save its `state_dict()` and import that."
-        ) from error
-    except Exception as error:  # damaged bytes fail anywhere in the unpickler
-        raise BadPolicy(f"it cannot be read ({first_line(error)}). It may be cut off; copy it again.") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    with readable("it cannot be read", "It may be cut off; copy it again."):
+        try:
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise BadPolicy(
+                "it holds something other than tensors and plain values, so it was not read, and nothing "
+                "of it ran. Save its `state_dict()` and import that."
+            ) from error
 
 
 def sequence(state: State, prefix: str) -> list[Linear]:
@@ -86,18 +75,3 @@ def tensors_of(found: Any) -> State:
     if not state:
         raise BadPolicy("it holds no tensors by name. Save the policy's `state_dict()` and import that.")
     return state
-
-
-def check_file(path: Path) -> None:
-    """Refuses what is not a file."""
-    if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "is not there"
-        raise BadPolicy(f"it {kind}. Pass a file, or module:function.")
-
-
-def read_limited(path: Path, limit: int) -> bytes:
-    """The content of what is a file, and not too large to be a policy."""
-    check_file(path)
-    if path.stat().st_size > limit:
-        raise BadPolicy(f"it is larger than {limit >> 20} MB, too large for a policy. Pass another file.")
-    return path.read_bytes()

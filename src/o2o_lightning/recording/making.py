@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from o2o_lightning.checkpoint.io import save_atomically
 from o2o_lightning.envs.make import UnitAction, native_actions
 from o2o_lightning.envs.simulator import simulator_state
 from o2o_lightning.envs.snapshot import pack, unpack
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import DAMAGED, UserError
 from o2o_lightning.recording.behaviour import LOG_PROB, Behaviour
 from o2o_lightning.recording.writer import Block
 from o2o_lightning.replay.interaction import Interaction
@@ -135,6 +134,6 @@ def replay(state: dict[str, Any], record: dict[str, NDArray[Any]], low: Any, hig
 def _load(path: Path) -> dict[str, Any]:
     try:
         chunk: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: it cannot be read. Remove it and the files after it; they are made again.") from error
     return chunk

@@ -71,17 +71,10 @@ def write_minari(dataset_id: str, block: Block, env_id: str, low: Any, high: Any
 def _episodes(block: Block) -> list[Any]:
     from minari.data_collector import EpisodeBuffer
 
-    stops = np.flatnonzero(block["terminals"] | block["timeouts"]) + 1
-    parts = [{key: values[start:stop] for key, values in block.items()} for start, stop in pairwise([0, *stops])]
-    return [
-        EpisodeBuffer(
-            id=number,
-            observations=np.concatenate((rows["observations"], rows["next_observations"][-1:])),
-            actions=rows["actions"],
-            rewards=rows["rewards"],
-            terminations=rows["terminals"],
-            truncations=rows["timeouts"],
-            infos={},
-        )
-        for number, rows in enumerate(parts)
-    ]
+    names = {"actions": "actions", "rewards": "rewards", "terminals": "terminations", "timeouts": "truncations"}
+    episodes: list[Any] = []
+    for start, stop in pairwise([0, *np.flatnonzero(block["terminals"] | block["timeouts"]) + 1]):
+        observations = np.concatenate((block["observations"][start:stop], block["next_observations"][stop - 1 : stop]))
+        columns = {name: block[key][start:stop] for key, name in names.items()}
+        episodes.append(EpisodeBuffer(id=len(episodes), observations=observations, infos={}, **columns))
+    return episodes

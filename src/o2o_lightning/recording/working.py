@@ -68,13 +68,12 @@ class Working:
             write_json(held, request)
             return
         before = json.loads(held.read_text())
-        for name, value in request.items():
-            if before.get(name) != value:
-                unlock(self.path)
-                raise UserError(
-                    f"--output {self.output}: it was begun with {name} {before.get(name)}, this is {value}. Give the "
-                    f"same command to go on, pass another --output, or remove {self.path}."
-                )
+        if others := [name for name, value in request.items() if before.get(name) != value]:
+            unlock(self.path)
+            raise UserError(
+                f"--output {self.output}: it was begun with {others[0]} {before.get(others[0])}, this is "
+                f"{request[others[0]]}. Give the same command to go on, pass another --output, or remove {self.path}."
+            )
 
     def write(
         self, rows: int, blocks: Iterable[Block], env: EnvSpec, metadata: Mapping[str, Any], policy: Mapping[str, Any]
@@ -94,8 +93,19 @@ class Working:
     def finish(self) -> None:
         """Gives the whole dataset its name, and removes the directory."""
         self.sha256 = json.loads((self.path / FINISHED).read_text())["sha256"]
-        if self.format == "hdf5":
-            self._name()
+        made = self.path / DATASET
+        if made.exists():
+            try:
+                os.link(made, self.target)  # unlike a rename, never over another file
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                if not self.target.exists():
+                    os.rename(made, self.target)
+        if self.format == "hdf5" and file_sha256(self.target) != self.sha256:
+            raise UserError(
+                f"--output {self.output}: it exists, and nothing is written over. The new dataset is in {made}."
+            )
         unlock(self.path)
         shutil.rmtree(self.path)
 
@@ -110,19 +120,4 @@ class Working:
         if self.target.exists() and not self.finished and not (self.path / WRITING).exists():
             raise UserError(
                 f"--output {self.output}: it exists, and nothing is written over. Pass another --output, or remove it."
-            )
-
-    def _name(self) -> None:
-        made = self.path / DATASET
-        if made.exists():
-            try:
-                os.link(made, self.target)  # unlike a rename, never over another file
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links
-                if not self.target.exists():
-                    os.rename(made, self.target)
-        if file_sha256(self.target) != self.sha256:
-            raise UserError(
-                f"--output {self.output}: it exists, and nothing is written over. The new dataset is in {made}."
             )

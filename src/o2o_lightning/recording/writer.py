@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from numpy.typing import NDArray
 
 from o2o_lightning.data.check import successor_errors
 from o2o_lightning.data.hdf5 import read_hdf5
-from o2o_lightning.data.raw import RawDataset, validate
-from o2o_lightning.errors import UserError
+from o2o_lightning.data.raw import validate
+from o2o_lightning.errors import UserError, at_least
 from o2o_lightning.notes import note_once
 
 Block = dict[str, NDArray[Any]]  # columns of neighbouring rows, by their name in the file
@@ -23,13 +22,30 @@ Block = dict[str, NDArray[Any]]  # columns of neighbouring rows, by their name i
 _CHUNK_ROWS = 16_384
 
 
-@contextmanager
-def new_hdf5(target: Path) -> Iterator[h5py.File]:
-    """A file that is written beside ``target`` and takes its name when the block ends well."""
+def write_dataset(
+    target: Path, rows: int, blocks: Iterable[Block], metadata: Mapping[str, Any], policy: Mapping[str, Any]
+) -> None:
+    """Writes ``blocks`` in time order, together ``rows`` rows (see :func:`closed`), in D4RL's layout.
+
+    The file is written beside ``target`` and takes its name when it is whole. ``metadata`` holds the texts and numbers
+    of the group of that name, ``policy`` those of ``metadata/policy``.
+    """
     part = target.with_name(target.name + ".part")
     try:
-        with h5py.File(part, "w") as file:
-            yield file
+        # open columns with room for the chunks that are not full yet: none is compressed twice
+        with h5py.File(part, "w", rdcc_nbytes=2**26, rdcc_nslots=10_007) as file:
+            columns: dict[str, h5py.Dataset] = {}
+            start = 0
+            for block in blocks:
+                columns = columns or {key: _new_column(file, key, rows, values) for key, values in block.items()}
+                stop = start + len(block["rewards"])
+                for key, values in block.items():
+                    columns[key][start:stop] = values
+                start = stop
+            for key, value in metadata.items():
+                file[f"metadata/{key}"] = value
+            for key, value in policy.items():
+                file[f"metadata/policy/{key}"] = value
         with part.open("rb") as written:
             os.fsync(written.fileno())
         if target.exists():
@@ -37,27 +53,6 @@ def new_hdf5(target: Path) -> Iterator[h5py.File]:
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
-
-
-def write_dataset(
-    target: Path, rows: int, blocks: Iterable[Block], metadata: Mapping[str, Any], policy: Mapping[str, Any]
-) -> None:
-    """Writes ``blocks`` in time order, together ``rows`` rows (see :func:`closed`), in D4RL's layout.
-
-    ``metadata`` holds the texts and numbers of the group of that name, ``policy`` those of ``metadata/policy``.
-    """
-    with new_hdf5(target) as file:
-        start = 0
-        for block in _aligned(blocks):
-            stop = start + len(block["rewards"])
-            for key, values in block.items():
-                column = file[key] if start else _new_column(file, key, rows, values)
-                column[start:stop] = values
-            start = stop
-        for key, value in metadata.items():
-            file[f"metadata/{key}"] = value
-        for key, value in policy.items():
-            file[f"metadata/policy/{key}"] = value
 
 
 def _new_column(file: h5py.File, key: str, rows: int, like: NDArray[Any]) -> h5py.Dataset:
@@ -78,21 +73,6 @@ def closed(blocks: Iterable[Block]) -> Iterator[Block]:
     if previous is not None:
         previous["timeouts"][-1] |= not previous["terminals"][-1]
         yield previous
-
-
-def _aligned(blocks: Iterable[Block]) -> Iterator[Block]:
-    """The same rows in blocks that fill whole chunks of the file, so that none is compressed twice."""
-    pending: list[Block] = []
-    for block in blocks:
-        pending.append(block)
-        rows = sum(len(part["rewards"]) for part in pending)
-        if rows >= _CHUNK_ROWS:
-            whole = rows - rows % _CHUNK_ROWS
-            columns = joined(pending)
-            yield {key: values[:whole] for key, values in columns.items()}
-            pending = [{key: values[whole:] for key, values in columns.items()}] if whole < rows else []
-    if pending:
-        yield joined(pending)
 
 
 def joined(blocks: list[Block]) -> Block:
@@ -124,9 +104,8 @@ def cut(
         raise UserError(f"data cut: the folder {target.parent} does not exist. Make it first.")
     raw = read_hdf5(source)
     validate(raw)
-    if transitions is not None and transitions < 1:
-        raise UserError(f"data cut: --transitions is {transitions}, and at least 1 is needed.")
     rows = len(raw) if transitions is None else min(transitions, len(raw))
+    at_least("data cut: --transitions", rows, 1)
     truncated = raw.truncated[:rows].copy()
     truncated[-1] |= not raw.terminated[rows - 1]
     columns: Block = {
@@ -137,9 +116,12 @@ def cut(
         "timeouts": truncated,
     }
     dropped, next_dropped = ["metadata/policy"], raw.next_observations is not None and not keep_next
-    if next_dropped:
-        _check_successors(raw, rows)
-    elif raw.next_observations is not None:
+    if next_dropped and len(wrong := successor_errors(raw, rows)):
+        raise UserError(
+            f"dataset {raw.source}: 'next_observations' of {len(wrong)} rows inside episodes are not the next row's "
+            f"observation (first: row {wrong[0]}). Keep them with --keep_next."
+        )
+    if raw.next_observations is not None and keep_next:
         columns["next_observations"] = np.asarray(raw.next_observations[slice(0, rows)])
     if keep_infos:
         by_row = {key: values for key, values in raw.infos.items() if values.shape[:1] == (len(raw),)}
@@ -158,12 +140,3 @@ def cut(
     }
     write_dataset(target, rows, [columns], provenance, {})
     return rows
-
-
-def _check_successors(raw: RawDataset, rows: int) -> None:
-    wrong = successor_errors(raw, rows)
-    if len(wrong):
-        raise UserError(
-            f"dataset {raw.source}: 'next_observations' of {len(wrong)} rows inside episodes are not the next row's "
-            f"observation (first: row {wrong[0]}). Keep them with --keep_next."
-        )
