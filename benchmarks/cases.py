@@ -21,12 +21,11 @@ from tensordict import TensorDict, TensorDictBase
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.data.stream import OfflineStream
-from o2o_lightning.nn.critics import Critics
-from o2o_lightning.nn.deterministic import DeterministicActor
+from o2o_lightning.nn.actor import DeterministicActor
+from o2o_lightning.nn.critics import Critics, ValueNet
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 from o2o_lightning.nn.targets import frozen_copy
-from o2o_lightning.nn.values import ValueNet
 from o2o_lightning.phases import (
     CQL,
     IQL,

@@ -10,8 +10,7 @@ import torch
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from o2o_lightning.nn.actor import ActorSpec
-from o2o_lightning.nn.actors import build_actor
+from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
 
 LIMIT = 0.9999
@@ -168,7 +167,7 @@ def test_numpy_actions_stay_legal_however_far_the_mean_is():
 
 def test_a_checkpoint_s_description_rebuilds_the_actor():
     made = actor(hidden=(8, 8, 8))
-    again = build_actor(ActorSpec.from_dict(made.spec.to_dict()))
+    again = build_policy(made.spec.to_dict())
     assert isinstance(again, SquashedGaussianActor)
     again.load_state_dict(made.state_dict())
     observation = torch.randn(3, 4)

@@ -101,4 +101,4 @@ class AWAC(ActorCritic):
         return Loss(loss, {"actor_loss": loss, "weight": weight, "log_prob": log_prob})
 
     def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
-        return self.actor.sample(observation, generator)  # type: ignore[no-any-return]
+        return self.actor.explore(observation, generator)  # type: ignore[no-any-return]

@@ -22,10 +22,9 @@ from o2o_lightning.methods.method import (
     Task,
     Updates,
 )
-from o2o_lightning.nn.critics import Critics
-from o2o_lightning.nn.deterministic import DeterministicActor
+from o2o_lightning.nn.actor import DeterministicActor
+from o2o_lightning.nn.critics import Critics, ValueNet
 from o2o_lightning.nn.gaussian import GaussianActor
-from o2o_lightning.nn.values import ValueNet
 from o2o_lightning.objectives.bellman import least, td_target
 from o2o_lightning.objectives.iql import advantage_weight, expectile_loss, iql_critic_loss, weighted_imitation_loss
 from o2o_lightning.objectives.schedules import cosine_decay
@@ -125,5 +124,5 @@ class IQL(ActorCritic):
 
     def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
         if isinstance(self.actor, GaussianActor):
-            return self.actor.sample(observation, generator)
+            return self.actor.explore(observation, generator)
         return self.actor.act(observation)  # type: ignore[no-any-return]

@@ -16,9 +16,8 @@ from typing_extensions import dataclass_transform
 
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.nn.adam import Adam
-from o2o_lightning.nn.critics import Critics
+from o2o_lightning.nn.critics import Critics, ValueNet
 from o2o_lightning.nn.targets import frozen_copy
-from o2o_lightning.nn.values import ValueNet
 from o2o_lightning.ranks import Ranks
 
 Batch = Any  # what maps a column's name, or ("next", name), to a tensor [B, …]: a TensorDict, or a dict

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from o2o_lightning.methods.method import Batch, FloatArray, Learners, Loss, Method, Moment, Noise, Source, Task, Updates
 from o2o_lightning.nn.adam import Adam
+from o2o_lightning.nn.critics import ValueNet
 from o2o_lightning.nn.gaussian import GaussianActor, normal_entropy
 from o2o_lightning.nn.reward_scale import RewardScale
 from o2o_lightning.nn.targets import frozen_copy
-from o2o_lightning.nn.values import ValueNet
 from o2o_lightning.objectives.ppo import (
     advantage_and_target,
     clipped_surrogate,
@@ -104,7 +104,7 @@ class PPO(ValueMethod):
         return dict.fromkeys(("actor", "value"), self.max_grad_norm)
 
     def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
-        return self.actor.sample(observation, generator)
+        return self.actor.explore(observation, generator)
 
     def update(self, moment: Moment) -> Updates:
         yield self.policy_step
