@@ -21,8 +21,8 @@ from o2o_lightning.nn.decision_transformer import (
     SequenceSpec,
     Window,
 )
-from o2o_lightning.nn.lamb import LAMB
 from o2o_lightning.nn.normalizer import Normalizer
+from o2o_lightning.nn.optimizers import LAMB
 from o2o_lightning.objectives.decision_transformer import (
     sequence_imitation_loss,
     sequence_likelihood_loss,

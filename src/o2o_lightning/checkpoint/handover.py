@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from o2o_lightning.errors import DAMAGED, UserError, reason
 from o2o_lightning.nn.actor import Actor, Policy
 from o2o_lightning.nn.actors import build_policy
-from o2o_lightning.nn.adam import MOMENTS, laid_out_as
 from o2o_lightning.nn.critics import Critics, ValueNet
 from o2o_lightning.nn.normalizer import Normalizer
+from o2o_lightning.nn.optimizers import MOMENTS, laid_out_as
 
 Net = TypeVar("Net", bound=nn.Module)
 

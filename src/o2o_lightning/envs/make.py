@@ -16,7 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from o2o_lightning.errors import UserError
-from o2o_lightning.notes import note_once
+from o2o_lightning.launch import note_once
 
 FloatArray = NDArray[np.float32]
 FlatEnv = gym.Env[FloatArray, FloatArray]

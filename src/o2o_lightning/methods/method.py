@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from typing_extensions import dataclass_transform
 
 from o2o_lightning.nn.actor import Policy
-from o2o_lightning.nn.adam import Adam
 from o2o_lightning.nn.critics import Critics, ValueNet
+from o2o_lightning.nn.optimizers import Adam
 from o2o_lightning.nn.targets import frozen_copy
 from o2o_lightning.ranks import Ranks
 
