@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
+from rich import progress as rich_progress
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
@@ -31,7 +23,7 @@ if TYPE_CHECKING:
 REFRESH_SECONDS = 0.25
 
 
-class TwoLines(Progress):
+class TwoLines(rich_progress.Progress):
     """The bar, and below it the status, so that both fit in eighty columns."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -50,7 +42,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         super().__init__()
         self._console = Console(stderr=True)
         self._bar: TwoLines | None = None
-        self._task = TaskID(0)
+        self._task = rich_progress.TaskID(0)
         self._drawn_at = 0.0
         self._speed_mark = (0.0, 0)
         self._enabled = True
@@ -128,18 +120,18 @@ class PhaseProgress(ProgressBar, PhaseCallback):
 def transitions(total: int) -> Iterator[Callable[[int], None]]:
     """Shows how many of ``total`` transitions there are, live on a terminal, as one line at the end elsewhere."""
     console = Console(stderr=True)
-    with Progress(*_columns(), console=console, disable=not console.is_terminal) as bar:
+    with rich_progress.Progress(*_columns(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("rollouts", total=total, unit="transitions")
         yield lambda done: bar.update(task, completed=done)
     if not console.is_terminal:
         console.print(f"rollouts   {total:,}/{total:,} transitions", highlight=False)
 
 
-def _columns() -> tuple[ProgressColumn, ...]:
+def _columns() -> tuple[rich_progress.ProgressColumn, ...]:
     return (
-        TextColumn("[bold cyan]{task.description:<10}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        rich_progress.TextColumn("[bold cyan]{task.description:<10}"),
+        rich_progress.BarColumn(bar_width=20),
+        rich_progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TimeRemainingColumn(),
     )

@@ -26,12 +26,8 @@ if TYPE_CHECKING:
 class RunDirectory(Callback):
     """Writes ``config.yaml`` and ``manifest.json`` when the phase starts, ``summary.json`` when it has ended.
 
-    Nothing is written before data and networks are ready, so that bad input leaves the directory as it was.
-
-    Args:
-        run_dir: the run's directory.
-        config: the phase's configuration as YAML.
-        command: what ``o2o fit`` was asked for, to be kept in the directory's plan.
+    Nothing is written before data and networks are ready, so that bad input leaves the directory as it was. ``config``
+    is the phase's configuration as YAML, ``command`` what ``o2o fit`` was asked for, kept in the directory's plan.
     """
 
     def __init__(self, run_dir: str | Path, config: str = "", command: dict[str, Any] | None = None) -> None:

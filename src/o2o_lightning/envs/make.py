@@ -210,25 +210,21 @@ def _layout_size(space: spaces.Space[Any], layout: tuple[str, ...]) -> int:
 def _choose_layout(
     env_id: str, space: spaces.Space[Any], observation_dim: int | None, layout: tuple[str, ...]
 ) -> tuple[str, ...]:
-    if isinstance(space, spaces.Dict):
-        keys = tuple(space.keys())
-        candidates = GOAL_LAYOUTS if set(keys) == GOAL_KEYS else (tuple(sorted(keys)),)
-        boxes = all(isinstance(part, spaces.Box) for part in space.values())
-    else:
-        candidates, boxes = ((),), isinstance(space, spaces.Box)
-    if not boxes:
+    parts = dict(space.items()) if isinstance(space, spaces.Dict) else {}
+    if not all(isinstance(part, spaces.Box) for part in parts.values() or [space]):
         raise UserError(
             f"environment {env_id}: its observations are {space}, and only Box observations, or dictionaries of "
             "them, can be flattened. Wrap the environment so that it returns a vector."
         )
-    if layout:
-        if not isinstance(space, spaces.Dict) or not set(layout) <= set(space.keys()):
-            names = ", ".join(space.keys()) if isinstance(space, spaces.Dict) else "no named parts"
-            raise UserError(
-                f"environment {env_id}: the observation layout names {', '.join(layout)}, its observation has "
-                f"{names}. Pass names that it has, or the --data.env_id that belongs to them."
-            )
-        candidates = (layout,)
+    if not set(layout) <= set(parts):
+        names = ", ".join(parts) or "no named parts"
+        raise UserError(
+            f"environment {env_id}: the observation layout names {', '.join(layout)}, its observation has "
+            f"{names}. Pass names that it has, or the --data.env_id that belongs to them."
+        )
+    candidates: tuple[tuple[str, ...], ...] = (layout or tuple(sorted(parts)),)
+    if not layout and set(parts) == GOAL_KEYS:
+        candidates = GOAL_LAYOUTS
     sizes = [_layout_size(space, layout) for layout in candidates]
     if observation_dim is None:
         return candidates[0]

@@ -243,6 +243,4 @@ def _stored(state: dict[str, Any]) -> dict[str, Any]:
     """``state`` as it would come back from a file."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    buffer.seek(0)
-    loaded: dict[str, Any] = torch.load(buffer, weights_only=True)
-    return loaded
+    return cast(dict[str, Any], torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))

@@ -81,10 +81,7 @@ class Actor(Policy):
 
     def act(self, observation: FloatArray) -> FloatArray:
         """:meth:`mode` on numpy observations ``[S]`` or ``[B, S]``, for stepping environments."""
-        with torch.no_grad():
-            device = next(self.parameters()).device
-            action: FloatArray = self.mode(torch.from_numpy(observation).to(device)).float().cpu().numpy()
-        return action
+        raise NotImplementedError(type(self).__name__)
 
 
 class DeterministicActor(Actor):

@@ -6,19 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from o2o_lightning.nn.actor import Actor, ActorSpec, DeterministicActor, Policy
-from o2o_lightning.nn.decision_transformer import (
-    DecisionTransformer,
-    OnlineDecisionTransformer,
-    SequencePolicy,
-    SequenceSpec,
-)
+from o2o_lightning.nn.decision_transformer import DecisionTransformer, OnlineDecisionTransformer, SequenceSpec
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 
-FAMILIES: tuple[type[Actor], ...] = (DeterministicActor, GaussianActor, SquashedGaussianActor)
-ACTORS: dict[str, type[Actor]] = {actor.kind: actor for actor in FAMILIES}
-SEQUENCE_FAMILIES: tuple[type[SequencePolicy], ...] = (DecisionTransformer, OnlineDecisionTransformer)
-SEQUENCES: dict[str, type[SequencePolicy]] = {policy.kind: policy for policy in SEQUENCE_FAMILIES}
+ACTORS = {actor.kind: actor for actor in (DeterministicActor, GaussianActor, SquashedGaussianActor)}
+SEQUENCES = {policy.kind: policy for policy in (DecisionTransformer, OnlineDecisionTransformer)}
 
 
 def fresh_actor(kind: str, observation_dim: int, action_dim: int, hidden: Sequence[int] | None = None) -> Actor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,6 @@ class Normalizer:
     eps: float = 1e-3
     clip: float | None = None
     _scale: Tensor = field(init=False, repr=False, compare=False)
-    _arrays: tuple[NDArray[np.float32], NDArray[np.float32]] | None = field(
-        default=None, init=False, repr=False, compare=False
-    )
 
     def __post_init__(self) -> None:
         self._scale = self.std + self.eps
@@ -47,12 +45,14 @@ class Normalizer:
 
     def numpy(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         """Normalises ``[..., S]`` without torch, for acting in an environment."""
-        if self._arrays is None:
-            # kept: on a GPU each conversion would wait for the device
-            self._arrays = (self.mean.cpu().numpy(), (self.std + self.eps).cpu().numpy())
         mean, scale = self._arrays
         normalized: NDArray[np.float32] = (observation - mean) / scale
         return normalized if self.clip is None else np.clip(normalized, -self.clip, self.clip)
+
+    @cached_property
+    def _arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and scale; kept, for on a GPU each conversion would wait for the device."""
+        return self.mean.cpu().numpy(), self._scale.cpu().numpy()
 
     def to(self, device: torch.device | str) -> Normalizer:
         """The same constants on another device; itself where they are there already."""
