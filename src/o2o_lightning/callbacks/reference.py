@@ -50,11 +50,9 @@ class ReferencePolicy(PhaseCallback):
 
 
 class ThresholdSchedule(PhaseCallback):
-    """Sets the phase's threshold τ_t at every environment step, linear from ``start`` to ``end``.
+    """Sets the phase's threshold τ_t at every environment step, linear from ``start`` to ``end`` over ``env_steps``.
 
-    Args:
-        start, end: in the divergence's own unit: squared action units for O2TD3, nats for O2SAC.
-        env_steps: length of the ramp.
+    Both are in the divergence's own unit: squared action units for O2TD3, nats for O2SAC.
     """
 
     def __init__(self, start: float, end: float, env_steps: int = 100_000) -> None:

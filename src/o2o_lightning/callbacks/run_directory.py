@@ -95,12 +95,9 @@ def score_block(phase: Any) -> dict[str, Any]:
     """The keys of ``score`` that apply to the phase."""
     curve = phase.curve
     values = [score_or_return(score, return_) for _, return_, score in curve]
-    known: dict[str, float] = {
-        name: score_or_return(phase.scores.get(name), phase.returns[name])
-        for name in ("offline", "aligned")
-        if name in phase.returns
-    }
-    block: dict[str, Any] = {**known, "curve": curve}
+    known = [name for name in ("offline", "aligned") if name in phase.returns]
+    block = {name: score_or_return(phase.scores.get(name), phase.returns[name]) for name in known}
+    block["curve"] = curve
     if values:
         block |= {"final": values[-1], "best": max(values)}
     if phase.clock_name == "env_steps" and len(curve) > 1:

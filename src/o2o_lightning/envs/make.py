@@ -144,7 +144,12 @@ def env_spec(env_id: str, observation_dim: int | None = None, layout: Sequence[s
 
 def registered(env_id: str) -> gym.envs.registration.EnvSpec | None:
     """What is registered under ``env_id``, without making it; a module that it names is imported."""
-    _register_robotics(env_id)
+    if env_id not in gym.registry and ":" not in env_id:
+        with contextlib.suppress(ImportError), warnings.catch_warnings():
+            with contextlib.redirect_stderr(io.StringIO()):  # it prints news about itself
+                import gymnasium_robotics
+            warnings.simplefilter("ignore")
+            gym.register_envs(gymnasium_robotics)
     module, _, name = env_id.rpartition(":")
     if module:
         with contextlib.suppress(Exception):  # making it will say what is wrong
@@ -187,19 +192,6 @@ def _limited(env: gym.Env[Any, Any], env_id: str) -> gym.Env[Any, Any]:
         "here. Register it with max_episode_steps for another limit."
     )
     return gym.wrappers.TimeLimit(env, EPISODE_STEPS)
-
-
-def _register_robotics(env_id: str) -> None:
-    if env_id in gym.registry or ":" in env_id:
-        return
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # it prints news about itself
-            import gymnasium_robotics
-    except ImportError:
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gym.register_envs(gymnasium_robotics)
 
 
 def _layout_size(space: spaces.Space[Any], layout: tuple[str, ...]) -> int:

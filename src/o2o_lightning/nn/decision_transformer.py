@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -103,10 +103,6 @@ class SequencePolicy(Policy):
         self.embed_action = nn.Linear(spec.action_dim, width)
         self.embedding_norm, self.final_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, spec.heads, spec.dropout, activation) for _ in range(spec.layers))
-
-    def forward(self, window: Window) -> Any:
-        """What the policy says at each step of ``window``."""
-        raise NotImplementedError(type(self).__name__)
 
     def modes(self, window: Window) -> Tensor:
         """The deterministic action at each step ``[B, T, A]``; the present one's is the last."""

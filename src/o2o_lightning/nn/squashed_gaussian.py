@@ -43,10 +43,6 @@ class SquashedGaussian(NamedTuple):
         """The deterministic action ``[…, B, A]``: tanh of the mean, which is not the density's own mode."""
         return torch.tanh(self.mean).clamp(-ACTION_LIMIT, ACTION_LIMIT)
 
-    def detach(self) -> SquashedGaussian:
-        """The same distribution as a constant."""
-        return SquashedGaussian(self.mean.detach(), self.log_std.detach())
-
     def _log_prob(self, pre_tanh: Tensor, standardized: Tensor) -> Tensor:
         gaussian = -0.5 * standardized.square() - self.log_std - 0.5 * math.log(2 * math.pi)
         # log(1 − tanh²u) in the form that neither overflows nor cancels
