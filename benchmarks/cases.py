@@ -27,8 +27,8 @@ from o2o_lightning.methods.iql import IQL
 from o2o_lightning.methods.method import Method, Moment, Task
 from o2o_lightning.methods.o2 import ppo, sac, td3
 from o2o_lightning.methods.td3_bc import TD3BC
+from o2o_lightning.nn.actor import DeterministicActor
 from o2o_lightning.nn.critics import Critics
-from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 

@@ -24,8 +24,7 @@ from o2o_lightning.methods.ppo import PPO
 from o2o_lightning.methods.sac import SAC
 from o2o_lightning.methods.td3 import TD3
 from o2o_lightning.methods.td3_bc import TD3BC
-from o2o_lightning.nn.critics import Critics
-from o2o_lightning.nn.values import ValueNet
+from o2o_lightning.nn.critics import Critics, ValueNet
 
 S, A, B, T = 5, 3, 16, 4
 HIDDEN = (8, 8)

@@ -14,8 +14,8 @@ from torch import Tensor
 from o2o_lightning.methods.method import Noise
 from o2o_lightning.methods.o2 import td3
 from o2o_lightning.methods.o2.constraint import Multiplier
+from o2o_lightning.nn.actor import DeterministicActor
 from o2o_lightning.nn.critics import Critics
-from o2o_lightning.nn.deterministic import DeterministicActor
 
 B, THRESHOLD = 32, 0.02
 

@@ -23,7 +23,7 @@ from o2o_lightning.cli.phases import with_cloning
 from o2o_lightning.data.cloning import held_out_rows
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
-from o2o_lightning.objectives.cloning import cloning_loss, entropy_temperature_loss, imitation_loss
+from o2o_lightning.objectives.imitation import cloning_loss, entropy_temperature_loss, imitation_loss
 
 SMALL = ["--data.batch_size", "64", "--data.eval_episodes", "1", "--data.eval_every", "40", "steps.offline=20"]
 STEPS = ["steps.clone=40", "steps.reevaluate=4", "steps.align=4", "steps.env=40", "--trainer.log_every_n_steps", "10"]

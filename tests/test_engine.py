@@ -15,7 +15,7 @@ from o2o_lightning.engine.engine import Engine
 from o2o_lightning.engine.stacked import StackedEngine, stacked
 from o2o_lightning.engine.whole import Captured, WholeUpdates, order_of, static_graph
 from o2o_lightning.methods.method import Method, Moment
-from o2o_lightning.nn.lamb import LAMB
+from o2o_lightning.nn.optimizers import LAMB
 
 K, SEEDS = 4, 3
 # one environment step, and three more updates that follow it: policy delay and multiplier make the orders differ

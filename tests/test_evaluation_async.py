@@ -26,9 +26,9 @@ from o2o_lightning.errors import Failure
 from o2o_lightning.methods.o2 import td3
 from o2o_lightning.methods.o2.constraint import Reference
 from o2o_lightning.methods.td3_bc import TD3BC
+from o2o_lightning.nn.actor import DeterministicActor
 from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.decision_transformer import SequenceSpec
-from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.phases.offline import Offline
 from o2o_lightning.phases.online import Online

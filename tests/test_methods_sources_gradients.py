@@ -18,7 +18,7 @@ from o2o_lightning.methods.awac import AWAC
 from o2o_lightning.methods.bc import BC
 from o2o_lightning.methods.method import Moment, Noise, Task
 from o2o_lightning.nn.mlp import MLP
-from o2o_lightning.objectives.awac import awac_policy_loss, awac_weight, sampled_advantage
+from o2o_lightning.objectives.awr import awac_policy_loss, awac_weight, sampled_advantage
 
 B = 48
 SEEDS = (0, 1, 2)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from o2o_lightning.data.build import build_store
 from o2o_lightning.nn.gaussian import GaussianActor, normal_entropy, normal_log_prob
-from o2o_lightning.nn.reward_scale import RewardScale
+from o2o_lightning.nn.normalizer import RewardScale
 from o2o_lightning.objectives.ppo import (
     advantage_and_target,
     auxiliary_advantage,

@@ -18,8 +18,7 @@ from o2o_lightning.objectives.alignment import (
 )
 from o2o_lightning.objectives.bellman import critic_loss, td_target
 from o2o_lightning.objectives.constraint import multiplier_loss, squared_divergence, threshold_at
-from o2o_lightning.objectives.td3 import normalized_policy_loss, policy_loss, smoothed_action
-from o2o_lightning.objectives.td3_bc import td3_bc_policy_loss
+from o2o_lightning.objectives.td3 import normalized_policy_loss, policy_loss, smoothed_action, td3_bc_policy_loss
 
 SIGMA = 0.2
 values = st.floats(-1e4, 1e4, allow_subnormal=False)

@@ -11,8 +11,8 @@ from torch import nn
 
 from o2o_lightning.engine.engine import Engine
 from o2o_lightning.methods.method import Follow, Method
+from o2o_lightning.nn.actor import DeterministicActor
 from o2o_lightning.nn.critics import Critics
-from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.mlp import MLP, orthogonal_
 from o2o_lightning.nn.targets import frozen_copy, hard_update
 

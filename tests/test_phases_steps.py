@@ -28,8 +28,8 @@ from o2o_lightning.methods.method import Normal, Uniform
 from o2o_lightning.methods.o2 import sac as o2sac
 from o2o_lightning.methods.o2 import td3 as o2td3
 from o2o_lightning.methods.td3_bc import TD3BC
-from o2o_lightning.nn.adam import Adam
 from o2o_lightning.nn.mlp import MLP
+from o2o_lightning.nn.optimizers import Adam
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 
 # ---- matrix products ---------------------------------------------------------------------------------------------

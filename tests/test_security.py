@@ -24,7 +24,7 @@ from o2o_lightning.checkpoint.run import read_plan
 from o2o_lightning.cli.main import main
 from o2o_lightning.data.hdf5 import read_hdf5
 from o2o_lightning.errors import UserError
-from o2o_lightning.nn.deterministic import DeterministicActor
+from o2o_lightning.nn.actor import DeterministicActor
 from o2o_lightning.policies.program import load_program
 from o2o_lightning.policies.read import read_policy
 

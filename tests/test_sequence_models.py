@@ -21,9 +21,9 @@ from o2o_lightning.nn.decision_transformer import (
     SequenceSpec,
     Window,
 )
-from o2o_lightning.nn.lamb import LAMB
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.objectives.decision_transformer import (
+from o2o_lightning.nn.optimizers import LAMB
+from o2o_lightning.objectives.imitation import (
     sequence_imitation_loss,
     sequence_likelihood_loss,
     sequence_temperature_loss,

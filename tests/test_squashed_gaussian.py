@@ -10,8 +10,7 @@ import torch
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from o2o_lightning.nn.actor import ActorSpec
-from o2o_lightning.nn.actors import build_actor
+from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
 
 LIMIT = 0.9999
@@ -112,7 +111,8 @@ def test_a_wide_policy_is_bimodal():
 
 def test_a_new_actor_is_nearly_centred_with_a_deviation_of_one_over_e():
     torch.manual_seed(0)
-    policy = SquashedGaussianActor(11, 3).distribution(torch.randn(256, 11)).detach()
+    with torch.no_grad():
+        policy = SquashedGaussianActor(11, 3).distribution(torch.randn(256, 11))
     assert float(policy.mean.abs().max()) < 0.05
     torch.testing.assert_close(policy.log_std.exp(), torch.full((256, 3), math.exp(-1)), rtol=0.05, atol=0)
 
@@ -168,7 +168,7 @@ def test_numpy_actions_stay_legal_however_far_the_mean_is():
 
 def test_a_checkpoint_s_description_rebuilds_the_actor():
     made = actor(hidden=(8, 8, 8))
-    again = build_actor(ActorSpec.from_dict(made.spec.to_dict()))
+    again = build_policy(made.spec.to_dict())
     assert isinstance(again, SquashedGaussianActor)
     again.load_state_dict(made.state_dict())
     observation = torch.randn(3, 4)

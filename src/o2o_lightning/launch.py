@@ -1,8 +1,10 @@
-"""Which process of a run this one is, before a Trainer knows: by the variables that launchers set."""
+"""Which process of a run this one is, before a Trainer knows: by the variables that launchers set; what it says."""
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 
 
 def first_process() -> bool:
@@ -16,3 +18,10 @@ def first_process() -> bool:
 def launched_with_others() -> bool:
     """Whether torchrun or SLURM has started this process as one of several."""
     return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+
+
+@functools.cache
+def note_once(line: str) -> None:
+    """``o2o: <line>`` on stderr, once a process, from a run's first one only, where no command line is at hand."""
+    if first_process():
+        print(f"o2o: {line}", file=sys.stderr)

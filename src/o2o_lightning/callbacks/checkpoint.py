@@ -5,24 +5,56 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 import uuid
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from o2o_lightning.callbacks.hooks import PhaseCallback, Watched
+from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.callbacks.metrics import metrics_files
-from o2o_lightning.callbacks.signals import StopSignals
 from o2o_lightning.checkpoint import side_state
 from o2o_lightning.checkpoint.handover import KEY
 from o2o_lightning.engine.health import check_weights
 from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.errors import Interrupted, UserError
 
+if TYPE_CHECKING:
+    from o2o_lightning.phases.base import Phase
+
 RESUME = f"{KEY}_resume"
+WATCHED = (signal.SIGINT, signal.SIGTERM)  # requests: the chunk is finished and saved first
 OPTIMIZER_CLOCK = "epoch_loop.manual_optimization.optim_step_progress"
+
+
+class StopSignals:
+    """Remembers the first SIGINT or SIGTERM; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def watch(self) -> None:
+        """Takes the signals over, where Python lets a thread do so."""
+        if self._previous or threading.current_thread() is not threading.main_thread():
+            return
+        for number in WATCHED:
+            self._previous[number] = signal.signal(number, self._note)
+
+    def release(self) -> None:
+        """Gives them back."""
+        for number, handler in self._previous.items():
+            if signal.getsignal(number) == self._note:  # else Lightning has already put the program's own back
+                signal.signal(number, handler)
+        self._previous = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise Interrupted("stopped at once; `o2o resume RUN_DIR` goes on from the last checkpoint.", number)
+        self.received = number
 
 
 class PhaseCheckpoint(PhaseCallback, ModelCheckpoint):
@@ -123,15 +155,21 @@ class PhaseCheckpoint(PhaseCallback, ModelCheckpoint):
             self.candidate = f"candidate-{phase.clock}"
             self._save(trainer, phase, self.candidate)
 
-    def on_evaluation(self, trainer: L.Trainer, phase: Watched, result: Evaluation) -> None:
+    def on_evaluation(self, trainer: L.Trainer, phase: Phase, result: Evaluation) -> None:
         candidate, self.candidate = self.candidate, None
         is_best = result.value > self.best_value
         if is_best:
             self.best_value = result.value
-        if candidate is not None:
-            self._settle(trainer, candidate, is_best)
-        elif is_best and self.save_best:
-            self._save(trainer, phase, "best")
+        if candidate is None:
+            if is_best and self.save_best:
+                self._save(trainer, phase, "best")
+            return
+        path = self._path(candidate)
+        if trainer.is_global_zero and path.exists():  # else it became the best, or went, before the run was resumed
+            if is_best:
+                os.replace(path, self._path("best"))
+            else:
+                path.unlink()
 
     # ---- how ---------------------------------------------------------------------------------------------------
 
@@ -148,15 +186,6 @@ class PhaseCheckpoint(PhaseCallback, ModelCheckpoint):
             side_state.remove_others(path, self._token)
         self._token = None
 
-    def _settle(self, trainer: L.Trainer, candidate: str, is_best: bool) -> None:
-        """The candidate becomes ``best.ckpt`` or goes; one that is not there has done so before the run was resumed."""
-        path = self._path(candidate)
-        if trainer.is_global_zero and path.exists():
-            if is_best:
-                os.replace(path, self._path("best"))
-            else:
-                path.unlink()
-
     def _write_side_state(self, trainer: L.Trainer, phase: Any, path: Path, token: str) -> None:
         for file in metrics_files(trainer) if trainer.is_global_zero else ():
             file.sync()
@@ -164,7 +193,7 @@ class PhaseCheckpoint(PhaseCallback, ModelCheckpoint):
         side_state.write(path, token, trainer.global_rank, state)
         trainer.strategy.barrier("o2o side state")
 
-    def _interrupted(self, phase: Watched) -> Interrupted:
+    def _interrupted(self, phase: Phase) -> Interrupted:
         number = self.signals.received or signal.SIGTERM
         self.signals.received = None
         unit = phase.clock_name.replace("_", " ")
@@ -179,7 +208,7 @@ class PhaseCheckpoint(PhaseCallback, ModelCheckpoint):
         return Path(self.dirpath) / f"{name}.ckpt"
 
 
-def _check_same(path: str, phase: Watched, saved: dict[str, Any]) -> None:
+def _check_same(path: str, phase: Phase, saved: dict[str, Any]) -> None:
     facts = (
         ("algorithm", saved["algorithm"], phase.algorithm),
         ("environment", saved["env_id"], phase.data.env_id),

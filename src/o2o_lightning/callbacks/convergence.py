@@ -49,11 +49,8 @@ class ConvergenceWatch(PhaseCallback):
     """Measures a :class:`~o2o_lightning.phases.converging.Converging` at a cadence, and judges its curves.
 
     A plateau is a change below the tolerance of every curve from one window of measurements to the next, ``patience``
-    times one after the other and not before ``least`` updates. What is measured never changes what is learned.
-
-    Args:
-        settings: the rule.
-        stops: end the phase at its plateau, or after the most updates that the rule allows.
+    times one after the other and not before ``least`` updates. What is measured never changes what is learned. With
+    ``stops`` the phase ends at its plateau, or after the most updates that the rule allows.
     """
 
     kept = ("curves", "change", "calm", "settled_at")

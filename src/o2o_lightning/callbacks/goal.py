@@ -8,7 +8,7 @@ import lightning as L
 import numpy as np
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
-from o2o_lightning.envs.episodes import Evaluation, Memoryless
+from o2o_lightning.envs.episodes import Evaluation, Player
 from o2o_lightning.seeds import run_seed
 
 
@@ -39,7 +39,7 @@ class StopAtGoal(PhaseCallback):
             return
         actor, normalizer = phase.policy(), phase.normalizer
         generator = np.random.default_rng([run_seed(), phase.env_steps])
-        player = Memoryless(lambda observation: actor.explore(normalizer.numpy(observation), generator))
+        player = Player(lambda observation: actor.explore(normalizer.numpy(observation), generator))
         sampled = phase.evaluate_player(player)
         self.curve.append([phase.env_steps, sampled.return_mean, sampled.score])
         row = {"sampled_return_mean": sampled.return_mean}

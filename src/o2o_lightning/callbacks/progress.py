@@ -5,30 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
+from rich import progress as rich_progress
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
-from o2o_lightning.callbacks.hooks import PhaseCallback, Watched
+from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.envs.scores import score_or_return
+
+if TYPE_CHECKING:
+    from o2o_lightning.phases.base import Phase
 
 REFRESH_SECONDS = 0.25
 
 
-class TwoLines(Progress):
+class TwoLines(rich_progress.Progress):
     """The bar, and below it the status, so that both fit in eighty columns."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -47,7 +42,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         super().__init__()
         self._console = Console(stderr=True)
         self._bar: TwoLines | None = None
-        self._task = TaskID(0)
+        self._task = rich_progress.TaskID(0)
         self._drawn_at = 0.0
         self._speed_mark = (0.0, 0)
         self._enabled = True
@@ -83,7 +78,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             self._drawn_at = now
             self._bar.update(self._task, completed=phase.clock, status=self._status(phase, now))
 
-    def on_evaluation(self, trainer: L.Trainer, phase: Watched, result: Evaluation) -> None:
+    def on_evaluation(self, trainer: L.Trainer, phase: Phase, result: Evaluation) -> None:
         self._best = result.value if self._best is None else max(self._best, result.value)
         phase.display["now"] = result.value
         if self._enabled and self._bar is None:
@@ -109,7 +104,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             self._bar.stop()
             self._bar = None
 
-    def _status(self, phase: Watched, now: float) -> str:
+    def _status(self, phase: Phase, now: float) -> str:
         since, updates = self._speed_mark
         shown, offline = phase.display, score_or_return(phase.scores.get("offline"), phase.returns.get("offline"))
         values = {"π_off": offline, "now": shown.get("now"), "best": self._best}
@@ -125,18 +120,18 @@ class PhaseProgress(ProgressBar, PhaseCallback):
 def transitions(total: int) -> Iterator[Callable[[int], None]]:
     """Shows how many of ``total`` transitions there are, live on a terminal, as one line at the end elsewhere."""
     console = Console(stderr=True)
-    with Progress(*_columns(), console=console, disable=not console.is_terminal) as bar:
+    with rich_progress.Progress(*_columns(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("rollouts", total=total, unit="transitions")
         yield lambda done: bar.update(task, completed=done)
     if not console.is_terminal:
         console.print(f"rollouts   {total:,}/{total:,} transitions", highlight=False)
 
 
-def _columns() -> tuple[ProgressColumn, ...]:
+def _columns() -> tuple[rich_progress.ProgressColumn, ...]:
     return (
-        TextColumn("[bold cyan]{task.description:<10}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        rich_progress.TextColumn("[bold cyan]{task.description:<10}"),
+        rich_progress.BarColumn(bar_width=20),
+        rich_progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TimeRemainingColumn(),
     )

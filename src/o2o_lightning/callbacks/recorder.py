@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.checkpoint.io import writing
-from o2o_lightning.envs.simulator import simulator_state
+from o2o_lightning.envs.snapshot import simulator_state
 from o2o_lightning.recording.behaviour import LOG_PROB, Behaviour, PolicyBehaviour, UniformBehaviour
 
 

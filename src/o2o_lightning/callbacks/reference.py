@@ -1,4 +1,4 @@
-"""The swap rule: when the reference policy becomes a copy of the current one."""
+"""What the constraint follows: the swap rule of the reference policy, and the threshold's schedule."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import lightning as L
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.envs.episodes import Evaluation
+from o2o_lightning.objectives.constraint import threshold_at
 
 
 class ReferencePolicy(PhaseCallback):
@@ -46,3 +47,19 @@ class ReferencePolicy(PhaseCallback):
         # A period ends after its last step's updates, which is when the next step has just been made.
         if self.mode == "interval" and phase.env_steps > 1 and (phase.env_steps - 1) % self.period == 0:
             phase.set_reference(phase.policy(), float(phase.method.reference_score))
+
+
+class ThresholdSchedule(PhaseCallback):
+    """Sets the phase's threshold τ_t at every environment step, linear from ``start`` to ``end`` over ``env_steps``.
+
+    Both are in the divergence's own unit: squared action units for O2TD3, nats for O2SAC.
+    """
+
+    def __init__(self, start: float, end: float, env_steps: int = 100_000) -> None:
+        self.start, self.end, self.ramp_steps = start, end, env_steps
+
+    def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
+        self.on_env_step(trainer, phase)
+
+    def on_env_step(self, trainer: L.Trainer, phase: Any) -> None:
+        phase.set_threshold(threshold_at(phase.env_steps, self.start, self.end, self.ramp_steps))

@@ -5,31 +5,29 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from o2o_lightning.callbacks.hooks import Watched
 from o2o_lightning.callbacks.metrics import metrics_files
 from o2o_lightning.checkpoint.io import save_atomically, write_atomically, write_json
 from o2o_lightning.checkpoint.run import Busy, add_to_plan, lock
 from o2o_lightning.engine.health import NonFinite
 from o2o_lightning.envs.scores import score_or_return
 from o2o_lightning.errors import Failure
+from o2o_lightning.machine import library_versions
 from o2o_lightning.seeds import run_seed
-from o2o_lightning.versions import library_versions
+
+if TYPE_CHECKING:
+    from o2o_lightning.phases.base import Phase
 
 
 class RunDirectory(Callback):
     """Writes ``config.yaml`` and ``manifest.json`` when the phase starts, ``summary.json`` when it has ended.
 
-    Nothing is written before data and networks are ready, so that bad input leaves the directory as it was.
-
-    Args:
-        run_dir: the run's directory.
-        config: the phase's configuration as YAML.
-        command: what ``o2o fit`` was asked for, to be kept in the directory's plan.
+    Nothing is written before data and networks are ready, so that bad input leaves the directory as it was. ``config``
+    is the phase's configuration as YAML, ``command`` what ``o2o fit`` was asked for, kept in the directory's plan.
     """
 
     def __init__(self, run_dir: str | Path, config: str = "", command: dict[str, Any] | None = None) -> None:
@@ -73,7 +71,7 @@ class RunDirectory(Callback):
                 save_atomically(self.run_dir / exception.file, exception.dump)
 
 
-def summarize(phase: Watched, seconds: float) -> dict[str, Any]:
+def summarize(phase: Phase, seconds: float) -> dict[str, Any]:
     """A phase's ``summary.json``; scores are raw mean returns where the environment has no reference score."""
     manifest = phase.data.manifest()
     return {
@@ -93,16 +91,13 @@ def summarize(phase: Watched, seconds: float) -> dict[str, Any]:
     }
 
 
-def score_block(phase: Watched) -> dict[str, Any]:
+def score_block(phase: Any) -> dict[str, Any]:
     """The keys of ``score`` that apply to the phase."""
     curve = phase.curve
     values = [score_or_return(score, return_) for _, return_, score in curve]
-    known: dict[str, float] = {
-        name: score_or_return(phase.scores.get(name), phase.returns[name])
-        for name in ("offline", "aligned")
-        if name in phase.returns
-    }
-    block: dict[str, Any] = {**known, "curve": curve}
+    known = [name for name in ("offline", "aligned") if name in phase.returns]
+    block = {name: score_or_return(phase.scores.get(name), phase.returns[name]) for name in known}
+    block["curve"] = curve
     if values:
         block |= {"final": values[-1], "best": max(values)}
     if phase.clock_name == "env_steps" and len(curve) > 1:

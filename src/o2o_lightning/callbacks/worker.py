@@ -46,8 +46,7 @@ class Snapshot:
 class EvaluationWorker:
     """A process with environments of its own, made when the first policy is submitted; one evaluation at a time.
 
-    Args:
-        make: its evaluator; a picklable function, called over there.
+    ``make`` makes its evaluator: a picklable function, called over there.
     """
 
     def __init__(self, make: Callable[[], Evaluator]) -> None:

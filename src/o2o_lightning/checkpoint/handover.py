@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from o2o_lightning.errors import DAMAGED, UserError, reason
 from o2o_lightning.nn.actor import Actor, Policy
 from o2o_lightning.nn.actors import build_policy
-from o2o_lightning.nn.adam import MOMENTS, laid_out_as
-from o2o_lightning.nn.critics import Critics, CriticSpec, build_critics
+from o2o_lightning.nn.critics import Critics, ValueNet
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.nn.values import ValueNet, ValueSpec, build_value
+from o2o_lightning.nn.optimizers import MOMENTS, laid_out_as
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -91,7 +90,7 @@ class Handover:
                 "Run `--phase reevaluate` on it first."
             )
         with _well_formed(self.path):
-            critics = build_critics(CriticSpec.from_dict(self.critic))
+            critics = Critics(**self.critic)
         return self.load(critics, prefix)
 
     def build_value(self) -> ValueNet | None:
@@ -99,7 +98,7 @@ class Handover:
         if self.value is None:
             return None
         with _well_formed(self.path):
-            value = build_value(ValueSpec.from_dict(self.value))
+            value = ValueNet(**self.value)
         return self.load(value, "value")
 
     def build_normalizer(self) -> Normalizer:

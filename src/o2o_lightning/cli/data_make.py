@@ -17,12 +17,12 @@ from o2o_lightning.data.hdf5 import file_sha256
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id, make_env
 from o2o_lightning.envs.scores import reference_scores
 from o2o_lightning.errors import Failure, Interrupted, UserError
+from o2o_lightning.machine import library_versions
 from o2o_lightning.policies.d4rl_group import policy_group
 from o2o_lightning.recording.behaviour import Behaviour, PolicyBehaviour, UniformBehaviour
 from o2o_lightning.recording.making import Rollouts, replay
 from o2o_lightning.recording.working import Working
 from o2o_lightning.recording.writer import Block
-from o2o_lightning.versions import library_versions
 
 ENDS = "a time-out wins over a termination in the same step; the last (cut) episode is flagged as a timeout"
 ROLLOUTS = "rollouts"

@@ -16,11 +16,11 @@ from o2o_lightning.envs.episodes import Evaluator
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id, make_env
 from o2o_lightning.envs.scores import reference_scores
 from o2o_lightning.errors import UserError
+from o2o_lightning.machine import library_versions
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.nn.squashed_gaussian import ACTION_LIMIT
 from o2o_lightning.policies.read import describe, read_policy
 from o2o_lightning.policies.source import ImportedPolicy
-from o2o_lightning.versions import library_versions
 
 TOLERANCE = 3e-5  # two orders of float32 sums, in states far outside the data, where activations are large
 

@@ -14,10 +14,10 @@ from o2o_lightning.blocks import blocks
 from o2o_lightning.data.raw import RawDataset, validate
 from o2o_lightning.envs.make import EnvSpec, unit_actions
 from o2o_lightning.errors import UserError
+from o2o_lightning.machine import DATASET, library_versions
 from o2o_lightning.replay.manifest import Manifest
 from o2o_lightning.replay.store import TransitionStore, episode_sums
 from o2o_lightning.replay.table import TERMINATED, TRUNCATED, Layout, Table
-from o2o_lightning.versions import DATASET, library_versions
 
 ACTION_TOLERANCE = 1e-3
 

@@ -8,7 +8,7 @@ from o2o_lightning.data.mapped import load_store
 from o2o_lightning.data.spec import load_raw
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
 from o2o_lightning.errors import UserError
-from o2o_lightning.notes import note_once
+from o2o_lightning.launch import note_once
 from o2o_lightning.replay.store import TransitionStore
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from o2o_lightning.data.raw import Column, RawDataset
 from o2o_lightning.errors import DAMAGED, UserError
-from o2o_lightning.notes import note_once
+from o2o_lightning.launch import note_once
 
 LAZY_BYTES = 2**29
 _WIDE = ("observations", "actions", "next_observations")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from o2o_lightning.data.raw import RawDataset
 from o2o_lightning.envs.make import GOAL_KEYS, GOAL_LAYOUTS, registered
 from o2o_lightning.errors import UserError
-from o2o_lightning.notes import note_once
+from o2o_lightning.launch import note_once
 
 COLUMNS = ("observations", "next_observations", "actions", "rewards", "terminated", "truncated")
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from o2o_lightning.data.raw import RawDataset
 from o2o_lightning.envs.make import FlatObservation, make_env
-from o2o_lightning.envs.simulator import simulator_of, simulator_state
+from o2o_lightning.envs.snapshot import simulator_of, simulator_state
 
 # recorded states are float32, and the solver starts cold where the recording's was warm: contacts differ slightly
 MEDIAN_TOLERANCE = 1e-3

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from o2o_lightning.engine.engine import Engine
 from o2o_lightning.methods.method import Follow, Method, Moment
-from o2o_lightning.nn.adam import laid_out_as
+from o2o_lightning.nn.optimizers import laid_out_as
 
 WARM_UPS = 3  # what an optimizer makes at its first steps, moments and lists of them, no replay must make again
 Outputs = tuple[dict[str, Tensor], Tensor]

@@ -18,27 +18,20 @@ Act = Callable[[FloatArray], FloatArray]
 
 
 class Player:
-    """A policy in episodes that run side by side: one that remembers what has happened in each of them."""
+    """A policy in episodes that run side by side: ``function`` of the present observations, or, overridden, of more."""
+
+    def __init__(self, function: Act) -> None:
+        self.function = function
 
     def reset(self, episodes: int) -> None:
         """All of the ``episodes`` begin."""
 
     def act(self, observation: FloatArray, running: Sequence[int]) -> FloatArray:
         """Actions ``[R, A]`` at the raw observations ``[R, S]`` of the episodes that still run."""
-        raise NotImplementedError(f"{type(self).__name__}.act")
+        return self.function(observation)
 
     def observe(self, reward: FloatArray, running: Sequence[int]) -> None:
         """The rewards ``[R]`` that those actions earned."""
-
-
-class Memoryless(Player):
-    """A policy that looks at the present observation only."""
-
-    def __init__(self, function: Act) -> None:
-        self.function = function
-
-    def act(self, observation: FloatArray, running: Sequence[int]) -> FloatArray:
-        return self.function(observation)
 
 
 @dataclass(frozen=True)
@@ -98,8 +91,7 @@ class Evaluator:
     def run(self, act: Act | Player) -> Evaluation:
         """Evaluates ``act``, a map from raw observations ``[B, S]`` to actions ``[B, A]``, or a policy with memory."""
         try:
-            player = act if isinstance(act, Player) else Memoryless(act)
-            own = self._run(player) if self.episodes else ([], [])
+            own = self._run(act if isinstance(act, Player) else Player(act)) if self.episodes else ([], [])
         except UserError:
             raise
         except Exception as error:

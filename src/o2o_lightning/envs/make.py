@@ -16,7 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from o2o_lightning.errors import UserError
-from o2o_lightning.notes import note_once
+from o2o_lightning.launch import note_once
 
 FloatArray = NDArray[np.float32]
 FlatEnv = gym.Env[FloatArray, FloatArray]
@@ -144,7 +144,12 @@ def env_spec(env_id: str, observation_dim: int | None = None, layout: Sequence[s
 
 def registered(env_id: str) -> gym.envs.registration.EnvSpec | None:
     """What is registered under ``env_id``, without making it; a module that it names is imported."""
-    _register_robotics(env_id)
+    if env_id not in gym.registry and ":" not in env_id:
+        with contextlib.suppress(ImportError), warnings.catch_warnings():
+            with contextlib.redirect_stderr(io.StringIO()):  # it prints news about itself
+                import gymnasium_robotics
+            warnings.simplefilter("ignore")
+            gym.register_envs(gymnasium_robotics)
     module, _, name = env_id.rpartition(":")
     if module:
         with contextlib.suppress(Exception):  # making it will say what is wrong
@@ -189,19 +194,6 @@ def _limited(env: gym.Env[Any, Any], env_id: str) -> gym.Env[Any, Any]:
     return gym.wrappers.TimeLimit(env, EPISODE_STEPS)
 
 
-def _register_robotics(env_id: str) -> None:
-    if env_id in gym.registry or ":" in env_id:
-        return
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # it prints news about itself
-            import gymnasium_robotics
-    except ImportError:
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gym.register_envs(gymnasium_robotics)
-
-
 def _layout_size(space: spaces.Space[Any], layout: tuple[str, ...]) -> int:
     parts = [space[key] for key in layout] if layout and isinstance(space, spaces.Dict) else [space]
     return sum(int(np.prod(part.shape or ())) for part in parts)
@@ -210,25 +202,21 @@ def _layout_size(space: spaces.Space[Any], layout: tuple[str, ...]) -> int:
 def _choose_layout(
     env_id: str, space: spaces.Space[Any], observation_dim: int | None, layout: tuple[str, ...]
 ) -> tuple[str, ...]:
-    if isinstance(space, spaces.Dict):
-        keys = tuple(space.keys())
-        candidates = GOAL_LAYOUTS if set(keys) == GOAL_KEYS else (tuple(sorted(keys)),)
-        boxes = all(isinstance(part, spaces.Box) for part in space.values())
-    else:
-        candidates, boxes = ((),), isinstance(space, spaces.Box)
-    if not boxes:
+    parts = dict(space.items()) if isinstance(space, spaces.Dict) else {}
+    if not all(isinstance(part, spaces.Box) for part in parts.values() or [space]):
         raise UserError(
             f"environment {env_id}: its observations are {space}, and only Box observations, or dictionaries of "
             "them, can be flattened. Wrap the environment so that it returns a vector."
         )
-    if layout:
-        if not isinstance(space, spaces.Dict) or not set(layout) <= set(space.keys()):
-            names = ", ".join(space.keys()) if isinstance(space, spaces.Dict) else "no named parts"
-            raise UserError(
-                f"environment {env_id}: the observation layout names {', '.join(layout)}, its observation has "
-                f"{names}. Pass names that it has, or the --data.env_id that belongs to them."
-            )
-        candidates = (layout,)
+    if not set(layout) <= set(parts):
+        names = ", ".join(parts) or "no named parts"
+        raise UserError(
+            f"environment {env_id}: the observation layout names {', '.join(layout)}, its observation has "
+            f"{names}. Pass names that it has, or the --data.env_id that belongs to them."
+        )
+    candidates: tuple[tuple[str, ...], ...] = (layout or tuple(sorted(parts)),)
+    if not layout and set(parts) == GOAL_KEYS:
+        candidates = GOAL_LAYOUTS
     sizes = [_layout_size(space, layout) for layout in candidates]
     if observation_dim is None:
         return candidates[0]

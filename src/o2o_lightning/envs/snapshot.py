@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -24,14 +25,26 @@ def snapshot(env: gym.Env[Any, Any]) -> dict[str, Any]:
     Of every layer it holds the plain attributes (numbers, arrays, containers of them), the random generator and, for
     MuJoCo, the whole simulator state. What else an environment may hide is found by :func:`can_restore`.
     """
-    return {path: _layer_state(layer) for path, layer in _layers(env)}
+    state = {}
+    for path, layer in _layers(env):
+        attributes = {}
+        for name, value in vars(layer).items():
+            with contextlib.suppress(Unsupported):
+                attributes[name] = pack(value)
+        state[path] = {"attributes": attributes}
+        if _is_mujoco(layer):
+            state[path]["simulator"] = _integration_state(layer.model, layer.data)
+    return state
 
 
 def restore(env: gym.Env[Any, Any], state: dict[str, Any]) -> None:
     """Puts ``state`` into ``env``, an instance of the same environment that has been reset."""
     for path, layer in _layers(env):
-        if path in state:
-            _restore_layer(layer, state[path])
+        own = state.get(path, {"attributes": {}})
+        for name, value in own["attributes"].items():
+            vars(layer)[name] = unpack(value)
+        if "simulator" in own:
+            _restore_integration(layer.model, layer.data, own["simulator"])
 
 
 def can_restore(make: Callable[[], gym.Env[Any, Any]]) -> bool:
@@ -60,6 +73,30 @@ def can_restore(make: Callable[[], gym.Env[Any, Any]]) -> bool:
         copy.close()
 
 
+# ---- what a recording keeps of MuJoCo, so that `o2o data check` can set it again -----------------------------------
+
+
+def simulator_of(env: Any) -> Any:
+    """The MuJoCo environment itself, which a maze keeps inside; None where there is none."""
+    inner = env.unwrapped if isinstance(env, gym.Env) else env
+    for candidate in (inner, getattr(inner, "point_env", None), getattr(inner, "ant_env", None)):
+        if hasattr(candidate, "set_state") and hasattr(getattr(candidate, "model", None), "nq"):
+            return candidate
+    return None
+
+
+def simulator_state(env: gym.Env[Any, Any]) -> dict[str, NDArray[np.float32]]:
+    """``qpos``, ``qvel`` and a maze's ``goal`` at this moment, as D4RL's ``infos``; empty without a simulator."""
+    simulator = simulator_of(env)
+    if simulator is None:
+        return {}
+    state = {"qpos": simulator.data.qpos, "qvel": simulator.data.qvel}
+    goal = getattr(env.unwrapped, "goal", None)
+    if isinstance(env.unwrapped.observation_space, gym.spaces.Dict) and isinstance(goal, np.ndarray):
+        state["goal"] = goal
+    return {name: np.array(value, np.float32).ravel() for name, value in state.items()}
+
+
 # ---- layers ------------------------------------------------------------------------------------------------------
 
 
@@ -79,26 +116,6 @@ def _layers(env: gym.Env[Any, Any]) -> Iterator[tuple[str, Any]]:
     return walk("", env)
 
 
-def _layer_state(layer: Any) -> dict[str, Any]:
-    attributes = {}
-    for name, value in vars(layer).items():
-        try:
-            attributes[name] = pack(value)
-        except Unsupported:
-            continue
-    state: dict[str, Any] = {"attributes": attributes}
-    if _is_mujoco(layer):
-        state["simulator"] = _simulator_state(layer.model, layer.data)
-    return state
-
-
-def _restore_layer(layer: Any, state: dict[str, Any]) -> None:
-    for name, value in state["attributes"].items():
-        vars(layer)[name] = unpack(value)
-    if "simulator" in state:
-        _restore_simulator(layer.model, layer.data, state["simulator"])
-
-
 # ---- MuJoCo ------------------------------------------------------------------------------------------------------
 
 
@@ -107,7 +124,7 @@ def _is_mujoco(layer: Any) -> bool:
     return type(data).__name__ == "MjData" and type(data).__module__.startswith("mujoco")
 
 
-def _simulator_state(model: Any, data: Any) -> dict[str, Any]:
+def _integration_state(model: Any, data: Any) -> dict[str, Any]:
     import mujoco
 
     spec = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -121,7 +138,7 @@ def _simulator_state(model: Any, data: Any) -> dict[str, Any]:
     }
 
 
-def _restore_simulator(model: Any, data: Any, state: dict[str, Any]) -> None:
+def _restore_integration(model: Any, data: Any, state: dict[str, Any]) -> None:
     import mujoco
 
     integration = unpack(state["integration"])
@@ -226,6 +243,4 @@ def _stored(state: dict[str, Any]) -> dict[str, Any]:
     """``state`` as it would come back from a file."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    buffer.seek(0)
-    loaded: dict[str, Any] = torch.load(buffer, weights_only=True)
-    return loaded
+    return cast(dict[str, Any], torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))

@@ -13,7 +13,7 @@ from o2o_lightning.methods.method import Batch, Draws, Follow, Loss, Moment, Noi
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.mlp import uniform_
-from o2o_lightning.objectives.awac import awac_policy_loss, awac_weight, sampled_advantage
+from o2o_lightning.objectives.awr import awac_policy_loss, awac_weight, sampled_advantage
 from o2o_lightning.objectives.bellman import critic_loss, least, td_target
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from o2o_lightning.methods.bc import Family, Imitation
 from o2o_lightning.methods.method import Batch, Draws, Learners, Loss, Noise, Normal, Source, Task
 from o2o_lightning.nn.actor import StochasticActor
-from o2o_lightning.objectives.cloning import imitation_loss
+from o2o_lightning.objectives.imitation import imitation_loss
 
 Sampled = Callable[[Tensor, Tensor], Tensor | None]  # observations [B, S] and standard normal noise to actions [B, A]
 CRITICS = ("critic", "target_critic")

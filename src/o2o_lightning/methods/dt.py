@@ -9,7 +9,7 @@ import torch
 from o2o_lightning.errors import UserError, at_least
 from o2o_lightning.methods.method import Batch, Learners, Loss, Method, Moment, Noise, Source, Task
 from o2o_lightning.nn.decision_transformer import DecisionTransformer, SequencePolicy, SequenceSpec, Window
-from o2o_lightning.objectives.decision_transformer import sequence_imitation_loss
+from o2o_lightning.objectives.imitation import sequence_imitation_loss
 
 
 class SequenceMethod(Method):

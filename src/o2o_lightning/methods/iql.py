@@ -10,12 +10,11 @@ from torch import Tensor
 
 from o2o_lightning.methods.actor_critic import ActorCritic
 from o2o_lightning.methods.method import Batch, Follow, Learners, Loss, Moment, Noise, Source, Task, Updates
-from o2o_lightning.nn.critics import Critics
-from o2o_lightning.nn.deterministic import DeterministicActor
+from o2o_lightning.nn.actor import DeterministicActor
+from o2o_lightning.nn.critics import Critics, ValueNet
 from o2o_lightning.nn.gaussian import GaussianActor
-from o2o_lightning.nn.values import ValueNet
+from o2o_lightning.objectives.awr import advantage_weight, expectile_loss, iql_critic_loss, weighted_imitation_loss
 from o2o_lightning.objectives.bellman import least, td_target
-from o2o_lightning.objectives.iql import advantage_weight, expectile_loss, iql_critic_loss, weighted_imitation_loss
 from o2o_lightning.objectives.schedules import cosine_decay
 
 

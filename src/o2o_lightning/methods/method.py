@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from typing_extensions import dataclass_transform
 
 from o2o_lightning.nn.actor import Policy, StochasticActor
-from o2o_lightning.nn.adam import Adam
-from o2o_lightning.nn.critics import Critics
-from o2o_lightning.nn.values import ValueNet
+from o2o_lightning.nn.critics import Critics, ValueNet
+from o2o_lightning.nn.optimizers import Adam
 from o2o_lightning.ranks import Ranks
 
 Batch = Any  # what maps a column's name, or ("next", name), to a tensor [B, …]: a TensorDict, or a dict
@@ -181,10 +180,8 @@ class Method(nn.Module):
 
     def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
         """The exploring action ``[A]`` at a normalised observation ``[S]``: a sample, of a policy that has any."""
-        if not isinstance(self.actor, StochasticActor):
-            return self.actor.act(observation)  # type: ignore[no-any-return]
-        shape = (*observation.shape[:-1], self.actor.spec.action_dim)
-        return self.actor.perform(observation, generator.standard_normal(shape, dtype=np.float32))
+        actor = self.actor
+        return actor.explore(observation, generator) if isinstance(actor, StochasticActor) else actor.act(observation)
 
     def policy(self) -> Policy:
         """The policy that is evaluated, exported and handed on."""

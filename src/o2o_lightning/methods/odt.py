@@ -11,8 +11,8 @@ from torch import nn
 from o2o_lightning.methods.dt import SequenceMethod, window
 from o2o_lightning.methods.method import Batch, Draws, Learners, Loss, Noise, Normal, Source, Task
 from o2o_lightning.nn.decision_transformer import OnlineDecisionTransformer, SequencePolicy
-from o2o_lightning.nn.lamb import LAMB
-from o2o_lightning.objectives.decision_transformer import sequence_likelihood_loss, sequence_temperature_loss
+from o2o_lightning.nn.optimizers import LAMB
+from o2o_lightning.objectives.imitation import sequence_likelihood_loss, sequence_temperature_loss
 
 DATA_LIMIT = 1.0 - 1e-6  # the data's actions are clipped to it: atanh(±1) is infinite
 

@@ -10,11 +10,11 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from o2o_lightning.methods.method import Batch, Learners, Loss, Method, Moment, Noise, Source, Task, Updates
-from o2o_lightning.nn.adam import Adam
+from o2o_lightning.nn.critics import ValueNet
 from o2o_lightning.nn.gaussian import GaussianActor, normal_entropy
-from o2o_lightning.nn.reward_scale import RewardScale
+from o2o_lightning.nn.normalizer import RewardScale
+from o2o_lightning.nn.optimizers import Adam
 from o2o_lightning.nn.targets import frozen_copy
-from o2o_lightning.nn.values import ValueNet
 from o2o_lightning.objectives.ppo import (
     advantage_and_target,
     clipped_surrogate,

@@ -24,8 +24,8 @@ from o2o_lightning.methods.method import (
     Task,
     Updates,
 )
+from o2o_lightning.nn.actor import DeterministicActor
 from o2o_lightning.nn.critics import Critics
-from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.nn.targets import frozen_copy, hard_update
 from o2o_lightning.objectives.bellman import critic_loss, least, td_target
 from o2o_lightning.objectives.td3 import policy_loss, smoothed_action

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from o2o_lightning.methods.method import Batch, Loss
 from o2o_lightning.methods.td3 import TD3
-from o2o_lightning.objectives.td3_bc import td3_bc_policy_loss
+from o2o_lightning.objectives.td3 import td3_bc_policy_loss
 
 
 class TD3BC(TD3):

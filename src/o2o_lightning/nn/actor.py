@@ -1,61 +1,43 @@
-"""What a policy is. Every actor maps normalised observations ``[B, S]`` to actions in ``[-1, 1]^A``."""
+"""What a policy is, and TD3's. Every actor maps normalised observations ``[B, S]`` to actions in ``[-1, 1]^A``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from o2o_lightning.nn.network import Network
+from o2o_lightning.nn.mlp import MLP, Network, Spec, orthogonal_
 
 FloatArray = NDArray[np.float32]
 
 
-class PolicySpec(Protocol):
-    """What is needed to rebuild a policy of any family before its weights are loaded."""
+@dataclass(frozen=True)
+class PolicySpec(Spec):
+    """Of a policy of any family: its name, S and A."""
 
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def observation_dim(self) -> int: ...
-
-    @property
-    def action_dim(self) -> int: ...
-
-    def to_dict(self) -> dict[str, Any]: ...
+    kind: str
+    observation_dim: int
+    action_dim: int
 
 
 @dataclass(frozen=True)
-class ActorSpec:
-    """What is needed to rebuild an actor before its weights are loaded; primitives only.
+class ActorSpec(PolicySpec):
+    """Of an actor.
 
     Attributes:
-        kind: name of the family.
-        observation_dim, action_dim: S and A.
         hidden: widths of the hidden layers.
         activation: between them; imported policies may have another than ours.
         mean: of a Gaussian: ``tanh``, or ``linear`` as in Stable-Baselines3's PPO.
     """
 
-    kind: str
-    observation_dim: int
-    action_dim: int
     hidden: tuple[int, ...]
     activation: str = "relu"
     mean: str = "tanh"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "hidden": list(self.hidden)}
-
-    @staticmethod
-    def from_dict(state: dict[str, Any]) -> ActorSpec:
-        return ActorSpec(**{**state, "hidden": tuple(state["hidden"])})
 
 
 class Policy(Network):
@@ -66,15 +48,32 @@ class Policy(Network):
 
 
 class Actor(Policy):
-    """A policy that looks at the present observation only: what every phase but an offline one works on."""
+    """A policy that looks at the present observation only: what every phase but an offline one works on.
+
+    ``widths`` are the family's own, where no others are asked for; ``outputs`` the network's, for an action dimension.
+    """
 
     spec: ActorSpec
+    widths: ClassVar[tuple[int, ...]] = (256, 256)
+    outputs: ClassVar[int] = 1
 
     def __init__(
-        self, observation_dim: int, action_dim: int, hidden: Sequence[int], activation: str = "relu", mean: str = "tanh"
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int] | None = None,
+        activation: str = "relu",
+        mean: str = "tanh",
     ) -> None:
         super().__init__()
-        self.spec = ActorSpec(self.kind, observation_dim, action_dim, tuple(hidden), activation, mean)
+        hidden = tuple(self.widths if hidden is None else hidden)
+        self.spec = ActorSpec(self.kind, observation_dim, action_dim, hidden, activation, mean)
+        self.body = MLP(observation_dim, hidden, self.outputs * action_dim, activation=activation)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """The body's weights, and what else the family learns."""
+        orthogonal_(self.body)
 
     def mode(self, observation: Tensor) -> Tensor:
         """The deterministic action ``[B, A]``: what is evaluated, and the anchor of the alignment."""
@@ -82,10 +81,23 @@ class Actor(Policy):
 
     def act(self, observation: FloatArray) -> FloatArray:
         """:meth:`mode` on numpy observations ``[S]`` or ``[B, S]``, for stepping environments."""
-        with torch.no_grad():
-            device = next(self.parameters()).device
-            action: FloatArray = self.mode(torch.from_numpy(observation).to(device)).float().cpu().numpy()
-        return action
+        raise NotImplementedError(type(self).__name__)
+
+
+class DeterministicActor(Actor):
+    """TD3's policy: ``S → hidden → A``, ReLU, tanh output."""
+
+    kind = "deterministic"
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """``[B, S] → [B, A]``."""
+        return torch.tanh(self.body(observation))
+
+    def mode(self, observation: Tensor) -> Tensor:
+        return self.forward(observation)
+
+    def act(self, observation: FloatArray) -> FloatArray:
+        return np.tanh(self.body.numpy(observation))
 
 
 class Density(NamedTuple):
@@ -113,6 +125,11 @@ class StochasticActor(Actor):
     def sampled(self, observation: Tensor, noise: Tensor) -> Tensor:
         """Actions ``[B, A]`` as they are executed, made of standard normal ``noise`` ``[B, A]``."""
         raise NotImplementedError(type(self).__name__)
+
+    def explore(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
+        """:meth:`perform` with noise of its own."""
+        shape = (*observation.shape[:-1], self.spec.action_dim)
+        return self.perform(observation, generator.standard_normal(shape, dtype=np.float32))
 
     def perform(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
         """:meth:`sampled` on numpy observations ``[S]`` or ``[B, S]``, for stepping environments."""

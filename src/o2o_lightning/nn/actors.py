@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
-from o2o_lightning.nn.actor import Actor, ActorSpec, Policy
-from o2o_lightning.nn.decision_transformer import (
-    DecisionTransformer,
-    OnlineDecisionTransformer,
-    SequencePolicy,
-    SequenceSpec,
-)
-from o2o_lightning.nn.deterministic import DeterministicActor
+from o2o_lightning.nn.actor import Actor, ActorSpec, DeterministicActor, Policy
+from o2o_lightning.nn.decision_transformer import DecisionTransformer, OnlineDecisionTransformer, SequenceSpec
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 
-FAMILIES: tuple[type[Actor], ...] = (DeterministicActor, GaussianActor, SquashedGaussianActor)
-ACTORS: dict[str, type[Actor]] = {actor.kind: actor for actor in FAMILIES}
-SEQUENCE_FAMILIES: tuple[type[SequencePolicy], ...] = (DecisionTransformer, OnlineDecisionTransformer)
-SEQUENCES: dict[str, type[SequencePolicy]] = {policy.kind: policy for policy in SEQUENCE_FAMILIES}
+ACTORS = {actor.kind: actor for actor in (DeterministicActor, GaussianActor, SquashedGaussianActor)}
+SEQUENCES = {policy.kind: policy for policy in (DecisionTransformer, OnlineDecisionTransformer)}
 
 
 def fresh_actor(kind: str, observation_dim: int, action_dim: int, hidden: Sequence[int] | None = None) -> Actor:
     """A new actor of the family ``kind``, with the family's own widths unless ``hidden`` says others."""
-    make = cast(Callable[..., Actor], ACTORS[kind])
-    return make(observation_dim, action_dim) if hidden is None else make(observation_dim, action_dim, tuple(hidden))
+    return ACTORS[kind](observation_dim, action_dim, hidden)
 
 
 def build_actor(spec: ActorSpec) -> Actor:
@@ -37,4 +28,4 @@ def build_policy(spec: dict[str, Any]) -> Policy:
     """A fresh policy of the family and sizes that ``spec`` names, whether it has a memory or not."""
     if spec["kind"] in SEQUENCES:
         return SEQUENCES[spec["kind"]](SequenceSpec(**spec))
-    return build_actor(ActorSpec.from_dict(spec))
+    return build_actor(ActorSpec(**{**spec, "hidden": tuple(spec["hidden"])}))

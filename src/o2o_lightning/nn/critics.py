@@ -1,34 +1,25 @@
-"""Action-value ensembles."""
+"""Value networks: ensembles of Q(s, a), and V(s)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from o2o_lightning.nn.mlp import MLP, orthogonal_
-from o2o_lightning.nn.network import Network
+from o2o_lightning.nn.mlp import MLP, Network, Spec, orthogonal_
 
 
 @dataclass(frozen=True)
-class CriticSpec:
-    """What is needed to rebuild an ensemble before its weights are loaded; primitives only."""
+class CriticSpec(Spec):
+    """Of an ensemble."""
 
     observation_dim: int
     action_dim: int
     hidden: tuple[int, ...]
     layer_norm: bool
     count: int = 2
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "hidden": list(self.hidden)}
-
-    @staticmethod
-    def from_dict(state: dict[str, Any]) -> CriticSpec:
-        return CriticSpec(**{**state, "hidden": tuple(state["hidden"])})
 
 
 class Critics(Network):
@@ -57,6 +48,25 @@ class Critics(Network):
         return self.members[0](torch.cat((observation, action), -1), frozen).squeeze(-1)  # type: ignore[no-any-return]
 
 
-def build_critics(spec: CriticSpec) -> Critics:
-    """A fresh ensemble of the sizes that ``spec`` names."""
-    return Critics(spec.observation_dim, spec.action_dim, spec.hidden, spec.layer_norm, spec.count)
+@dataclass(frozen=True)
+class ValueSpec(Spec):
+    """Of a state-value network."""
+
+    observation_dim: int
+    hidden: tuple[int, ...]
+    activation: str
+
+
+class ValueNet(Network):
+    """V(s): ReLU and orthogonal weights in IQL, tanh and the framework's own in PPO (D26)."""
+
+    def __init__(self, observation_dim: int, hidden: Sequence[int], activation: str = "relu") -> None:
+        super().__init__()
+        self.spec = ValueSpec(observation_dim, tuple(hidden), activation)
+        self.body = MLP(observation_dim, hidden, 1, activation=activation)
+        if activation == "relu":
+            orthogonal_(self.body)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """``[…, S] → […]``."""
+        return self.body(observation).squeeze(-1)  # type: ignore[no-any-return]

@@ -10,14 +10,14 @@ no padding.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from o2o_lightning.nn.actor import Policy
+from o2o_lightning.nn.actor import Policy, PolicySpec
 from o2o_lightning.nn.linear import Linear
 from o2o_lightning.nn.mlp import ACTIVATIONS, orthogonal_, output_layer
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian
@@ -43,12 +43,10 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SequenceSpec:
-    """What is needed to rebuild a sequence policy, and to act with it; primitives only.
+class SequenceSpec(PolicySpec):
+    """Of a sequence policy, and what is needed to act with it.
 
     Attributes:
-        kind: name of the family.
-        observation_dim, action_dim: S and A.
         width, layers, heads: of the transformer; its perceptrons are four times as wide.
         dropout: of attention, residual branches and embeddings, while learning.
         context: time steps of a window while learning.
@@ -58,9 +56,6 @@ class SequenceSpec:
         target_return: raw return that it is asked for at the start of an episode.
     """
 
-    kind: str
-    observation_dim: int
-    action_dim: int
     width: int
     layers: int
     heads: int
@@ -70,9 +65,6 @@ class SequenceSpec:
     horizon: int
     return_scale: float
     target_return: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Block(nn.Module):
@@ -111,10 +103,6 @@ class SequencePolicy(Policy):
         self.embed_action = nn.Linear(spec.action_dim, width)
         self.embedding_norm, self.final_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, spec.heads, spec.dropout, activation) for _ in range(spec.layers))
-
-    def forward(self, window: Window) -> Any:
-        """What the policy says at each step of ``window``."""
-        raise NotImplementedError(type(self).__name__)
 
     def modes(self, window: Window) -> Tensor:
         """The deterministic action at each step ``[B, T, A]``; the present one's is the last."""
@@ -165,8 +153,7 @@ class DecisionTransformer(SequencePolicy):
         """Actions ``[B, T, A]``."""
         return torch.tanh(output_layer(self.features(window), self.head.weight, self.head.bias))
 
-    def modes(self, window: Window) -> Tensor:
-        return self(window)  # type: ignore[no-any-return]
+    modes = forward
 
     def position(self, timestep: Tensor) -> Tensor:
         return self.embed_timestep(timestep.clamp(max=self.embed_timestep.num_embeddings - 1))  # type: ignore[no-any-return]
@@ -192,9 +179,7 @@ class OnlineDecisionTransformer(SequencePolicy):
         mean, raw = (output_layer(features, head.weight, head.bias) for head in (self.head_mean, self.head_log_std))
         return SquashedGaussian(mean, low + 0.5 * (high - low) * (torch.tanh(raw) + 1.0))
 
-    def distribution(self, window: Window) -> SquashedGaussian:
-        """:meth:`forward`, typed."""
-        return self(window)  # type: ignore[no-any-return]
+    distribution = forward  # typed, as a call is not
 
     def modes(self, window: Window) -> Tensor:
         return self.distribution(window).mode()

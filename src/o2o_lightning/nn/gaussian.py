@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from o2o_lightning.nn.actor import Density, FloatArray, StochasticActor
-from o2o_lightning.nn.mlp import MLP, orthogonal_
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -29,18 +27,9 @@ class GaussianActor(StochasticActor):
 
     kind = "gaussian"
 
-    def __init__(
-        self,
-        observation_dim: int,
-        action_dim: int,
-        hidden: Sequence[int] = (256, 256),
-        activation: str = "relu",
-        mean: str = "tanh",
-    ) -> None:
-        super().__init__(observation_dim, action_dim, hidden, activation, mean)
-        self.body = MLP(observation_dim, hidden, action_dim, activation=activation)
-        orthogonal_(self.body)
-        self.raw_log_std = nn.Parameter(torch.zeros(action_dim))
+    def _initialise(self) -> None:
+        super()._initialise()
+        self.raw_log_std = nn.Parameter(torch.zeros(self.spec.action_dim))
         self.log_std_bounds = (-20.0, 2.0)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,11 +60,6 @@ class GaussianActor(StochasticActor):
 
     def act(self, observation: FloatArray) -> FloatArray:
         return np.clip(self._numpy_mean(observation), -1.0, 1.0)
-
-    def sample(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
-        """A sampled action, clipped to ±1, for stepping environments: ``[S] → [A]`` or ``[B, S] → [B, A]``."""
-        shape = (*observation.shape[:-1], self.spec.action_dim)
-        return self.perform(observation, generator.standard_normal(shape, dtype=np.float32))
 
     def perform(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
         mean = self._numpy_mean(observation)

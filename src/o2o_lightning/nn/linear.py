@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from o2o_lightning.processor import amd_under_linux
+from o2o_lightning.machine import amd_under_linux
 
 # torch forms its products with MKL, which keeps to AVX2 on AMD's processors. oneDNN, in the same torch, does not.
 ONEDNN = torch.backends.mkldnn.is_available() and amd_under_linux()  # type: ignore[no-untyped-call]

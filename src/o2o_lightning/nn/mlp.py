@@ -1,8 +1,9 @@
-"""The multilayer perceptron that every actor and critic is made of."""
+"""What every network is, and the multilayer perceptron that every actor and critic is made of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
 
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from o2o_lightning.nn.linear import linear
-from o2o_lightning.nn.network import Network
 
 IN_CACHE = 1 << 17  # numbers
 
@@ -28,6 +28,27 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 Layer = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # weight and bias, LayerNorm's scale and shift
 Layers = tuple[list[Layer], tuple[Tensor, Tensor]]  # the hidden ones, and the last one's weight and bias
 ArrayLayer = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is needed to rebuild a network before its weights are loaded; primitives only."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+
+class Network(nn.Module):
+    """A module whose call is its ``forward`` and nothing else.
+
+    torch's own call asks for hooks of several kinds first. Between matrix products that have swept the processor's
+    caches that takes as long as a small product, and an update of TD3 makes a dozen such calls.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "forward" in vars(cls):
+            cls.__call__ = cls.forward  # type: ignore[method-assign]
 
 
 class _Views:
@@ -52,13 +73,7 @@ class MLP(Network):
     """
 
     def __init__(
-        self,
-        in_dim: int,
-        hidden: Sequence[int],
-        out_dim: int,
-        *,
-        layer_norm: bool = False,
-        activation: str = "relu",
+        self, in_dim: int, hidden: Sequence[int], out_dim: int, *, layer_norm: bool = False, activation: str = "relu"
     ) -> None:
         super().__init__()
         widths = [in_dim, *hidden, out_dim]

@@ -1,15 +1,17 @@
-"""Observation normalisation with constants fitted once on the dataset."""
+"""Observations in units of constants fitted once on the dataset, and rewards in those of running statistics."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from o2o_lightning.blocks import blocks
 
@@ -32,9 +34,6 @@ class Normalizer:
     eps: float = 1e-3
     clip: float | None = None
     _scale: Tensor = field(init=False, repr=False, compare=False)
-    _arrays: tuple[NDArray[np.float32], NDArray[np.float32]] | None = field(
-        default=None, init=False, repr=False, compare=False
-    )
 
     def __post_init__(self) -> None:
         self._scale = self.std + self.eps
@@ -46,12 +45,14 @@ class Normalizer:
 
     def numpy(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         """Normalises ``[..., S]`` without torch, for acting in an environment."""
-        if self._arrays is None:
-            # kept: on a GPU each conversion would wait for the device
-            self._arrays = (self.mean.cpu().numpy(), (self.std + self.eps).cpu().numpy())
         mean, scale = self._arrays
         normalized: NDArray[np.float32] = (observation - mean) / scale
         return normalized if self.clip is None else np.clip(normalized, -self.clip, self.clip)
+
+    @cached_property
+    def _arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and scale; kept, for on a GPU each conversion would wait for the device."""
+        return self.mean.cpu().numpy(), self._scale.cpu().numpy()
 
     def to(self, device: torch.device | str) -> Normalizer:
         """The same constants on another device; itself where they are there already."""
@@ -88,3 +89,45 @@ class Normalizer:
     def from_state(cls, state: Mapping[str, Any]) -> Normalizer:
         """Inverse of :meth:`state`."""
         return cls(state["mean"].clone(), state["std"].clone(), float(state["eps"]), state.get("clip"))
+
+
+class RewardScale(nn.Module):
+    r"""Divides rewards by the running deviation of :math:`R \leftarrow \gamma R + r` (O2PPO on halfcheetah).
+
+    Welford's statistics, with the sum of squares starting at 1 so that the first deviation is 1. They are buffers:
+    the re-evaluation gathers them on the dataset, and the online phase goes on with them.
+    """
+
+    count: Tensor
+    mean: Tensor
+    square: Tensor
+
+    def __init__(self, discount: float = 0.99) -> None:
+        super().__init__()
+        self.discount = discount
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("square", torch.ones((), dtype=torch.float64))
+
+    def forward(self, reward: Tensor, ended: Tensor, running: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales rewards in time order, updating the statistics at each step.
+
+        Args: ``reward`` and ``ended`` (R restarts after it) ``[N, T]`` for N environments; ``running`` ``[N]``, the R
+        of the episode under way. Returns scaled rewards ``[N, T]`` and the new ``running``.
+        """
+        count, mean, square = float(self.count), float(self.mean), float(self.square)
+        returns, ends, columns = running.tolist(), ended.bool().T.tolist(), reward.double().T.tolist()
+        for column, end in zip(columns, ends, strict=True):
+            for i, value in enumerate(column):
+                returns[i] = self.discount * returns[i] + value
+                count += 1
+                before = mean
+                mean += (returns[i] - mean) / count
+                square += (returns[i] - before) * (returns[i] - mean)
+                column[i] = value / (math.sqrt(square / count) + 1e-8)
+                if end[i]:
+                    returns[i] = 0.0
+        for buffer, number in ((self.count, count), (self.mean, mean), (self.square, square)):
+            buffer.fill_(number)
+        scaled = torch.tensor(columns, dtype=reward.dtype, device=reward.device).T.contiguous()
+        return scaled, torch.tensor(returns, dtype=running.dtype, device=running.device)

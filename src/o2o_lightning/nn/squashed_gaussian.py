@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from o2o_lightning.nn.actor import Density, FloatArray, StochasticActor
-from o2o_lightning.nn.mlp import MLP
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 ACTION_LIMIT = 1.0 - 1e-4  # given actions are clipped to it: atanh(±1) is infinite
@@ -45,10 +43,6 @@ class SquashedGaussian(NamedTuple):
         """The deterministic action ``[…, B, A]``: tanh of the mean, which is not the density's own mode."""
         return torch.tanh(self.mean).clamp(-ACTION_LIMIT, ACTION_LIMIT)
 
-    def detach(self) -> SquashedGaussian:
-        """The same distribution as a constant."""
-        return SquashedGaussian(self.mean.detach(), self.log_std.detach())
-
     def _log_prob(self, pre_tanh: Tensor, standardized: Tensor) -> Tensor:
         gaussian = -0.5 * standardized.square() - self.log_std - 0.5 * math.log(2 * math.pi)
         # log(1 − tanh²u) in the form that neither overflows nor cancels
@@ -59,17 +53,10 @@ class SquashedGaussianActor(StochasticActor):
     """``S → hidden → 2A``, ReLU; the second half is a raw log-std, scaled and shifted by two trained scalars."""
 
     kind = "squashed_gaussian"
+    widths = (256, 256, 256)
+    outputs = 2
 
-    def __init__(
-        self,
-        observation_dim: int,
-        action_dim: int,
-        hidden: Sequence[int] = (256, 256, 256),
-        activation: str = "relu",
-        mean: str = "tanh",
-    ) -> None:
-        super().__init__(observation_dim, action_dim, hidden, activation, mean)
-        self.body = MLP(observation_dim, hidden, 2 * action_dim, activation=activation)
+    def _initialise(self) -> None:
         head = self.body.linears[-1]
         assert isinstance(head, nn.Linear)
         nn.init.xavier_uniform_(head.weight, gain=0.01)
@@ -83,9 +70,7 @@ class SquashedGaussianActor(StochasticActor):
         log_std = (self.log_std_scale * raw + self.log_std_offset).clamp(LOG_STD_MIN, LOG_STD_MAX)
         return SquashedGaussian(mean, log_std)
 
-    def distribution(self, observation: Tensor) -> SquashedGaussian:
-        """:meth:`forward`, typed."""
-        return self(observation)  # type: ignore[no-any-return]
+    distribution = forward  # typed, as a call is not
 
     def density(self, observation: Tensor, action: Tensor, noise: Tensor) -> Density:
         policy = self.distribution(observation)
@@ -100,11 +85,6 @@ class SquashedGaussianActor(StochasticActor):
     def act(self, observation: FloatArray) -> FloatArray:
         mean, _ = self._numpy_moments(observation)
         return np.clip(np.tanh(mean), -ACTION_LIMIT, ACTION_LIMIT)
-
-    def explore(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
-        """Sampled actions at numpy observations ``[S]`` or ``[B, S]``, for stepping environments."""
-        shape = (*observation.shape[:-1], self.spec.action_dim)
-        return self.perform(observation, generator.standard_normal(shape, dtype=np.float32))
 
     def perform(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
         mean, log_std = self._numpy_moments(observation)

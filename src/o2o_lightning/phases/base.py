@@ -23,6 +23,7 @@ from o2o_lightning.engine.health import ChunkRecord
 from o2o_lightning.engine.noise import NoiseBlocks
 from o2o_lightning.envs.episodes import Evaluation, Player
 from o2o_lightning.errors import UserError, at_least
+from o2o_lightning.machine import library_versions
 from o2o_lightning.methods.method import Method, Moment, Task
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.nn.normalizer import Normalizer
@@ -31,7 +32,6 @@ from o2o_lightning.phases.hardware import check_compilable, check_hardware
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.ranks import Ranks
 from o2o_lightning.seeds import noise_seed
-from o2o_lightning.versions import library_versions
 
 
 class Phase(L.LightningModule):

@@ -10,8 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from o2o_lightning.callbacks.reference import ReferencePolicy
-from o2o_lightning.callbacks.threshold import ThresholdSchedule
+from o2o_lightning.callbacks.reference import ReferencePolicy, ThresholdSchedule
 from o2o_lightning.checkpoint.handover import POLICIES
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.envs.episodes import Evaluation

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from o2o_lightning.blocks import blocks
-from o2o_lightning.envs.episodes import Act, FloatArray, Memoryless, Player
+from o2o_lightning.envs.episodes import Act, FloatArray, Player
 from o2o_lightning.nn.actor import Actor, Policy, StochasticActor
 from o2o_lightning.nn.decision_transformer import SequencePolicy, Window
 from o2o_lightning.nn.normalizer import Normalizer
@@ -25,7 +25,7 @@ def player_of(policy: Policy, normalizer: Normalizer) -> Player:
     if isinstance(policy, SequencePolicy):
         return HistoryPlayer(policy, normalizer)
     assert isinstance(policy, Actor)
-    return Memoryless(lambda observation: policy.act(normalizer.numpy(observation)))
+    return Player(lambda observation: policy.act(normalizer.numpy(observation)))
 
 
 def teacher_of(policy: Policy, normalizer: Normalizer) -> Teacher:
@@ -98,7 +98,7 @@ class Teacher:
 
     def player(self) -> Player:
         """The same policy, to be evaluated."""
-        return Memoryless(self.act)
+        return Player(self.act)
 
     def sampled(self, observation: Tensor, noise: Tensor) -> Tensor | None:
         """Actions ``[B, A]`` as the policy executes them, at *normalised* observations; None without a density."""

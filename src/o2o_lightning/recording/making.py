@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from o2o_lightning.checkpoint.io import save_atomically
 from o2o_lightning.envs.make import UnitAction, native_actions
-from o2o_lightning.envs.simulator import simulator_state
-from o2o_lightning.envs.snapshot import pack, unpack
+from o2o_lightning.envs.snapshot import pack, simulator_state, unpack
 from o2o_lightning.errors import DAMAGED, UserError
 from o2o_lightning.recording.behaviour import LOG_PROB, Behaviour
 from o2o_lightning.recording.writer import Block

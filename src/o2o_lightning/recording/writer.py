@@ -15,7 +15,7 @@ from o2o_lightning.data.check import successor_errors
 from o2o_lightning.data.hdf5 import read_hdf5
 from o2o_lightning.data.raw import validate
 from o2o_lightning.errors import UserError, at_least
-from o2o_lightning.notes import note_once
+from o2o_lightning.launch import note_once
 
 Block = dict[str, NDArray[Any]]  # columns of neighbouring rows, by their name in the file
 

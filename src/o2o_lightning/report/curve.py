@@ -10,13 +10,8 @@ from o2o_lightning.envs.scores import score_or_return
 Curve = Sequence[tuple[float, float, float | None]]
 
 
-def curve_values(curve: Curve) -> tuple[list[float], list[float]]:
-    """Environment steps and scores (raw returns where there is no score) of a summary's ``curve``."""
-    return [step for step, _, _ in curve], [score_or_return(score, return_) for _, return_, score in curve]
-
-
 def plot_curves(curves: Mapping[str, Curve], target: Path, baseline: float | None, title: str, unit: str) -> None:
-    """One line a method over environment steps, the offline policy's level dashed, as a PNG."""
+    """One line a method over environment steps, the offline policy's level dashed, as a PNG; curves as in summaries."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -26,7 +21,8 @@ def plot_curves(curves: Mapping[str, Curve], target: Path, baseline: float | Non
     if baseline is not None:
         axes.axhline(baseline, color="0.5", linestyle="--", linewidth=1, label="offline policy")
     for name, curve in curves.items():
-        axes.plot(*curve_values(curve), marker="o", markersize=3, linewidth=1.8, label=name)
+        values = [score_or_return(score, return_) for _, return_, score in curve]
+        axes.plot([step for step, _, _ in curve], values, marker="o", markersize=3, linewidth=1.8, label=name)
     axes.set(xlabel="environment steps", ylabel=unit, title=title)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)

@@ -13,8 +13,8 @@ from o2o_lightning.errors import UserError
 from o2o_lightning.methods.method import Batch, Learners, Loss, Noise, Source, Task
 from o2o_lightning.methods.o2.constraint import Reference, Referenced
 from o2o_lightning.methods.ppo import PPO, ValueMethod
-from o2o_lightning.nn.reward_scale import RewardScale
-from o2o_lightning.nn.values import ValueNet
+from o2o_lightning.nn.critics import ValueNet
+from o2o_lightning.nn.normalizer import RewardScale
 from o2o_lightning.objectives.diagnostics import bellman_residual
 from o2o_lightning.objectives.ppo import auxiliary_advantage, combined_advantage, log_density_terms, value_loss
 from o2o_lightning.objectives.returns import discounted_returns

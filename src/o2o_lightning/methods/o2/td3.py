@@ -23,8 +23,8 @@ from o2o_lightning.methods.method import (
 )
 from o2o_lightning.methods.o2.constraint import Constrained
 from o2o_lightning.methods.td3 import TD3, TD3Critic
+from o2o_lightning.nn.actor import DeterministicActor
 from o2o_lightning.nn.critics import Critics
-from o2o_lightning.nn.deterministic import DeterministicActor
 from o2o_lightning.objectives.alignment import (
     action_distance,
     alignment_loss,

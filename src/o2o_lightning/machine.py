@@ -1,9 +1,11 @@
-"""Versions of the libraries that a result depends on."""
+"""What a result depends on besides the package: libraries and processor."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 RESULT = ("o2o-lightning", "torch", "lightning", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy")
 DATASET = ("torch", "torchrl", "gymnasium", "h5py")
@@ -18,3 +20,13 @@ def library_versions(names: Sequence[str] = RESULT) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def amd_under_linux() -> bool:
+    """Whether this is one of AMD's x86 processors, under Linux; no other system says it as plainly."""
+    if platform.machine() != "x86_64":
+        return False
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
