@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from o2o_lightning.blocks import blocks
 from o2o_lightning.data.dataset import Opened, open_dataset
-from o2o_lightning.data.stream import OfflineStream, prepare, prepare_rows
+from o2o_lightning.data.stream import Chunks, OfflineStream, prepare, prepare_rows
 from o2o_lightning.envs.episodes import Act, Evaluation, Evaluator, Player
 from o2o_lightning.envs.make import EnvSpec, env_spec
 from o2o_lightning.envs.scores import reference_scores
@@ -30,6 +32,7 @@ PRECOMPUTE_BLOCK = 8192
 PRECOMPUTE_ROWS = 2_000_000  # beyond, a phase need not wait; not a matter of storage, which changes no bit
 
 
+@dataclass(eq=False, repr=False)
 class OfflineData(L.LightningDataModule):
     """A dataset as chunks of batches, and the environment to evaluate in.
 
@@ -55,39 +58,36 @@ class OfflineData(L.LightningDataModule):
             itself; by width when empty.
     """
 
-    def __init__(
-        self,
-        dataset: str | None = None,
-        env_id: str | None = None,
-        batch_size: int = 256,
-        chunk: int = 16,
-        normalize: bool = True,
-        normalize_eps: float = 1e-3,
-        reward_scale: float = 1.0,
-        reward_shift: float = 0.0,
-        reward_range: bool = False,
-        eval_every_updates: int = 5000,
-        eval_every: int = 1000,
-        eval_episodes: int = 10,
-        eval_seed: int = 1000,
-        eval_async: bool = False,
-        memmap: bool | Literal["auto"] = "auto",
-        memory_limit_gb: float = 0.5,
-        observation_layout: Sequence[str] = (),
-    ) -> None:
+    dataset: str | None = None
+    env_id: str | None = None
+    batch_size: int = 256
+    chunk: int = 16
+    normalize: bool = True
+    normalize_eps: float = 1e-3
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0
+    reward_range: bool = False
+    eval_every_updates: int = 5000
+    eval_every: int = 1000
+    eval_episodes: int = 10
+    eval_seed: int = 1000
+    eval_async: bool = False
+    memmap: bool | Literal["auto"] = "auto"
+    memory_limit_gb: float = 0.5
+    observation_layout: Sequence[str] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # as types and not as text: a subclass's module may not have the names that its base's options are typed by
+        cls.__annotations__ = inspect.get_annotations(cls, eval_str=True)
+
+    def __post_init__(self) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 2), ("chunk", chunk, 1), ("eval_every", eval_every, 1),
-                                   ("eval_episodes", eval_episodes, 1)):  # fmt: skip
-            at_least(f"--data.{name}", value, least)
-        self.dataset, self.env_id = dataset, env_id
-        self.batch_size, self.chunk = batch_size, chunk
-        self.normalize, self.normalize_eps = normalize, normalize_eps
-        self.rewards, self.reward_range = RewardMap(reward_scale, reward_shift), reward_range
-        self.eval_every_updates, self.eval_every = eval_every_updates, eval_every
-        self.eval_episodes, self.eval_seed, self.eval_async = eval_episodes, eval_seed, eval_async
-        self.layout = tuple(observation_layout)
-        self.memmap, self.memory_limit = memmap, int(memory_limit_gb * 2**30)
-        self._asked = (dataset, env_id, self.layout, memmap, memory_limit_gb)
+        for name, least in {"batch_size": 2, "chunk": 1, "eval_every": 1, "eval_episodes": 1}.items():
+            at_least(f"--data.{name}", getattr(self, name), least)
+        self.rewards = RewardMap(self.reward_scale, self.reward_shift)
+        self.layout = tuple(self.observation_layout)
+        self._asked = (self.dataset, self.env_id, self.layout, self.memmap, self.memory_limit_gb)
         self._opened: Opened | None = None
         self._before: OfflineData | None = None
         self.normalizer: Normalizer | None = None
@@ -107,7 +107,8 @@ class OfflineData(L.LightningDataModule):
         if self._before is not None and self._before._opened is not None:
             self._opened, self.buffer = self._before._opened, self._before.buffer
         elif self.dataset is not None:
-            self._opened = open_dataset(self.dataset, self.env_id, self.layout, self.memmap, self.memory_limit)
+            limit = int(self.memory_limit_gb * 2**30)
+            self._opened = open_dataset(self.dataset, self.env_id, self.layout, self.memmap, limit)
         elif self.env_id is not None:
             self._opened = Opened(None, env_spec(self.env_id, layout=self.layout), self.env_id, self.layout)
         else:
@@ -121,7 +122,7 @@ class OfflineData(L.LightningDataModule):
         self.ranks = Ranks.of(self.trainer)
         self.rows.manual_seed(rows_seed(self.ranks.rank))
 
-    def train_dataloader(self) -> OfflineStream:
+    def train_dataloader(self) -> Chunks:
         if self.store is None:
             raise UserError("no dataset: this phase learns from one. Pass --data.dataset.")
         assert self.trainer is not None

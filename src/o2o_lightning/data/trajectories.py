@@ -19,13 +19,11 @@ from o2o_lightning.replay.windows import Windows
 class TrajectoryData(OfflineData):
     """As :class:`OfflineData`, but batches are windows of episodes with their returns-to-go.
 
-    Args:
-        kwargs: as in :class:`OfflineData`; ``batch_size`` counts windows. The phase says how long they are and how
-            returns are scaled, since acting needs both.
+    ``batch_size`` counts windows. The phase says how long they are and how returns are scaled, since acting needs both.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rewards != RewardMap() or self.reward_range:
             raise UserError(
                 "--data.reward_scale, reward_shift, reward_range: a sequence model is asked for returns as the "
