@@ -31,9 +31,8 @@ class CloneData(OfflineData):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if self.store is None:
-            raise UserError("no dataset: a policy is cloned on a dataset's states. Pass --data.dataset.")
-        self.held_out_rows = held_out_rows(self.store.episodes, self.held_out)
-        rest = torch.ones(len(self.store), dtype=torch.bool)
+        store = self.needed("a policy is cloned on a dataset's states")
+        self.held_out_rows = held_out_rows(store.episodes, self.held_out)
+        rest = torch.ones(len(store), dtype=torch.bool)
         rest[self.held_out_rows] = False
-        self.store.td_rows = rest.nonzero().squeeze(-1)  # states need no successor
+        store.td_rows = rest.nonzero().squeeze(-1)  # states need no successor

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from o2o_lightning.data.module import OfflineData
+from o2o_lightning.data.raw import wrong
 from o2o_lightning.data.stream import Chunks
 from o2o_lightning.envs.make import make_env
 from o2o_lightning.envs.snapshot import pack, unpack
-from o2o_lightning.errors import UserError
 from o2o_lightning.replay.interaction import Interaction
 from o2o_lightning.replay.ring import Ring
 from o2o_lightning.seeds import environment_seed
@@ -51,7 +51,7 @@ class InteractingData(OfflineData):
         return self.ranks.count
 
     def train_dataloader(self) -> Chunks:
-        module = cast(Any, self.trainer).lightning_module
+        module = self.module
         chunk = -(-self.chunk // self.stride) * self.stride
         return Chunks(lambda: module.env_steps, self.budget, chunk, (self.eval_every,))
 
@@ -71,9 +71,7 @@ class InteractingData(OfflineData):
     def _start(self, ring: Ring, seed: int) -> Interaction:
         """A training environment at its first start state, writing to ``ring``."""
         if self.env_id is None:
-            raise UserError(
-                f"dataset {self.dataset}: it does not name its environment, and the online phase needs one. "
-                "Pass --data.env_id."
-            )
+            unnamed = "it does not name its environment, and the online phase needs one. Pass --data.env_id."
+            raise wrong(f"{self.dataset}", unnamed)
         env_id, width, layout = self.env_id, self.sizes()[0], self.layout
         return Interaction(lambda: make_env(env_id, width, layout), ring, seed)

@@ -14,7 +14,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from o2o_lightning.blocks import blocks
-from o2o_lightning.data.dataset import Opened, open_dataset
+from o2o_lightning.data.mapped import Opened, open_dataset
 from o2o_lightning.data.stream import Chunks, OfflineStream, prepare, prepare_rows
 from o2o_lightning.envs.episodes import Act, Evaluation, Evaluator, Player
 from o2o_lightning.envs.make import EnvSpec, env_spec
@@ -123,18 +123,15 @@ class OfflineData(L.LightningDataModule):
         self.rows.manual_seed(rows_seed(self.ranks.rank))
 
     def train_dataloader(self) -> Chunks:
-        if self.store is None:
-            raise UserError("no dataset: this phase learns from one. Pass --data.dataset.")
-        assert self.trainer is not None
-        total = self.trainer.max_steps
+        self.needed("this phase learns from one")
+        total, module = cast(Any, self.trainer).max_steps, self.module
         if total <= 0:
             raise UserError("--trainer.max_steps: pass how many gradient updates this phase makes.")
-        module = cast(Any, self.trainer.lightning_module)
         return OfflineStream(
-            draw=self.draw,
+            self.draw,
+            self.batch_size,
             clock=lambda: module.updates,
             total=total,
-            batch_size=self.batch_size,
             chunk=self.chunk,
             cadences=(self.eval_every_updates, module.cadence),
         )
@@ -152,26 +149,35 @@ class OfflineData(L.LightningDataModule):
         """Learns from the dataset and the buffer of the phase ``before``, if that one has asked for the same."""
         self._before = before if before._asked == self._asked else None
 
+    def needed(self, reason: str) -> TransitionStore:
+        """The dataset's transitions; refused without one, for this ``reason``."""
+        if self.store is None:
+            raise UserError(f"no dataset: {reason}. Pass --data.dataset.")
+        return self.store
+
     def sizes(self) -> tuple[int, int]:
         """Observation and action widths."""
-        if self.store is not None:
-            return self.store.manifest.observation_dim, self.store.manifest.action_dim
-        assert self.env is not None
-        return self.env.observation_dim, self.env.action_dim
+        facts = self.env if self.store is None else self.store.manifest
+        assert facts is not None
+        return facts.observation_dim, facts.action_dim
 
     def manifest(self) -> dict[str, Any]:
         """Facts of the dataset, for checkpoints and results; empty without one."""
         return {} if self.store is None else self.store.manifest.to_dict()
 
     @property
+    def module(self) -> Any:
+        """The phase."""
+        return cast(Any, self.trainer).lightning_module
+
+    @property
     def device(self) -> torch.device:
         """Where the networks are."""
-        return cast(Any, self.trainer).lightning_module.device  # type: ignore[no-any-return]
+        return self.module.device  # type: ignore[no-any-return]
 
     def draw(self, shape: tuple[int, int]) -> Iterator[TensorDictBase]:
         """K training batches of B, uniform with replacement, ready for the networks: one gather of all."""
-        store = self.store
-        assert store is not None
+        store = self.needed("batches are drawn of one")
         rows = store.sample_rows(shape, self.rows)
         columns = self.prepare_rows(store.pick(rows).to(self.device))
         if store.caches is not None:
@@ -180,10 +186,14 @@ class OfflineData(L.LightningDataModule):
             yield self.complete(nested(dict(zip(columns, parts, strict=True)), rows.shape[1:]))
 
     def fit_normalizer(self) -> Normalizer:
-        """Constants from the observations that start a usable transition; the identity when switched off."""
+        """Constants from the observations of :meth:`normalized_rows`; the identity when switched off."""
         if not self.normalize or self.store is None:
             return Normalizer.identity(self.sizes()[0])
-        return Normalizer.fit(self.store["observation"], self.normalize_eps, self.store.td_rows)
+        return Normalizer.fit(self.store["observation"], self.normalize_eps, self.normalized_rows(self.store))
+
+    def normalized_rows(self, store: TransitionStore) -> Tensor | None:
+        """Those that start a usable transition; None for all."""
+        return store.td_rows
 
     def prepare(self, batch: TensorDictBase, device: torch.device) -> TensorDictBase:
         """Raw transitions to what networks take."""
@@ -247,5 +257,4 @@ class OfflineData(L.LightningDataModule):
 
     def blocks(self) -> Iterator[slice]:
         """The dataset's rows in blocks that a network takes at once."""
-        assert self.store is not None
-        return blocks(len(self.store), PRECOMPUTE_BLOCK)
+        return blocks(len(self.needed("its rows are gone through")), PRECOMPUTE_BLOCK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class OnlineData(InteractingData):
         return self.interactions[0]
 
     def _ring(self, capacity: int) -> Ring:
-        method = None if self.trainer is None else cast(Any, self.trainer).lightning_module.method
+        method = None if self.trainer is None else self.module.method
         if method is None or "return_to_go" not in method.needs:
             return Ring(capacity, *self.sizes())
         if self.mix in ("all", "part"):
