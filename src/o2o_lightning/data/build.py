@@ -30,8 +30,7 @@ def build_store(raw: RawDataset, env: EnvSpec | None, file: Path | None = None) 
     terminal ones, whose successor is masked: the count is ``N - 1`` less the time-outs among the first ``N - 1``.
 
     Args:
-        raw: the dataset.
-        env: sizes, bounds and horizon of its environment; without it, actions stay as they are, unchecked.
+        raw, env: the dataset and its environment, without which actions stay as they are, unchecked.
         file: a new one to memory-map the transitions to; None keeps them in memory.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from o2o_lightning.data.raw import Column, RawDataset, reading, wrong
+from o2o_lightning.data.raw import Column, RawDataset, reading, recorded_layout, wrong
 from o2o_lightning.errors import DAMAGED, UserError
 from o2o_lightning.notes import note_once
 
@@ -51,13 +50,13 @@ class FileInfos(Mapping[str, NDArray[Any]]):
     """The arrays of the ``infos`` group by name, each read from the file when it is asked for."""
 
     def __init__(self, path: Path, keys: list[str], source: str) -> None:
-        self._path, self._keys, self._source = path, keys, source
+        self._path, self._source = path, source
+        self._keys = {key.removeprefix("infos/"): key for key in keys}
 
     def __getitem__(self, key: str) -> NDArray[Any]:
-        if key not in self._keys:
-            raise KeyError(key)
+        stored = self._keys[key]
         with open_hdf5(self._path, self._source) as file:
-            return _read(file, f"infos/{key}", self._source)
+            return _read(file, stored, self._source)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
@@ -78,7 +77,7 @@ def read_hdf5(
     """Reads a D4RL-style file.
 
     Args:
-        source: the file's name in messages and manifests; the path by default.
+        path, source: of the file, and what messages and manifests call it, its path by default.
         env_id: Gymnasium id, before the file's own ``metadata/env_id``, and trusted where that is not.
         horizon: step limit that splits episodes where the file has no ``timeouts``; by default that of the env.
         sha256: the file's digest, where the caller has it already.
@@ -100,23 +99,22 @@ def read_hdf5(
         own_id = metadata.get("env_id")
         wide = {key: file[key] for key in _WIDE if key in keys}
         lazy = sum(4 * array.size for array in wide.values()) > lazy_bytes
-        columns: dict[str, Column] = {key: FileColumn(path, key, source) for key in wide}
-        if not lazy:
-            columns = {key: np.ascontiguousarray(_read(file, key, source), np.float32) for key in wide}
+        columns: dict[str, Column] = {
+            key: FileColumn(path, key, source) if lazy else np.ascontiguousarray(_read(file, key, source), np.float32)
+            for key in wide
+        }
         rewards = _vector(file, "rewards", source).astype(np.float32, copy=False)
         terminated = _flags(file, "terminals", source)
-        if "timeouts" in keys:
-            truncated = _flags(file, "timeouts", source)
-        else:
-            horizon = horizon or _env_horizon(env_id or own_id, foreign=not env_id)
-            truncated = timeouts_from_horizon(terminated, horizon)
-            if horizon is None:
-                ends = "only terminal rows end its episodes" if terminated.any() else "it counts as one episode"
-                note_once(
-                    f"dataset {source}: it has no 'timeouts', and no known environment whose time limit could stand "
-                    f"in for them: {ends}. Pass its env_id, or add the array."
-                )
-    infos = [key.removeprefix("infos/") for key in keys if key.startswith("infos/")]
+        truncated = _flags(file, "timeouts", source) if "timeouts" in keys else None
+    if truncated is None:
+        horizon = horizon or _env_horizon(env_id or own_id, foreign=not env_id)
+        truncated = timeouts_from_horizon(terminated, horizon)
+        if horizon is None:
+            ends = "only terminal rows end its episodes" if terminated.any() else "it counts as one episode"
+            note_once(
+                f"dataset {source}: it has no 'timeouts', and no known environment whose time limit could stand in for "
+                f"them: {ends}. Pass its env_id, or add the array."
+            )
     return RawDataset(
         observations=columns["observations"],
         actions=columns["actions"],
@@ -124,12 +122,12 @@ def read_hdf5(
         terminated=terminated,
         truncated=truncated,
         next_observations=columns.get("next_observations"),
-        infos=FileInfos(path, infos, source),
+        infos=FileInfos(path, [key for key in keys if key.startswith("infos/")], source),
         metadata=metadata,
         source=source,
         sha256=sha256 or file_sha256(path),
         env_id=env_id or own_id,
-        layout=_layout(metadata),
+        layout=recorded_layout(metadata),
     )
 
 
@@ -248,14 +246,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(entry) for entry in value]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _layout(metadata: Mapping[str, Any]) -> tuple[str, ...]:
-    """Parts of a dictionary observation, of ``a,b`` or ``concat(a[4]=…; b[2]=…)``; any other text is a remark."""
-    said = metadata.get("obs_layout")
-    if not isinstance(said, str):
-        return ()
-    if said.startswith("concat("):
-        return tuple(re.findall(r"(\w+)\[\d+\]", said))
-    names = tuple(part.strip() for part in said.split(","))
-    return names if all(re.fullmatch(r"\w+", name) for name in names) else ()

@@ -112,9 +112,8 @@ class OfflineData(L.LightningDataModule):
         elif self.env_id is not None:
             self._opened = Opened(None, env_spec(self.env_id, layout=self.layout), self.env_id, self.layout)
         else:
-            raise UserError(
-                "no dataset: pass --data.dataset path.hdf5, d4rl:NAME, minari:ID or embedded:hopper-medium."
-            )
+            sources = "path.hdf5, d4rl:NAME, minari:ID or embedded:hopper-medium"
+            raise UserError(f"no dataset: pass --data.dataset {sources}.")
         (self.store, self.env, self.env_id, self.layout), self._before = self._opened, None
         if self.reward_range and self.store is not None:
             self.rewards = RewardMap(return_range_scale(self.store))
@@ -127,14 +126,9 @@ class OfflineData(L.LightningDataModule):
         total, module = cast(Any, self.trainer).max_steps, self.module
         if total <= 0:
             raise UserError("--trainer.max_steps: pass how many gradient updates this phase makes.")
-        return OfflineStream(
-            self.draw,
-            self.batch_size,
-            clock=lambda: module.updates,
-            total=total,
-            chunk=self.chunk,
-            cadences=(self.eval_every_updates, module.cadence),
-        )
+        cadences = self.eval_every_updates, module.cadence
+        clock = {"clock": lambda: module.updates, "total": total, "chunk": self.chunk, "cadences": cadences}
+        return OfflineStream(self.draw, self.batch_size, **clock)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # the stream puts each batch on the device; a live chunk cannot be moved as a whole
@@ -170,18 +164,13 @@ class OfflineData(L.LightningDataModule):
         """The phase."""
         return cast(Any, self.trainer).lightning_module
 
-    @property
-    def device(self) -> torch.device:
-        """Where the networks are."""
-        return self.module.device  # type: ignore[no-any-return]
-
     def draw(self, shape: tuple[int, int]) -> Iterator[TensorDictBase]:
         """K training batches of B, uniform with replacement, ready for the networks: one gather of all."""
         store = self.needed("batches are drawn of one")
         rows = store.sample_rows(shape, self.rows)
-        columns = self.prepare_rows(store.pick(rows).to(self.device))
+        columns = self.prepare_rows(store.pick(rows).to(self.module.device))
         if store.caches is not None:
-            columns |= store.caches.layout.columns(store.caches.pick(rows).to(self.device))
+            columns |= store.caches.layout.columns(store.caches.pick(rows).to(self.module.device))
         for parts in zip(*(column.unbind(0) for column in columns.values()), strict=True):
             yield self.complete(nested(dict(zip(columns, parts, strict=True)), rows.shape[1:]))
 
@@ -216,7 +205,7 @@ class OfflineData(L.LightningDataModule):
             return
         caches: Table | None = None
         for part in self.blocks():
-            made = compute(self.prepare(self.store.gather(torch.arange(part.start, part.stop)), self.device))
+            made = compute(self.prepare(self.store.gather(torch.arange(part.start, part.stop)), self.module.device))
             if made and len(self.store) > PRECOMPUTE_ROWS:
                 self._live_cache = compute
             if not made or self._live_cache is not None:

@@ -5,6 +5,7 @@ Shape letters: ``N`` rows in time order, ``S`` observation width, ``A`` action w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -118,3 +119,14 @@ def _check_finite(source: str, key: str, column: Column) -> None:
         first = rows.start + int(np.argmax(bad))
         value = "NaN" if np.isnan(np.asarray(column[slice(first, first + 1)])).any() else "infinity"
         raise wrong(source, f"'{key}' has {value} at row {first}. Remove that episode or repair the recording.")
+
+
+def recorded_layout(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """The :attr:`RawDataset.layout` of ``obs_layout``, which is ``a,b`` or ``concat(a[4]=…; b[2]=…)``; any other text is a remark."""
+    said = metadata.get("obs_layout")
+    if not isinstance(said, str):
+        return ()
+    if said.startswith("concat("):
+        return tuple(re.findall(r"(\w+)\[\d+\]", said))
+    names = tuple(part.strip() for part in said.split(","))
+    return names if all(re.fullmatch(r"\w+", name) for name in names) else ()

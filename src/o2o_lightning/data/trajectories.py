@@ -45,7 +45,7 @@ class TrajectoryData(OfflineData):
 
     def draw(self, shape: tuple[int, int]) -> Iterator[TensorDictBase]:
         raw = self.windows.gather(self.windows.sample_rows(shape, self.rows))
-        yield from self.prepare(raw, self.device).unbind(0)
+        yield from self.prepare(raw, self.module.device).unbind(0)
 
     def normalized_rows(self, store: TransitionStore) -> None:
         """All, as the Decision Transformers have it."""
