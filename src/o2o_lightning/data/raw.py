@@ -122,7 +122,7 @@ def _check_finite(source: str, key: str, column: Column) -> None:
 
 
 def recorded_layout(metadata: Mapping[str, Any]) -> tuple[str, ...]:
-    """The :attr:`RawDataset.layout` of ``obs_layout``, which is ``a,b`` or ``concat(a[4]=…; b[2]=…)``; any other text is a remark."""
+    """Parts of a dictionary observation, of ``a,b`` or ``concat(a[4]=…; b[2]=…)``; any other text is a remark."""
     said = metadata.get("obs_layout")
     if not isinstance(said, str):
         return ()
