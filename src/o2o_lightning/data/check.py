@@ -72,21 +72,16 @@ def _own_checks(raw: RawDataset) -> Iterator[Check]:
     detail = f"observation columns {constant} never change" if constant else "none"
     yield Check("constant columns", "warn" if constant else "ok", detail)
 
-    low, high = float(raw.rewards.min()), float(raw.rewards.max())
-    detail = f"[{low:.4g}, {high:.4g}], mean {float(raw.rewards.mean()):.4g}"
-    if low == high:
-        detail += ": always the same, nothing to learn from"
-    yield Check("rewards", "warn" if low == high else "ok", detail)
+    low, high, mean = (float(each()) for each in (raw.rewards.min, raw.rewards.max, raw.rewards.mean))
+    remark = ": always the same, nothing to learn from" if low == high else ""
+    yield Check("rewards", "warn" if remark else "ok", f"[{low:.4g}, {high:.4g}], mean {mean:.4g}{remark}")
 
     terminated, truncated = int(raw.terminated.sum()), int(raw.truncated.sum())
     both = int((raw.terminated & raw.truncated).sum())
-    detail = f"{terminated} terminated, {truncated} truncated"
-    if both:
-        yield Check("flags", "warn", f"{detail}, {both} rows both: they count as truncated")
-    elif terminated + truncated == 0:
-        yield Check("flags", "warn", f"{detail}: one endless episode, so no returns")
-    else:
-        yield Check("flags", "ok", detail)
+    remark = f", {both} rows both: they count as truncated" if both else ""
+    if terminated + truncated == 0:
+        remark = ": one endless episode, so no returns"
+    yield Check("flags", "warn" if remark else "ok", f"{terminated} terminated, {truncated} truncated{remark}")
 
     if raw.next_observations is None:
         yield Check("boundaries", "skip", "no next_observations; successors are the next rows'")
@@ -107,10 +102,8 @@ def _environment_checks(raw: RawDataset, env: EnvSpec, fits: bool) -> Iterator[C
         edge = ((action <= low + SATURATED * span) | (action >= high - SATURATED * span)).mean()
         bounds = f"[{low.min():g}, {high.max():g}], {100 * edge:.1f} % at a bound"
         detail = f"[{action.min():.4g}, {action.max():.4g}] within {bounds}"
-        if outside:
-            yield Check("actions", "fail", f"{outside} rows outside the bounds: {detail}")
-        else:
-            yield Check("actions", "warn" if edge > 0.5 else "ok", detail)
+        within = Check("actions", "warn" if edge > 0.5 else "ok", detail)
+        yield Check("actions", "fail", f"{outside} rows outside the bounds: {detail}") if outside else within
     else:
         yield Check("environment", "fail", f"'actions' has {columns} columns, {env.env_id} takes {env.action_dim}")
         yield Check("actions", "skip", "widths differ")

@@ -99,8 +99,8 @@ class OnlineData(InteractingData):
         return nested(self.prepare_rows(rows), torch.Size([self.batch_size]))
 
     def local_state(self) -> dict[str, Any]:
-        drawn, interaction = self.buffer.rule.state_dict(), self.interaction.state()
-        return {**super().local_state(), "replay": drawn, "interaction": interaction}
+        own = {"replay": self.buffer.rule.state_dict(), "interaction": self.interaction.state()}
+        return super().local_state() | own
 
     def load_local_state(self, state: dict[str, Any]) -> None:
         super().load_local_state(state)

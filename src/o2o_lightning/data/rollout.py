@@ -73,8 +73,8 @@ class RolloutData(InteractingData):
             interaction.load_state(saved)
 
     def _check_stride(self, stride: int, subject: str) -> None:
-        counts = (("rollout", self.rollout), ("env_steps", self.budget), ("eval_every", self.eval_every))
-        for name, steps in counts:
+        for name in ("rollout", "env_steps", "eval_every"):
+            steps = getattr(self, name)
             if steps % stride:
                 raise UserError(f"{subject} not divide --data.{name} {steps}. Change one.")
 

@@ -71,8 +71,7 @@ def list_specs() -> list[SpecEntry]:
     from o2o_lightning.data.d4rl import D4RL_TASKS, cached_path
 
     entries = [SpecEntry(f"embedded:{name}", _env_id(path), "package") for name, path in _embedded().items()]
-    minari = _minari()
-    for dataset_id, metadata in minari.list_local_datasets().items() if minari else ():
+    for dataset_id, metadata in _minari_datasets().items():
         env_id = getattr(metadata.get("env_spec"), "id", None)
         entries.append(SpecEntry(f"minari:{dataset_id}", env_id, "local"))
     for name, task in D4RL_TASKS.items():
@@ -80,12 +79,12 @@ def list_specs() -> list[SpecEntry]:
     return entries
 
 
-def _minari() -> Any:
+def _minari_datasets() -> dict[str, dict[str, Any]]:
     try:
         import minari
     except ImportError:
-        return None
-    return minari
+        return {}
+    return minari.list_local_datasets()  # type: ignore[no-any-return]
 
 
 def _embedded() -> dict[str, Path]:
