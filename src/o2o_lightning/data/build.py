@@ -30,8 +30,7 @@ def build_store(raw: RawDataset, env: EnvSpec | None, file: Path | None = None) 
     terminal ones, whose successor is masked: the count is ``N - 1`` less the time-outs among the first ``N - 1``.
 
     Args:
-        raw: the dataset.
-        env: sizes, bounds and horizon of its environment; without it, actions stay as they are, unchecked.
+        raw, env: the dataset and its environment, without which actions stay as they are, unchecked.
         file: a new one to memory-map the transitions to; None keeps them in memory.
 
     Raises:
@@ -60,13 +59,26 @@ def build_store(raw: RawDataset, env: EnvSpec | None, file: Path | None = None) 
 
     episodes = _episodes(end)
     complete = _complete(end, truncated, episodes, env.horizon if env else None)
-    return TransitionStore(
-        matrix=matrix,
-        td_rows=None if known.all() else torch.from_numpy(np.flatnonzero(known)),
-        episodes=episodes,
-        complete=complete,
-        manifest=_manifest(raw, env, terminated, int(known.sum()), episodes, complete, file is not None),
+    manifest = Manifest(
+        source=raw.source,
+        sha256=raw.sha256,
+        env_id=env.env_id if env else raw.env_id,
+        transitions=len(raw),
+        td_transitions=int(known.sum()),
+        episodes=len(episodes),
+        complete_episodes=int(complete.sum()),
+        **_statistics(raw, episodes, complete),
+        terminated=int(terminated.sum()),
+        truncated=int(truncated.sum()),
+        observation_dim=int(raw.observations.shape[1]),
+        action_dim=int(raw.actions.shape[1]),
+        action_low=env.action_low.tolist() if env else None,
+        action_high=env.action_high.tolist() if env else None,
+        memmapped=file is not None,
+        versions=library_versions(DATASET),
     )
+    usable = None if known.all() else torch.from_numpy(np.flatnonzero(known))
+    return TransitionStore(matrix, usable, episodes, complete, manifest)
 
 
 def _block(raw: RawDataset, env: EnvSpec | None, end: NDArray[np.bool_], rows: slice) -> dict[Any, Any]:
@@ -151,37 +163,10 @@ def _complete(end: NDArray[np.bool_], truncated: NDArray[np.bool_], episodes: Te
     return torch.from_numpy(complete)
 
 
-def _manifest(
-    raw: RawDataset,
-    env: EnvSpec | None,
-    terminated: NDArray[np.bool_],
-    td_transitions: int,
-    episodes: Tensor,
-    complete: Tensor,
-    memmapped: bool,
-) -> Manifest:
+def _statistics(raw: RawDataset, episodes: Tensor, complete: Tensor) -> dict[str, float | None]:
+    """Returns and lengths of the complete episodes, as the manifest has them."""
     returns = episode_sums(torch.from_numpy(raw.rewards), episodes)[complete].numpy()
     lengths = (episodes[:, 1] - episodes[:, 0])[complete].double().numpy()
-    some = len(returns) > 0
-    return Manifest(
-        source=raw.source,
-        sha256=raw.sha256,
-        env_id=env.env_id if env else raw.env_id,
-        transitions=len(raw),
-        td_transitions=td_transitions,
-        episodes=len(episodes),
-        complete_episodes=int(complete.sum()),
-        return_mean=float(returns.mean()) if some else None,
-        return_std=float(returns.std()) if some else None,
-        return_min=float(returns.min()) if some else None,
-        return_max=float(returns.max()) if some else None,
-        length_mean=float(lengths.mean()) if some else None,
-        terminated=int(terminated.sum()),
-        truncated=int(raw.truncated.sum()),
-        observation_dim=int(raw.observations.shape[1]),
-        action_dim=int(raw.actions.shape[1]),
-        action_low=env.action_low.tolist() if env else None,
-        action_high=env.action_high.tolist() if env else None,
-        memmapped=memmapped,
-        versions=library_versions(DATASET),
-    )
+    statistics = {f"return_{name}": getattr(returns, name) for name in ("mean", "std", "min", "max")}
+    statistics["length_mean"] = lengths.mean
+    return {name: float(statistic()) if len(returns) else None for name, statistic in statistics.items()}

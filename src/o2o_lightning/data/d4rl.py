@@ -19,7 +19,7 @@ import h5py
 
 from o2o_lightning.data.download import cache_dir, download
 from o2o_lightning.data.hdf5 import file_sha256, read_hdf5
-from o2o_lightning.data.raw import RawDataset
+from o2o_lightning.data.raw import RawDataset, wrong
 from o2o_lightning.envs.scores import ANTMAZES, GYM_LEVELS
 from o2o_lightning.errors import UserError
 
@@ -28,16 +28,12 @@ BASE_URL: Final = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
 
 @dataclass(frozen=True)
 class D4RLTask:
-    """Where a dataset is published and where its policies are evaluated.
+    """Where a dataset is published and where its policies are evaluated."""
 
-    ``path`` is relative to :data:`BASE_URL`; ``env_id`` is None where no present-day environment matches;
-    ``horizon`` splits episodes in files without ``timeouts``; ``layout`` is the order of a goal environment's parts.
-    """
-
-    path: str
-    env_id: str | None
-    horizon: int
-    layout: tuple[str, ...] = ()
+    path: str  # relative to BASE_URL
+    env_id: str | None  # None where no present-day environment matches
+    horizon: int  # splits episodes in files without `timeouts`
+    layout: tuple[str, ...] = ()  # order of a goal environment's parts
 
     @property
     def url(self) -> str:
@@ -102,7 +98,7 @@ def load_d4rl(spec: str) -> RawDataset:
     download(task.url, path, spec, accept=lambda part: bool(h5py.is_hdf5(part)))
     sidecar = path.with_name(path.name + ".sha256")
     if not path.is_file():
-        raise UserError(f"dataset {spec}: {path} is no file. Delete it, then run again to re-download.")
+        raise wrong(spec, f"{path} is no file. Delete it, then run again to re-download.")
     found = file_sha256(path)
     # an empty one is what a full disk leaves
     remembered = next(iter(sidecar.read_text().lower().split()), None) if sidecar.exists() else None
@@ -127,11 +123,9 @@ def _parse(spec: str) -> tuple[str, str | None]:
     if name not in D4RL_TASKS:
         close = difflib.get_close_matches(name, D4RL_TASKS, n=1, cutoff=0.5)
         hint = f" Did you mean `d4rl:{close[0]}`?" if close else ""
-        raise UserError(f"dataset {spec}: D4RL has no '{name}'.{hint} `o2o data list` shows all names.")
+        raise wrong(spec, f"D4RL has no '{name}'.{hint} `o2o data list` shows all names.")
     if not option:
         return name, None
     if not re.fullmatch(r"sha256=[0-9a-fA-F]{64}", option):
-        raise UserError(
-            f"dataset {spec}: '#{option}' is not understood. Write `d4rl:{name}#sha256=` and 64 hex digits."
-        )
+        raise wrong(spec, f"'#{option}' is not understood. Write `d4rl:{name}#sha256=` and 64 hex digits.")
     return name, option.removeprefix("sha256=").lower()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from o2o_lightning.data.raw import Column, RawDataset
+from o2o_lightning.data.raw import Column, RawDataset, reading, recorded_layout, wrong
 from o2o_lightning.errors import DAMAGED, UserError
 from o2o_lightning.launch import note_once
 
@@ -51,13 +50,13 @@ class FileInfos(Mapping[str, NDArray[Any]]):
     """The arrays of the ``infos`` group by name, each read from the file when it is asked for."""
 
     def __init__(self, path: Path, keys: list[str], source: str) -> None:
-        self._path, self._keys, self._source = path, keys, source
+        self._path, self._source = path, source
+        self._keys = {key.removeprefix("infos/"): key for key in keys}
 
     def __getitem__(self, key: str) -> NDArray[Any]:
-        if key not in self._keys:
-            raise KeyError(key)
+        stored = self._keys[key]
         with open_hdf5(self._path, self._source) as file:
-            return _read(file, f"infos/{key}", self._source)
+            return _read(file, stored, self._source)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
@@ -78,8 +77,7 @@ def read_hdf5(
     """Reads a D4RL-style file.
 
     Args:
-        path: the file.
-        source: its name in messages and manifests; the path by default.
+        path, source: of the file, and what messages and manifests call it, its path by default.
         env_id: Gymnasium id, before the file's own ``metadata/env_id``, and trusted where that is not.
         horizon: step limit that splits episodes where the file has no ``timeouts``; by default that of the env.
         sha256: the file's digest, where the caller has it already.
@@ -102,25 +100,21 @@ def read_hdf5(
         wide = {key: file[key] for key in _WIDE if key in keys}
         lazy = sum(4 * array.size for array in wide.values()) > lazy_bytes
         columns: dict[str, Column] = {
-            key: FileColumn(path, key, source)
-            if lazy
-            else np.ascontiguousarray(_read(file, key, source), dtype=np.float32)
+            key: FileColumn(path, key, source) if lazy else np.ascontiguousarray(_read(file, key, source), np.float32)
             for key in wide
         }
-        rewards = _squeeze(_read(file, "rewards", source)).astype(np.float32, copy=False)
+        rewards = _vector(file, "rewards", source).astype(np.float32, copy=False)
         terminated = _flags(file, "terminals", source)
-        if "timeouts" in keys:
-            truncated = _flags(file, "timeouts", source)
-        else:
-            horizon = horizon or (env_horizon(env_id) if env_id else env_horizon(own_id, foreign=True))
-            truncated = timeouts_from_horizon(terminated, horizon)
-            if horizon is None:
-                ends = "only terminal rows end its episodes" if terminated.any() else "it counts as one episode"
-                note_once(
-                    f"dataset {source}: it has no 'timeouts', and no known environment whose time limit could stand "
-                    f"in for them: {ends}. Pass its env_id, or add the array."
-                )
-    infos = [key.removeprefix("infos/") for key in keys if key.startswith("infos/")]
+        truncated = _flags(file, "timeouts", source) if "timeouts" in keys else None
+    if truncated is None:
+        horizon = horizon or _env_horizon(env_id or own_id, foreign=not env_id)
+        truncated = timeouts_from_horizon(terminated, horizon)
+        if horizon is None:
+            ends = "only terminal rows end its episodes" if terminated.any() else "it counts as one episode"
+            note_once(
+                f"dataset {source}: it has no 'timeouts', and no known environment whose time limit could stand in for "
+                f"them: {ends}. Pass its env_id, or add the array."
+            )
     return RawDataset(
         observations=columns["observations"],
         actions=columns["actions"],
@@ -128,12 +122,12 @@ def read_hdf5(
         terminated=terminated,
         truncated=truncated,
         next_observations=columns.get("next_observations"),
-        infos=FileInfos(path, infos, source),
+        infos=FileInfos(path, [key for key in keys if key.startswith("infos/")], source),
         metadata=metadata,
         source=source,
         sha256=sha256 or file_sha256(path),
         env_id=env_id or own_id,
-        layout=_layout(metadata),
+        layout=recorded_layout(metadata),
     )
 
 
@@ -150,11 +144,8 @@ def timeouts_from_horizon(terminated: NDArray[np.bool_], horizon: int | None) ->
     return truncated
 
 
-def env_horizon(env_id: Any, foreign: bool = False) -> int | None:
-    """Step limit that Gymnasium registers for ``env_id``, without making the environment; None where unknown.
-
-    A ``foreign`` id is a file's own, which may have no module imported.
-    """
+def _env_horizon(env_id: Any, foreign: bool) -> int | None:
+    """Its registered step limit, without making it; None where unknown, as of a file's own id with a module's name."""
     if not isinstance(env_id, str) or (foreign and ":" in env_id):
         return None
     from o2o_lightning.envs.make import registered
@@ -179,14 +170,14 @@ def open_hdf5(path: Path, source: str) -> h5py.File:
             f"dataset {source}: there is no file at {path}. Check the path, or see `o2o data list` for named datasets."
         )
     if path.is_dir():
-        raise UserError(f"dataset {source}: {path} is a directory. Name the .hdf5 file inside it.")
+        raise wrong(source, f"{path} is a directory. Name the .hdf5 file inside it.")
     try:
         return h5py.File(path, "r")
     except OSError as error:
         said = f"{error} Permission denied" if isinstance(error, PermissionError) else str(error)
         known = (why for text, why in _REFUSALS.items() if text in said)
         why = next(known, "{path} is not an HDF5 file. Convert it to D4RL's HDF5 layout, or check the path.")
-        raise UserError(f"dataset {source}: {why.format(path=path)}") from error
+        raise wrong(source, why.format(path=path)) from error
 
 
 def _dataset_keys(file: h5py.File) -> list[str]:
@@ -203,32 +194,35 @@ def _is_alias(file: h5py.File, name: str, keys: list[str]) -> bool:
     return isinstance(link, h5py.HardLink) and isinstance(file[name], h5py.Dataset)
 
 
+def _elsewhere(array: h5py.Dataset) -> bool:
+    """Whether its numbers lie in other files."""
+    return bool(array.external or array.is_virtual)
+
+
 def _read(file: h5py.File, key: str, source: str, rows: slice = slice(None)) -> NDArray[Any]:
-    if file[key].external or file[key].is_virtual:
+    if _elsewhere(file[key]):
         raise UserError(
             f"dataset {source}: '{key}' lies in other files, which a dataset may not name. Store it in the file itself."
         )
-    try:
+    with reading(source, f"'{key}' cannot be read", "The file is damaged; copy or download it again.", DAMAGED):
         array = np.asarray(file[key][rows] if file[key].shape else file[key][()])
-    except DAMAGED as error:
-        raise UserError(
-            f"dataset {source}: '{key}' cannot be read ({error}). The file is damaged; copy or download it again."
-        ) from error
     if array.dtype.kind not in "biuf" and not key.startswith("infos/"):
-        raise UserError(f"dataset {source}: '{key}' holds {array.dtype}, not numbers. Store it as float32 or bool.")
+        raise wrong(source, f"'{key}' holds {array.dtype}, not numbers. Store it as float32 or bool.")
     return array
 
 
-def _squeeze(array: NDArray[Any]) -> NDArray[Any]:
+def _vector(file: h5py.File, key: str, source: str) -> NDArray[Any]:
+    """``[N]``, also where the file has ``[N, 1]``."""
+    array = _read(file, key, source)
     return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
 
 
 def _flags(file: h5py.File, key: str, source: str) -> NDArray[np.bool_]:
-    array = _squeeze(_read(file, key, source))
+    array = _vector(file, key, source)
     strange = ~np.isin(array, (0, 1))
     if strange.any():
         row = int(np.argmax(strange)) if strange.ndim == 1 else 0
-        raise UserError(f"dataset {source}: '{key}' must be 0 or 1, and row {row} is {array[row]}. Correct the flags.")
+        raise wrong(source, f"'{key}' must be 0 or 1, and row {row} is {array[row]}. Correct the flags.")
     return array.astype(np.bool_)
 
 
@@ -237,12 +231,9 @@ def _metadata(file: h5py.File, keys: list[str]) -> dict[str, Any]:
     for key in keys:
         name = key.removeprefix("metadata/")
         # the acting policy's weights live here too, and only small values are provenance
-        if name == key or name.startswith("policy/") or not 0 < (file[key].size or 0) <= 64:
+        if name == key or name.startswith("policy/") or not 0 < (file[key].size or 0) <= 64 or _elsewhere(file[key]):
             continue
-        if file[key].external or file[key].is_virtual:
-            continue
-        value = file[key][()]
-        metadata[name] = _plain(value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value)
+        metadata[name] = _plain(file[key][()])
     one = metadata.get("env_id")
     if isinstance(one, list) and len(one) == 1:
         metadata["env_id"] = one[0]
@@ -250,17 +241,8 @@ def _metadata(file: h5py.File, keys: list[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
     if isinstance(value, list):
         return [_plain(entry) for entry in value]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _layout(metadata: Mapping[str, Any]) -> tuple[str, ...]:
-    """Parts of a dictionary observation, of ``a,b`` or ``concat(a[4]=…; b[2]=…)``; any other text is a remark."""
-    said = metadata.get("obs_layout")
-    if not isinstance(said, str):
-        return ()
-    if said.startswith("concat("):
-        return tuple(re.findall(r"(\w+)\[\d+\]", said))
-    names = tuple(part.strip() for part in said.split(","))
-    return names if all(re.fullmatch(r"\w+", name) for name in names) else ()

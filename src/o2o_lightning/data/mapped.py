@@ -1,8 +1,8 @@
-"""Transitions of large datasets as memory-mapped files in the cache: converted once, opened in no time after that.
+"""Opens a dataset: its transitions are in memory, or large ones memory-mapped, converted once and then opened at once.
 
 ``CACHE/transitions/KEY/`` holds the rows in ``table.memmap``, and ``index.pt``. What a run writes to its rows stays in
-its own memory. The key covers the dataset's digest and what
-decides the rows besides it, so that a folder is never wrong, only unused; it may be deleted at any time.
+its own memory. The key covers the dataset's digest and what decides the rows besides it, so that a folder is never
+wrong, only unused; it may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from filelock import FileLock
 
 from o2o_lightning.data.build import build_store, layout_of, store_bytes
 from o2o_lightning.data.download import cache_dir
-from o2o_lightning.data.raw import RawDataset
-from o2o_lightning.envs.make import EnvSpec
+from o2o_lightning.data.raw import RawDataset, reading
+from o2o_lightning.data.spec import load_raw
+from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
 from o2o_lightning.errors import Failure, UserError
+from o2o_lightning.launch import note_once
 from o2o_lightning.replay.manifest import Manifest
 from o2o_lightning.replay.store import TransitionStore
 
@@ -32,6 +34,37 @@ FORMAT = 2  # of the folder; another one is built anew
 INDEX, TABLE = "index.pt", "table.memmap"
 NORESERVE = 0x4000 if sys.platform == "linux" else 0  # or a private map larger than the memory is refused
 LIMIT = 2**29
+
+
+class Opened(NamedTuple):
+    """Transitions, their environment with its id, and the keys of its observations where it has several."""
+
+    store: TransitionStore | None
+    env: EnvSpec | None
+    env_id: str | None
+    layout: tuple[str, ...]
+
+
+def open_dataset(
+    dataset: str, env_id: str | None, layout: tuple[str, ...], memmap: bool | Literal["auto"], limit: int
+) -> Opened:
+    """The transitions of ``dataset``, to evaluate in ``env_id`` or their own environment; options as OfflineData's."""
+    raw = load_raw(dataset, env_id=env_id)
+    env_id = env_id or foreign_id(raw.env_id, f"dataset {dataset}")
+    if raw.layout and layout and raw.layout != layout:
+        note_once(
+            f"dataset {raw.source}: its observations are {', '.join(raw.layout)}, as it says itself; "
+            f"observation_layout {', '.join(layout)} is left unused."
+        )
+    layout = raw.layout or layout
+    env = None if env_id is None else env_spec(env_id, raw.observations.shape[1], layout)
+    store = load_store(raw, env, memmap, limit)
+    if store.td_count == 0:
+        raise UserError(
+            f"dataset {dataset}: none of its {len(raw)} rows has a known successor, each is a time-out or the last "
+            "one. Store 'next_observations', or correct 'timeouts'."
+        )
+    return Opened(store, env, env_id, layout)
 
 
 def load_store(
@@ -95,7 +128,8 @@ def _convert(raw: RawDataset, env: EnvSpec | None, folder: Path) -> None:
 
 
 def _open(raw: RawDataset, env: EnvSpec | None, folder: Path) -> TransitionStore:
-    try:
+    remedy = "Delete that folder; the next run makes it anew."
+    with reading(raw.source, f"its memory map {folder} cannot be read", remedy, refusal=Failure):  # fails anywhere
         index = torch.load(folder / INDEX, weights_only=True, mmap=True)
         manifest = Manifest(**index.pop("manifest"))
         if (size := (folder / TABLE).stat().st_size) != store_bytes(raw):  # a read past its end would be a crash
@@ -104,11 +138,6 @@ def _open(raw: RawDataset, env: EnvSpec | None, folder: Path) -> TransitionStore
             access = mmap.PROT_READ | mmap.PROT_WRITE
             private = mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE | NORESERVE, prot=access)
         rows = torch.frombuffer(private, dtype=torch.float32).view(len(raw), layout_of(raw).width)
-    except Exception as error:  # damaged bytes fail anywhere
-        raise Failure(
-            f"dataset {raw.source}: its memory map {folder} cannot be read ({error}). Delete that folder; the next run "
-            "makes it anew."
-        ) from error
     # the same rows may have another name now
     manifest = dataclasses.replace(manifest, source=raw.source, env_id=env.env_id if env else raw.env_id)
     return TransitionStore(matrix=rows, manifest=manifest, **index)

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from o2o_lightning.data.raw import RawDataset
+from o2o_lightning.data.raw import RawDataset, reading, wrong
 from o2o_lightning.envs.make import GOAL_KEYS, GOAL_LAYOUTS, registered
 from o2o_lightning.errors import UserError
 from o2o_lightning.launch import note_once
@@ -27,9 +27,7 @@ def load_minari(spec: str, env_id: str | None = None) -> RawDataset:
     A goal environment's dictionary observations are joined as :data:`GOAL_LAYOUTS` says first; other dictionaries
     by their sorted keys. Each row's successor is its episode's next observation, so all rows have one.
 
-    Args:
-        spec: ``minari:ID``.
-        env_id: the environment that the user has chosen; without one, what the recorded one had of its own is noted.
+    ``env_id`` is the environment that the user has chosen; without one, what the recorded one had of its own is noted.
 
     Raises:
         UserError: Minari is not installed, the dataset cannot be fetched, or its spaces cannot be flattened.
@@ -38,34 +36,25 @@ def load_minari(spec: str, env_id: str | None = None) -> RawDataset:
     try:
         import minari
     except ImportError as error:
-        raise UserError(
-            f"dataset {spec}: the package minari is missing. Install it with `pip install 'o2o-lightning[minari]'`."
-        ) from error
-    try:
-        dataset = minari.load_dataset(dataset_id)
-    except FileNotFoundError:
-        dataset = _download(minari, dataset_id, spec)
-    except Exception as error:
-        raise UserError(
-            f"dataset {spec}: Minari cannot read it ({error}). Try `minari download -f {dataset_id}`."
-        ) from error
+        remedy = "Install it with `pip install 'o2o-lightning[minari]'`."
+        raise wrong(spec, f"the package minari is missing. {remedy}") from error
+    with reading(spec, "Minari cannot read it", f"Try `minari download -f {dataset_id}`."):
+        try:
+            dataset = minari.load_dataset(dataset_id)
+        except FileNotFoundError:
+            dataset = None
+    if dataset is None:
+        from minari.storage.datasets_root_dir import get_dataset_path
+
+        fails, place = "it is not in Minari's local store and cannot be downloaded", get_dataset_path(dataset_id)
+        remedy = f"Check the id with `minari list remote`; without network, copy the dataset to {place}."
+        # Minari's hosts fail in the ways of their own clients (requests, google, huggingface): no common base class
+        with reading(spec, fails, remedy):
+            dataset = minari.load_dataset(dataset_id, download=True)
     raw = _collect(dataset, spec)
     if env_id is None and raw.env_id is not None:
         _note_differences(dataset.env_spec, spec)
     return raw
-
-
-def _download(minari: Any, dataset_id: str, spec: str) -> Any:
-    try:
-        return minari.load_dataset(dataset_id, download=True)
-    # Minari's hosts fail in the ways of their own clients (requests, google, huggingface): no common base class
-    except Exception as error:
-        from minari.storage.datasets_root_dir import get_dataset_path
-
-        raise UserError(
-            f"dataset {spec}: it is not in Minari's local store and cannot be downloaded ({error}). Check the id with "
-            f"`minari list remote`; without network, copy the dataset to {get_dataset_path(dataset_id)}."
-        ) from error
 
 
 def _collect(dataset: Any, spec: str) -> RawDataset:
@@ -78,11 +67,10 @@ def _collect(dataset: Any, spec: str) -> RawDataset:
         truncated = np.asarray(episode.truncations, np.bool_).copy()
         # a recording may stop between flags; the next row belongs to another episode all the same
         truncated[-1] |= not episode.terminations[-1]
-        actions, rewards = _actions(episode.actions, steps, spec), np.asarray(episode.rewards, np.float32)
-        terminated = np.asarray(episode.terminations, np.bool_)
-        parts.append((observations[:-1], observations[1:], actions, rewards, terminated, truncated))
+        rest = np.asarray(episode.rewards, np.float32), np.asarray(episode.terminations, np.bool_), truncated
+        parts.append((observations[:-1], observations[1:], _actions(episode.actions, steps, spec), *rest))
     if not parts:
-        raise UserError(f"dataset {spec}: it has no steps. Choose another Minari dataset.")
+        raise wrong(spec, "it has no steps. Choose another Minari dataset.")
     arrays = {key: np.concatenate(column) for key, column in zip(COLUMNS, zip(*parts, strict=True), strict=True)}
     digest = hashlib.sha256()
     for array in arrays.values():
@@ -100,13 +88,9 @@ def _collect(dataset: Any, spec: str) -> RawDataset:
 
 
 def _episodes(dataset: Any, spec: str) -> Iterator[Any]:
-    try:
+    remedy = f"The files are damaged; copy them again, or try `minari download -f {dataset.id}`."
+    with reading(spec, "its episodes cannot be read", remedy):  # damaged bytes fail anywhere in Minari and HDF5
         yield from dataset.iterate_episodes()
-    except Exception as error:  # damaged bytes fail anywhere in Minari and HDF5
-        raise UserError(
-            f"dataset {spec}: its episodes cannot be read ({error}). The files are damaged; copy them again, or try "
-            f"`minari download -f {dataset.id}`."
-        ) from error
 
 
 def _layout(dataset: Any) -> tuple[str, ...]:
@@ -150,5 +134,5 @@ def _flatten(observations: Any, spec: str) -> NDArray[np.float32]:
 
 def _actions(actions: Any, steps: int, spec: str) -> NDArray[np.float32]:
     if not (isinstance(actions, np.ndarray) and actions.dtype.kind == "f"):
-        raise UserError(f"dataset {spec}: its actions are not a continuous Box. Choose a dataset that has one.")
+        raise wrong(spec, "its actions are not a continuous Box. Choose a dataset that has one.")
     return np.asarray(actions, np.float32).reshape(steps, -1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -12,8 +14,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from o2o_lightning.blocks import blocks
-from o2o_lightning.data.dataset import Opened, open_dataset
-from o2o_lightning.data.stream import OfflineStream, prepare, prepare_rows
+from o2o_lightning.data.mapped import Opened, open_dataset
+from o2o_lightning.data.stream import Chunks, OfflineStream, prepare, prepare_rows
 from o2o_lightning.envs.episodes import Act, Evaluation, Evaluator, Player
 from o2o_lightning.envs.make import EnvSpec, env_spec
 from o2o_lightning.envs.scores import reference_scores
@@ -30,6 +32,7 @@ PRECOMPUTE_BLOCK = 8192
 PRECOMPUTE_ROWS = 2_000_000  # beyond, a phase need not wait; not a matter of storage, which changes no bit
 
 
+@dataclass(eq=False, repr=False)
 class OfflineData(L.LightningDataModule):
     """A dataset as chunks of batches, and the environment to evaluate in.
 
@@ -55,39 +58,36 @@ class OfflineData(L.LightningDataModule):
             itself; by width when empty.
     """
 
-    def __init__(
-        self,
-        dataset: str | None = None,
-        env_id: str | None = None,
-        batch_size: int = 256,
-        chunk: int = 16,
-        normalize: bool = True,
-        normalize_eps: float = 1e-3,
-        reward_scale: float = 1.0,
-        reward_shift: float = 0.0,
-        reward_range: bool = False,
-        eval_every_updates: int = 5000,
-        eval_every: int = 1000,
-        eval_episodes: int = 10,
-        eval_seed: int = 1000,
-        eval_async: bool = False,
-        memmap: bool | Literal["auto"] = "auto",
-        memory_limit_gb: float = 0.5,
-        observation_layout: Sequence[str] = (),
-    ) -> None:
+    dataset: str | None = None
+    env_id: str | None = None
+    batch_size: int = 256
+    chunk: int = 16
+    normalize: bool = True
+    normalize_eps: float = 1e-3
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0
+    reward_range: bool = False
+    eval_every_updates: int = 5000
+    eval_every: int = 1000
+    eval_episodes: int = 10
+    eval_seed: int = 1000
+    eval_async: bool = False
+    memmap: bool | Literal["auto"] = "auto"
+    memory_limit_gb: float = 0.5
+    observation_layout: Sequence[str] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # as types and not as text: a subclass's module may not have the names that its base's options are typed by
+        cls.__annotations__ = inspect.get_annotations(cls, eval_str=True)
+
+    def __post_init__(self) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 2), ("chunk", chunk, 1), ("eval_every", eval_every, 1),
-                                   ("eval_episodes", eval_episodes, 1)):  # fmt: skip
-            at_least(f"--data.{name}", value, least)
-        self.dataset, self.env_id = dataset, env_id
-        self.batch_size, self.chunk = batch_size, chunk
-        self.normalize, self.normalize_eps = normalize, normalize_eps
-        self.rewards, self.reward_range = RewardMap(reward_scale, reward_shift), reward_range
-        self.eval_every_updates, self.eval_every = eval_every_updates, eval_every
-        self.eval_episodes, self.eval_seed, self.eval_async = eval_episodes, eval_seed, eval_async
-        self.layout = tuple(observation_layout)
-        self.memmap, self.memory_limit = memmap, int(memory_limit_gb * 2**30)
-        self._asked = (dataset, env_id, self.layout, memmap, memory_limit_gb)
+        for name, least in {"batch_size": 2, "chunk": 1, "eval_every": 1, "eval_episodes": 1}.items():
+            at_least(f"--data.{name}", getattr(self, name), least)
+        self.rewards = RewardMap(self.reward_scale, self.reward_shift)
+        self.layout = tuple(self.observation_layout)
+        self._asked = (self.dataset, self.env_id, self.layout, self.memmap, self.memory_limit_gb)
         self._opened: Opened | None = None
         self._before: OfflineData | None = None
         self.normalizer: Normalizer | None = None
@@ -107,13 +107,13 @@ class OfflineData(L.LightningDataModule):
         if self._before is not None and self._before._opened is not None:
             self._opened, self.buffer = self._before._opened, self._before.buffer
         elif self.dataset is not None:
-            self._opened = open_dataset(self.dataset, self.env_id, self.layout, self.memmap, self.memory_limit)
+            limit = int(self.memory_limit_gb * 2**30)
+            self._opened = open_dataset(self.dataset, self.env_id, self.layout, self.memmap, limit)
         elif self.env_id is not None:
             self._opened = Opened(None, env_spec(self.env_id, layout=self.layout), self.env_id, self.layout)
         else:
-            raise UserError(
-                "no dataset: pass --data.dataset path.hdf5, d4rl:NAME, minari:ID or embedded:hopper-medium."
-            )
+            sources = "path.hdf5, d4rl:NAME, minari:ID or embedded:hopper-medium"
+            raise UserError(f"no dataset: pass --data.dataset {sources}.")
         (self.store, self.env, self.env_id, self.layout), self._before = self._opened, None
         if self.reward_range and self.store is not None:
             self.rewards = RewardMap(return_range_scale(self.store))
@@ -121,22 +121,14 @@ class OfflineData(L.LightningDataModule):
         self.ranks = Ranks.of(self.trainer)
         self.rows.manual_seed(rows_seed(self.ranks.rank))
 
-    def train_dataloader(self) -> OfflineStream:
-        if self.store is None:
-            raise UserError("no dataset: this phase learns from one. Pass --data.dataset.")
-        assert self.trainer is not None
-        total = self.trainer.max_steps
+    def train_dataloader(self) -> Chunks:
+        self.needed("this phase learns from one")
+        total, module = cast(Any, self.trainer).max_steps, self.module
         if total <= 0:
             raise UserError("--trainer.max_steps: pass how many gradient updates this phase makes.")
-        module = cast(Any, self.trainer.lightning_module)
-        return OfflineStream(
-            draw=self.draw,
-            clock=lambda: module.updates,
-            total=total,
-            batch_size=self.batch_size,
-            chunk=self.chunk,
-            cadences=(self.eval_every_updates, module.cadence),
-        )
+        cadences = self.eval_every_updates, module.cadence
+        clock = {"clock": lambda: module.updates, "total": total, "chunk": self.chunk, "cadences": cadences}
+        return OfflineStream(self.draw, self.batch_size, **clock)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # the stream puts each batch on the device; a live chunk cannot be moved as a whole
@@ -151,38 +143,46 @@ class OfflineData(L.LightningDataModule):
         """Learns from the dataset and the buffer of the phase ``before``, if that one has asked for the same."""
         self._before = before if before._asked == self._asked else None
 
+    def needed(self, reason: str) -> TransitionStore:
+        """The dataset's transitions; refused without one, for this ``reason``."""
+        if self.store is None:
+            raise UserError(f"no dataset: {reason}. Pass --data.dataset.")
+        return self.store
+
     def sizes(self) -> tuple[int, int]:
         """Observation and action widths."""
-        if self.store is not None:
-            return self.store.manifest.observation_dim, self.store.manifest.action_dim
-        assert self.env is not None
-        return self.env.observation_dim, self.env.action_dim
+        facts = self.env if self.store is None else self.store.manifest
+        assert facts is not None
+        return facts.observation_dim, facts.action_dim
 
     def manifest(self) -> dict[str, Any]:
         """Facts of the dataset, for checkpoints and results; empty without one."""
         return {} if self.store is None else self.store.manifest.to_dict()
 
     @property
-    def device(self) -> torch.device:
-        """Where the networks are."""
-        return cast(Any, self.trainer).lightning_module.device  # type: ignore[no-any-return]
+    def module(self) -> Any:
+        """The phase."""
+        return cast(Any, self.trainer).lightning_module
 
     def draw(self, shape: tuple[int, int]) -> Iterator[TensorDictBase]:
         """K training batches of B, uniform with replacement, ready for the networks: one gather of all."""
-        store = self.store
-        assert store is not None
+        store = self.needed("batches are drawn of one")
         rows = store.sample_rows(shape, self.rows)
-        columns = self.prepare_rows(store.pick(rows).to(self.device))
+        columns = self.prepare_rows(store.pick(rows).to(self.module.device))
         if store.caches is not None:
-            columns |= store.caches.layout.columns(store.caches.pick(rows).to(self.device))
+            columns |= store.caches.layout.columns(store.caches.pick(rows).to(self.module.device))
         for parts in zip(*(column.unbind(0) for column in columns.values()), strict=True):
             yield self.complete(nested(dict(zip(columns, parts, strict=True)), rows.shape[1:]))
 
     def fit_normalizer(self) -> Normalizer:
-        """Constants from the observations that start a usable transition; the identity when switched off."""
+        """Constants from the observations of :meth:`normalized_rows`; the identity when switched off."""
         if not self.normalize or self.store is None:
             return Normalizer.identity(self.sizes()[0])
-        return Normalizer.fit(self.store["observation"], self.normalize_eps, self.store.td_rows)
+        return Normalizer.fit(self.store["observation"], self.normalize_eps, self.normalized_rows(self.store))
+
+    def normalized_rows(self, store: TransitionStore) -> Tensor | None:
+        """Those that start a usable transition; None for all."""
+        return store.td_rows
 
     def prepare(self, batch: TensorDictBase, device: torch.device) -> TensorDictBase:
         """Raw transitions to what networks take."""
@@ -205,7 +205,7 @@ class OfflineData(L.LightningDataModule):
             return
         caches: Table | None = None
         for part in self.blocks():
-            made = compute(self.prepare(self.store.gather(torch.arange(part.start, part.stop)), self.device))
+            made = compute(self.prepare(self.store.gather(torch.arange(part.start, part.stop)), self.module.device))
             if made and len(self.store) > PRECOMPUTE_ROWS:
                 self._live_cache = compute
             if not made or self._live_cache is not None:
@@ -246,5 +246,4 @@ class OfflineData(L.LightningDataModule):
 
     def blocks(self) -> Iterator[slice]:
         """The dataset's rows in blocks that a network takes at once."""
-        assert self.store is not None
-        return blocks(len(self.store), PRECOMPUTE_BLOCK)
+        return blocks(len(self.needed("its rows are gone through")), PRECOMPUTE_BLOCK)

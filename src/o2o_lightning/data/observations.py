@@ -8,7 +8,6 @@ import torch
 from tensordict import TensorDictBase
 
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.errors import UserError
 
 
 class EvaluationData(OfflineData):
@@ -21,7 +20,5 @@ class EvaluationData(OfflineData):
         return range(1)
 
     def predict_dataloader(self) -> Iterator[TensorDictBase]:
-        if self.store is None:
-            raise UserError("no dataset: `o2o predict` acts on one's observations. Pass --data.dataset.")
-        gather = self.store.gather
+        gather = self.needed("`o2o predict` acts on one's observations").gather
         return (gather(torch.arange(part.start, part.stop)) for part in self.blocks())

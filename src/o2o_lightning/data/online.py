@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cached_property
-from typing import Any, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,21 +12,18 @@ from numpy.typing import NDArray
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from o2o_lightning.data.module import OfflineData
-from o2o_lightning.data.stream import count_chunks, next_boundary
-from o2o_lightning.envs.make import make_env
-from o2o_lightning.envs.snapshot import pack, unpack
+from o2o_lightning.data.interacting import InteractingData
 from o2o_lightning.errors import UserError
 from o2o_lightning.replay.buffer import Mix
 from o2o_lightning.replay.interaction import Interaction
 from o2o_lightning.replay.ring import LabelledRing, Ring
 from o2o_lightning.replay.table import nested
-from o2o_lightning.seeds import environment_seed
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-class OnlineData(OfflineData):
+@dataclass(eq=False, repr=False)
+class OnlineData(InteractingData):
     """Steps the environment, keeps what it returned, and mixes it with the dataset.
 
     The environment makes one step, then the phase makes ``utd`` gradient updates, and so on until ``env_steps``: the
@@ -34,47 +31,41 @@ class OnlineData(OfflineData):
     Several processes make a step each, then the updates together; the budget and every cadence count the steps of all.
 
     Args:
-        env_steps: budget of environment steps; the phase ends after exactly as many.
         utd: gradient updates an environment step (update-to-data ratio).
         warmup_steps: environment steps, by the policy to be fine-tuned, before the first update.
         mix: ``half``, ``all``, ``part`` or ``none``; ``none`` needs no dataset.
         capacity: transitions that the online buffer of each process holds.
-        kwargs: as in :class:`OfflineData`.
     """
 
-    def __init__(
-        self,
-        env_steps: int = 100_000,
-        utd: int = 1,
-        warmup_steps: int = 1000,
-        mix: Mix = "half",
-        capacity: int = 2_000_000,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        if env_steps < 1 or utd < 1 or warmup_steps < 0 or capacity < 1:
-            raise UserError("--data.env_steps, utd and capacity must be at least 1, warmup_steps at least 0.")
-        if self.dataset is None and mix != "none":
-            raise UserError(f"no dataset: --data.mix {mix} draws from one. Pass --data.dataset, or --data.mix none.")
-        self.budget, self.utd, self.warmup_steps, self.mix, self.capacity = env_steps, utd, warmup_steps, mix, capacity
-        self.generator = np.random.default_rng()
-        self.interaction: Interaction | None = None
+    utd: int = 1
+    warmup_steps: int = 1000
+    mix: Mix = "half"
+    capacity: int = 2_000_000
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if self.interaction is not None:
-            return
-        seed = environment_seed(self.ranks.rank)
-        self.generator = np.random.default_rng(seed)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.env_steps < 1 or self.utd < 1 or self.warmup_steps < 0 or self.capacity < 1:
+            raise UserError("--data.env_steps, utd and capacity must be at least 1, warmup_steps at least 0.")
+        if self.dataset is None and self.mix != "none":
+            raise UserError(
+                f"no dataset: --data.mix {self.mix} draws from one. Pass --data.dataset, or --data.mix none."
+            )
+
+    def rings(self) -> list[Ring]:
         kept = 0 if self.store is None or self.mix in ("half", "none") else self.store.td_count
         own_steps = -(-self.budget // self.ranks.count)
         ring = self._ring(min(self.capacity, own_steps + kept))
         self.buffer.mix(self.mix, self.store, ring, self.rewards)
         self.preloaded = len(ring)
-        self.interaction = start_interaction(self, ring, seed)
+        return [ring]
+
+    @property
+    def interaction(self) -> Interaction:
+        """The training environment of this process."""
+        return self.interactions[0]
 
     def _ring(self, capacity: int) -> Ring:
-        method = None if self.trainer is None else cast(Any, self.trainer).lightning_module.method
+        method = None if self.trainer is None else self.module.method
         if method is None or "return_to_go" not in method.needs:
             return Ring(capacity, *self.sizes())
         if self.mix in ("all", "part"):
@@ -89,12 +80,8 @@ class OnlineData(OfflineData):
 
         return LabelledRing(capacity, *self.sizes(), label)
 
-    def train_dataloader(self) -> OnlineStream:  # type: ignore[override]
-        return OnlineStream(self, self.budget, self.ranks.count)
-
     def step(self, explore: Act) -> None:
         """One environment step of this process; ``explore`` maps a raw observation ``[S]`` to an action ``[A]``."""
-        assert self.interaction is not None
         self.interaction.step(explore)
 
     def updates_due(self, env_steps: int) -> int:
@@ -103,7 +90,6 @@ class OnlineData(OfflineData):
 
     def _enough(self, env_steps: int) -> bool:
         """Whether every process has two transitions to draw from: all must answer alike, or some would wait."""
-        assert self.interaction is not None
         others = env_steps // self.ranks.count + self.preloaded if self.ranks.count > 1 else 2
         return len(self.interaction.buffer) >= 2 and others >= 2
 
@@ -113,60 +99,10 @@ class OnlineData(OfflineData):
         return nested(self.prepare_rows(rows), torch.Size([self.batch_size]))
 
     def local_state(self) -> dict[str, Any]:
-        assert self.interaction is not None
-        return {
-            **super().local_state(),
-            "replay": self.buffer.rule.state_dict(),
-            "exploration": pack(self.generator),
-            "interaction": self.interaction.state(),
-        }
+        own = {"replay": self.buffer.rule.state_dict(), "interaction": self.interaction.state()}
+        return super().local_state() | own
 
     def load_local_state(self, state: dict[str, Any]) -> None:
         super().load_local_state(state)
-        assert self.interaction is not None
         self.buffer.rule.load_state_dict(state["replay"])
-        self.generator = unpack(state["exploration"])
         self.interaction.load_state(state["interaction"])
-
-    def teardown(self, stage: str) -> None:
-        super().teardown(stage)
-        if stage == "fit" and self.interaction is not None:
-            self.interaction.env.close()
-
-
-class OnlineStream:
-    """Chunks of the environment's clock: how many steps come next.
-
-    A chunk covers at most ``chunk`` environment steps and never crosses an evaluation, so that evaluations,
-    checkpoints and the budget fall on exact environment steps whatever the chunk size. ``stride``: environment steps
-    that are made side by side, of which a chunk has a multiple.
-    """
-
-    def __init__(self, data: OfflineData, budget: int, stride: int = 1) -> None:
-        self.data, self.budget = data, budget
-        self.chunk = -(-data.chunk // stride) * stride
-
-    def __len__(self) -> int:
-        return self._chunks
-
-    @cached_property
-    def _chunks(self) -> int:
-        # counted once, before the first chunk: Lightning compares it with the chunks that it has fetched
-        start = cast(Any, self.data.trainer).lightning_module.env_steps
-        return count_chunks(self.budget, self.chunk, self.data.eval_every, start=start)
-
-    def __iter__(self) -> Iterator[int]:
-        data, module = self.data, cast(Any, self.data.trainer).lightning_module
-        while (clock := module.env_steps) < self.budget:
-            yield min(self.chunk, next_boundary(clock, self.budget, data.eval_every) - clock)
-
-
-def start_interaction(data: OfflineData, buffer: Ring, seed: int) -> Interaction:
-    """A training environment at its first start state, writing to ``buffer``."""
-    if data.env_id is None:
-        raise UserError(
-            f"dataset {data.dataset}: it does not name its environment, and the online phase needs one. "
-            "Pass --data.env_id."
-        )
-    env_id, width, layout = data.env_id, data.sizes()[0], data.layout
-    return Interaction(lambda: make_env(env_id, width, layout), buffer, seed)

@@ -5,7 +5,9 @@ Shape letters: ``N`` rows in time order, ``S`` observation width, ``A`` action w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +16,8 @@ from numpy.typing import NDArray
 
 from o2o_lightning.blocks import blocks
 from o2o_lightning.errors import UserError
+
+Kinds = type[Exception] | tuple[type[Exception], ...]
 
 
 class Column(Protocol):
@@ -27,38 +31,39 @@ class Column(Protocol):
 
 @dataclass(frozen=True)
 class RawDataset:
-    """Rows in time order, episodes one after the other.
+    """Rows in time order, episodes one after the other."""
 
-    Args:
-        observations: ``[N, S]`` float32.
-        actions: ``[N, A]`` float32, in the simulator's own units.
-        rewards: ``[N]`` float32, untransformed.
-        terminated: ``[N]`` bool, the environment ended the episode.
-        truncated: ``[N]`` bool, a time limit or the end of the recording cut it.
-        next_observations: ``[N, S]`` float32, or None where the successor is the next row's observation.
-        infos: further arrays of ``N`` rows by name (``qpos``, ``qvel``, ...), read when accessed.
-        metadata: provenance, JSON-like values.
-        source: the dataset spec, as the user wrote it.
-        sha256: digest of the file, or of the arrays where there is no single file.
-        env_id: Gymnasium id to evaluate in, where the source names one.
-        layout: parts of a dictionary observation in the order of the columns, where the source knows it.
-    """
-
-    observations: Column
-    actions: Column
-    rewards: NDArray[np.float32]
-    terminated: NDArray[np.bool_]
-    truncated: NDArray[np.bool_]
-    next_observations: Column | None
-    infos: Mapping[str, NDArray[Any]] = field(repr=False)
-    metadata: Mapping[str, Any] = field(repr=False)
-    source: str
-    sha256: str
-    env_id: str | None = None
-    layout: tuple[str, ...] = ()
+    observations: Column  # [N, S] float32
+    actions: Column  # [N, A] float32, in the simulator's own units
+    rewards: NDArray[np.float32]  # [N], untransformed
+    terminated: NDArray[np.bool_]  # [N], the environment ended the episode
+    truncated: NDArray[np.bool_]  # [N], a time limit or the end of the recording cut it
+    next_observations: Column | None  # [N, S] float32; None where the successor is the next row's observation
+    infos: Mapping[str, NDArray[Any]] = field(repr=False)  # further arrays of N rows (qpos, …), read when accessed
+    metadata: Mapping[str, Any] = field(repr=False)  # provenance, JSON-like values
+    source: str  # the dataset spec, as the user wrote it
+    sha256: str  # of the file, or of the arrays where there is no single file
+    env_id: str | None = None  # in Gymnasium, to evaluate in, where the source names one
+    layout: tuple[str, ...] = ()  # parts of a dictionary observation in the columns' order, where the source knows it
 
     def __len__(self) -> int:
         return self.observations.shape[0]
+
+
+def wrong(source: str, what: str) -> UserError:
+    """The error that says ``what`` is wrong with a dataset."""
+    return UserError(f"dataset {source}: {what}")
+
+
+@contextmanager
+def reading(
+    source: str, fails: str, remedy: str, kinds: Kinds = Exception, refusal: type[UserError] = UserError
+) -> Iterator[None]:
+    """Says which step of reading a dataset ``fails``, what the error of one of the ``kinds`` said, and the remedy."""
+    try:
+        yield
+    except kinds as error:
+        raise refusal(f"dataset {source}: {fails} ({error}). {remedy}") from error
 
 
 def validate(raw: RawDataset) -> None:
@@ -73,16 +78,9 @@ def validate(raw: RawDataset) -> None:
 
 
 def _columns(raw: RawDataset) -> dict[str, Column]:
-    columns: dict[str, Column] = {
-        "observations": raw.observations,
-        "actions": raw.actions,
-        "rewards": raw.rewards,
-        "terminals": raw.terminated,
-        "timeouts": raw.truncated,
-    }
-    if raw.next_observations is not None:
-        columns["next_observations"] = raw.next_observations
-    return columns
+    columns: dict[str, Column] = {"observations": raw.observations, "actions": raw.actions, "rewards": raw.rewards}
+    columns |= {"terminals": raw.terminated, "timeouts": raw.truncated}
+    return columns if raw.next_observations is None else columns | {"next_observations": raw.next_observations}
 
 
 def check_shapes(raw: RawDataset) -> None:
@@ -90,20 +88,20 @@ def check_shapes(raw: RawDataset) -> None:
     source, columns = raw.source, _columns(raw)
     rows = columns["observations"].shape[0] if columns["observations"].shape else 0
     if rows == 0:
-        raise UserError(f"dataset {source}: 'observations' is empty. Check how the file was written.")
+        raise wrong(source, "'observations' is empty. Check how the file was written.")
     for key, column in columns.items():
         rank = 2 if key in ("observations", "actions", "next_observations") else 1
         shape = tuple(column.shape)
         if len(shape) != rank:
             wanted = "two axes (rows, width)" if rank == 2 else "one value a row"
-            raise UserError(f"dataset {source}: '{key}' has shape {shape}, and {wanted} is needed. Reshape it.")
+            raise wrong(source, f"'{key}' has shape {shape}, and {wanted} is needed. Reshape it.")
         if shape[0] != rows:
             raise UserError(
                 f"dataset {source}: '{key}' has {shape[0]} rows, 'observations' has {rows}. "
                 "All arrays must have one row a step; the file may be cut or mixed up."
             )
         if 0 in shape:
-            raise UserError(f"dataset {source}: '{key}' has shape {shape}, no columns. Check how it was written.")
+            raise wrong(source, f"'{key}' has shape {shape}, no columns. Check how it was written.")
     successor = columns.get("next_observations")
     if successor is not None and successor.shape[1] != columns["observations"].shape[1]:
         raise UserError(
@@ -120,6 +118,15 @@ def _check_finite(source: str, key: str, column: Column) -> None:
         bad = ~finite if finite.ndim == 1 else ~finite.all(axis=1)
         first = rows.start + int(np.argmax(bad))
         value = "NaN" if np.isnan(np.asarray(column[slice(first, first + 1)])).any() else "infinity"
-        raise UserError(
-            f"dataset {source}: '{key}' has {value} at row {first}. Remove that episode or repair the recording."
-        )
+        raise wrong(source, f"'{key}' has {value} at row {first}. Remove that episode or repair the recording.")
+
+
+def recorded_layout(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Parts of a dictionary observation, of ``a,b`` or ``concat(a[4]=…; b[2]=…)``; any other text is a remark."""
+    said = metadata.get("obs_layout")
+    if not isinstance(said, str):
+        return ()
+    if said.startswith("concat("):
+        return tuple(re.findall(r"(\w+)\[\d+\]", said))
+    names = tuple(part.strip() for part in said.split(","))
+    return names if all(re.fullmatch(r"\w+", name) for name in names) else ()

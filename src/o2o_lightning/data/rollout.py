@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from o2o_lightning.data.module import OfflineData
-from o2o_lightning.data.online import OnlineStream, start_interaction
-from o2o_lightning.envs.snapshot import pack, unpack
+from o2o_lightning.data.interacting import InteractingData
 from o2o_lightning.errors import UserError
-from o2o_lightning.replay.interaction import Interaction
 from o2o_lightning.replay.ring import Ring
-from o2o_lightning.seeds import environment_seed
 
 
-class RolloutData(OfflineData):
+@dataclass(eq=False, repr=False)
+class RolloutData(InteractingData):
     """Collects a rollout with the current policy, then hands it out ``epochs`` times in shuffled minibatches.
 
     The dataset serves its normalisation constants and its facts; from scratch it may be absent.
 
     Args:
-        env_steps: budget of environment steps; the phase ends after exactly as many.
         rollout: environment steps between two updates of the policy, across episodes; the budget if that is less.
             What is left of the budget after the last whole rollout is stepped, and not learned from.
         epochs: passes over a rollout.
@@ -33,45 +29,35 @@ class RolloutData(OfflineData):
         batch_size: transitions a minibatch, drawn without replacement, of each process.
         chunk: environment steps a ``training_step``; changes speed, never results.
         eval_every: environment steps between evaluations.
-        kwargs: as in :class:`OfflineData`.
     """
 
-    def __init__(
-        self,
-        env_steps: int = 250_000,
-        rollout: int = 2048,
-        epochs: int = 10,
-        num_envs: int = 1,
-        batch_size: int = 128,
-        chunk: int = 64,
-        eval_every: int = 2500,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(batch_size=batch_size, chunk=chunk, eval_every=eval_every, **kwargs)
-        if env_steps < 1 or epochs < 1 or num_envs < 1 or rollout < 2:
-            raise UserError("--data.env_steps, epochs and num_envs must be at least 1, --data.rollout at least 2.")
-        self.budget, self.epochs, self.num_envs = env_steps, epochs, num_envs
-        self.rollout = min(rollout, env_steps)
-        self._check_stride(num_envs, f"--data.num_envs {num_envs}: it does")
-        # whole steps of all environments, so that a chunk ends on a multiple as well
-        self.chunk = max(chunk // num_envs, 1) * num_envs
-        self.generator = np.random.default_rng()
-        self.interactions: list[Interaction] = []
+    env_steps: int = 250_000
+    rollout: int = 2048
+    epochs: int = 10
+    num_envs: int = 1
+    batch_size: int = 128
+    chunk: int = 64
+    eval_every: int = 2500
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if self.interactions:
-            return
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.env_steps < 1 or self.epochs < 1 or self.num_envs < 1 or self.rollout < 2:
+            raise UserError("--data.env_steps, epochs and num_envs must be at least 1, --data.rollout at least 2.")
+        self.rollout = min(self.rollout, self.env_steps)
+        self._check_stride(self.num_envs, f"--data.num_envs {self.num_envs}: it does")
+        # whole steps of all environments, so that a chunk ends on a multiple as well
+        self.chunk = max(self.chunk // self.num_envs, 1) * self.num_envs
+
+    def rings(self) -> list[Ring]:
         processes = self.ranks.count
         self._check_stride(self.stride, f"{processes} processes with {self.num_envs} environments each: they do")
-        self.generator = np.random.default_rng(environment_seed(self.ranks.rank))
-        for i in range(self.num_envs):
-            ring = Ring(self.rollout // self.stride, *self.sizes())
-            self.interactions.append(start_interaction(self, ring, environment_seed(self.ranks.rank, i)))
-        self.buffer.learn_from(*(interaction.buffer for interaction in self.interactions))
+        rings = [Ring(self.rollout // self.stride, *self.sizes()) for _ in range(self.num_envs)]
+        self.buffer.learn_from(*rings)
+        return rings
 
-    def train_dataloader(self) -> OnlineStream:  # type: ignore[override]
-        return OnlineStream(self, self.budget, self.stride)
+    @property
+    def stride(self) -> int:
+        return self.num_envs * self.ranks.count
 
     @property
     def full(self) -> bool:
@@ -79,32 +65,16 @@ class RolloutData(OfflineData):
         return len(self.interactions[0].buffer) == self.rollout // self.stride
 
     def local_state(self) -> dict[str, Any]:
-        return {
-            **super().local_state(),
-            "exploration": pack(self.generator),
-            "interactions": [interaction.state() for interaction in self.interactions],
-        }
+        return {**super().local_state(), "interactions": [interaction.state() for interaction in self.interactions]}
 
     def load_local_state(self, state: dict[str, Any]) -> None:
         super().load_local_state(state)
-        self.generator = unpack(state["exploration"])
         for interaction, saved in zip(self.interactions, state["interactions"], strict=True):
             interaction.load_state(saved)
 
-    def teardown(self, stage: str) -> None:
-        super().teardown(stage)
-        if stage == "fit":
-            for interaction in self.interactions:
-                interaction.env.close()
-
-    @property
-    def stride(self) -> int:
-        """Environment steps that all processes make side by side."""
-        return self.num_envs * self.ranks.count
-
     def _check_stride(self, stride: int, subject: str) -> None:
-        counts = (("rollout", self.rollout), ("env_steps", self.budget), ("eval_every", self.eval_every))
-        for name, steps in counts:
+        for name in ("rollout", "env_steps", "eval_every"):
+            steps = getattr(self, name)
             if steps % stride:
                 raise UserError(f"{subject} not divide --data.{name} {steps}. Change one.")
 

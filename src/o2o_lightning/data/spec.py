@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from o2o_lightning.data.raw import RawDataset, check_shapes
+from o2o_lightning.data.raw import RawDataset, check_shapes, wrong
 from o2o_lightning.errors import UserError
 
 PREFIXES = ("d4rl", "minari", "embedded")
@@ -15,20 +15,19 @@ EMBEDDED = Path(__file__).parent / "embedded"
 _SUFFIXES = (".hdf5", ".h5", ".hdf")
 
 
-@dataclass(frozen=True)
-class SpecEntry:
-    """A dataset that can be named: its spec, environment, and whether it is here or must be downloaded."""
+class SpecEntry(NamedTuple):
+    """A dataset that can be named."""
 
     spec: str
     env_id: str | None
-    where: str
+    where: str  # "package", "cached", "local", or "download" where it must be fetched first
 
 
 def load_raw(spec: str, check: bool = True, env_id: str | None = None) -> RawDataset:
     """Reads the dataset that ``spec`` names, downloading it if it must be.
 
     Args:
-        spec: ``path/to/file.hdf5``, ``d4rl:NAME[#sha256=HEX]``, ``minari:ID`` or ``embedded:NAME``.
+        spec: one of :data:`FORMS`, a D4RL name also with ``#sha256=HEX``.
         check: refuse arrays of wrong rank or length.
         env_id: the environment it is used for, where that is not the dataset's own; its time limit splits episodes
             where the file says nothing of time-outs.
@@ -72,10 +71,20 @@ def list_specs() -> list[SpecEntry]:
     from o2o_lightning.data.d4rl import D4RL_TASKS, cached_path
 
     entries = [SpecEntry(f"embedded:{name}", _env_id(path), "package") for name, path in _embedded().items()]
-    entries += _minari_entries()
+    for dataset_id, metadata in _minari_datasets().items():
+        env_id = getattr(metadata.get("env_spec"), "id", None)
+        entries.append(SpecEntry(f"minari:{dataset_id}", env_id, "local"))
     for name, task in D4RL_TASKS.items():
         entries.append(SpecEntry(f"d4rl:{name}", task.env_id, "cached" if cached_path(name).exists() else "download"))
     return entries
+
+
+def _minari_datasets() -> dict[str, dict[str, Any]]:
+    try:
+        import minari
+    except ImportError:
+        return {}
+    return minari.list_local_datasets()  # type: ignore[no-any-return]
 
 
 def _embedded() -> dict[str, Path]:
@@ -87,18 +96,6 @@ def _env_id(path: Path) -> str | None:
 
     with h5py.File(path, "r") as file:
         return file["metadata/env_id"].asstr()[()] if "metadata/env_id" in file else None
-
-
-def _minari_entries() -> list[SpecEntry]:
-    try:
-        import minari
-    except ImportError:
-        return []
-    entries = []
-    for dataset_id, metadata in minari.list_local_datasets().items():
-        env_spec = metadata.get("env_spec")
-        entries.append(SpecEntry(f"minari:{dataset_id}", getattr(env_spec, "id", None), "local"))
-    return entries
 
 
 def _unknown(spec: str) -> UserError:
@@ -114,6 +111,4 @@ def _unknown(spec: str) -> UserError:
         close = difflib.get_close_matches(spec, by_name, n=1, cutoff=0.6)
         guess = by_name[close[0]] if close else None
     hint = f" Did you mean `{guess}`?" if guess else ""
-    return UserError(
-        f"dataset {spec}: neither a file nor a known form.{hint} Write {FORMS}; `o2o data list` has names."
-    )
+    return wrong(spec, f"neither a file nor a known form.{hint} Write {FORMS}; `o2o data list` has names.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -46,31 +47,34 @@ def count_chunks(total: int, chunk: int, *cadences: int, start: int = 0) -> int:
     return max(chunks, 1)
 
 
-class OfflineStream:
-    """Chunks of K batches of B, which ``draw`` makes of both numbers.
+class Chunks:
+    """How many steps of a clock come next, until it shows ``total``.
 
-    ``clock`` tells how many gradient updates the phase has made, so that the last chunk is trimmed to ``total`` and
-    a resumed run goes on where it stopped; no chunk crosses a multiple of one of the ``cadences``, those of
-    evaluations and measurements.
+    A chunk has at most ``chunk`` of them and never crosses a multiple of one of the ``cadences`` (those of evaluations
+    and measurements) so that these, checkpoints and the end fall on exact steps whatever its size. ``clock`` tells how
+    many steps there have been: a resumed run goes on where it stopped.
     """
 
-    def __init__(
-        self,
-        draw: Callable[[tuple[int, int]], Iterable[TensorDictBase]],
-        clock: Callable[[], int],
-        total: int,
-        batch_size: int,
-        chunk: int,
-        cadences: Sequence[int],
-    ) -> None:
-        self.draw, self.clock = draw, clock
-        self.total, self.batch_size, self.chunk, self.cadences = total, batch_size, chunk, tuple(cadences)
+    def __init__(self, clock: Callable[[], int], total: int, chunk: int, cadences: Sequence[int]) -> None:
+        self.clock, self.total, self.chunk, self.cadences = clock, total, chunk, tuple(cadences)
+        # counted once, before the first chunk: Lightning compares it with the chunks that it has fetched
         self.chunks = count_chunks(total, chunk, *cadences, start=clock())
 
     def __len__(self) -> int:
         return self.chunks
 
-    def __iter__(self) -> Iterator[tuple[TensorDictBase, ...]]:
+    def __iter__(self) -> Iterator[Any]:
         while (clock := self.clock()) < self.total:
-            updates = min(self.chunk, next_boundary(clock, self.total, *self.cadences) - clock)
+            yield min(self.chunk, next_boundary(clock, self.total, *self.cadences) - clock)
+
+
+class OfflineStream(Chunks):
+    """Chunks of K batches of B, which ``draw`` makes of both numbers; ``clock`` counts gradient updates."""
+
+    def __init__(self, draw: Callable[[tuple[int, int]], Iterable[TensorDictBase]], batch_size: int, **of: Any) -> None:
+        super().__init__(**of)
+        self.draw, self.batch_size = draw, batch_size
+
+    def __iter__(self) -> Iterator[tuple[TensorDictBase, ...]]:
+        for updates in super().__iter__():
             yield tuple(self.draw((updates, self.batch_size)))

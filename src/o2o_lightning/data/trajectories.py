@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, cast
 
 import torch
 from tensordict import TensorDictBase
 
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.errors import UserError
-from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.replay.rewards import RewardMap
+from o2o_lightning.replay.store import TransitionStore
 from o2o_lightning.replay.windows import Windows
 
 
 class TrajectoryData(OfflineData):
     """As :class:`OfflineData`, but batches are windows of episodes with their returns-to-go.
 
-    Args:
-        kwargs: as in :class:`OfflineData`; ``batch_size`` counts windows. The phase says how long they are and how
-            returns are scaled, since acting needs both.
+    ``batch_size`` counts windows. The phase says how long they are and how returns are scaled, since acting needs both.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rewards != RewardMap() or self.reward_range:
             raise UserError(
                 "--data.reward_scale, reward_shift, reward_range: a sequence model is asked for returns as the "
@@ -34,9 +31,7 @@ class TrajectoryData(OfflineData):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if self.store is None:
-            raise UserError("no dataset: a sequence model learns from one. Pass --data.dataset.")
-        if not bool(self.store.complete.any()):
+        if not bool(self.needed("a sequence model learns from one").complete.any()):
             raise UserError(
                 f"dataset {self.dataset}: none of its episodes was recorded to its end, so that returns-to-go are "
                 "unknown. Pass another dataset, or another offline algorithm."
@@ -45,19 +40,15 @@ class TrajectoryData(OfflineData):
     @cached_property
     def windows(self) -> Windows:
         """What training draws from, as long as the method says."""
-        assert self.store is not None
-        method = cast(Any, self.trainer).lightning_module.method
-        return Windows(self.store, method.context, method.return_scale)
+        method = self.module.method
+        return Windows(self.needed("windows are drawn of one"), method.context, method.return_scale)
 
     def draw(self, shape: tuple[int, int]) -> Iterator[TensorDictBase]:
         raw = self.windows.gather(self.windows.sample_rows(shape, self.rows))
-        yield from self.prepare(raw, self.device).unbind(0)
+        yield from self.prepare(raw, self.module.device).unbind(0)
 
-    def fit_normalizer(self) -> Normalizer:
-        """Constants from all observations, as the Decision Transformers have them."""
-        if not self.normalize or self.store is None:
-            return Normalizer.identity(self.sizes()[0])
-        return Normalizer.fit(self.store["observation"], self.normalize_eps)
+    def normalized_rows(self, store: TransitionStore) -> None:
+        """All, as the Decision Transformers have it."""
 
     def prepare(self, batch: TensorDictBase, device: torch.device) -> TensorDictBase:
         assert self.normalizer is not None
@@ -67,6 +58,5 @@ class TrajectoryData(OfflineData):
 
     def longest(self) -> int:
         """Steps of the longest episode that there is, or can be."""
-        assert self.store is not None
-        recorded = int((self.store.episodes[:, 1] - self.store.episodes[:, 0]).max())
+        recorded = int(self.needed("its episodes are measured").episodes.diff().max())
         return max(recorded, (self.env.horizon if self.env else None) or 0)

@@ -17,6 +17,7 @@ from o2o_lightning.replay.ring import Ring
 from o2o_lightning.seeds import restart_seed
 
 FloatArray = NDArray[np.float32]
+REMEDY = "Nothing was learned from it; check the simulator, then `o2o resume RUN_DIR` goes on from the last checkpoint."
 
 
 class Interaction:
@@ -40,15 +41,11 @@ class Interaction:
         """One environment step."""
         action = explore(self.observation)
         if not np.isfinite(action).all():
-            raise Failure(f"environment {self.name}: {self._where()}: the policy's action is not finite.")
+            raise self._failure(": the policy's action is not finite.")
         observation, reward, terminated, truncated, _ = self._guarded(lambda: self.env.step(action))
         reward = float(reward)
         if not (np.isfinite(reward) and np.isfinite(observation).all()):
-            raise Failure(
-                f"environment {self.name}: {self._where()} returned a non-finite reward or observation (reward "
-                f"{reward}). Nothing was learned from it; check the simulator, then `o2o resume RUN_DIR` goes on from "
-                "the last checkpoint."
-            )
+            raise self._failure(f" returned a non-finite reward or observation (reward {reward}). {REMEDY}")
         self.buffer.add(self.observation, action, reward, observation, bool(terminated), bool(truncated))
         self.observation = observation
         self.episode_return += reward
@@ -56,8 +53,7 @@ class Interaction:
         self.steps += 1
         if terminated or truncated:
             self.last_return = self.episode_return
-            self.episodes += 1
-            self.episode_return, self.episode_length = 0.0, 0
+            self._end_episode()
             self.observation = self._guarded(lambda: self.env.reset())[0]
 
     def state(self) -> dict[str, Any]:
@@ -65,10 +61,9 @@ class Interaction:
         if self._restorable is None:
             self._restorable = can_restore(self.make)
             if not self._restorable:
-                print(
-                    f"o2o: environment {self.name}: its state cannot be saved. A resumed run starts a new episode, "
-                    "always the same, and so is not bit-equal to an uninterrupted one.",
-                    file=sys.stderr,
+                self._note(
+                    "its state cannot be saved. A resumed run starts a new episode, always the same, and so is not "
+                    "bit-equal to an uninterrupted one."
                 )
         return {
             "buffer": self.buffer.state(),
@@ -85,15 +80,23 @@ class Interaction:
             restore(self.env, state["environment"])
             self.observation = state["observation"].numpy()
             return
-        print(f"o2o: environment {self.name}: its state was not saved; a new episode starts.", file=sys.stderr)
+        self._note("its state was not saved; a new episode starts.")
         if self.episode_length:
             self.buffer.truncate_last()
-            self.episodes += 1
-            self.episode_return, self.episode_length = 0.0, 0
+            self._end_episode()
         self.observation = self._guarded(lambda: self.env.reset(seed=restart_seed(self.seed, self.steps)))[0]
 
-    def _where(self) -> str:
-        return f"step {self.episode_length} of episode {self.episodes}"
+    def _end_episode(self) -> None:
+        self.episodes += 1
+        self.episode_return, self.episode_length = 0.0, 0
+
+    def _note(self, text: str) -> None:
+        print(f"o2o: environment {self.name}: {text}", file=sys.stderr)
+
+    def _failure(self, what: str) -> Failure:
+        started = hasattr(self, "episodes")
+        where = f"step {self.episode_length} of episode {self.episodes}" if started else "its first reset"
+        return Failure(f"environment {self.name}: {where}{what}")
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
         try:
@@ -101,8 +104,4 @@ class Interaction:
         except UserError:
             raise
         except Exception as error:
-            where = self._where() if hasattr(self, "episodes") else "its first reset"
-            raise Failure(
-                f"environment {self.name}: {where} raised {type(error).__name__}: {error}. Nothing was learned from "
-                "it; check the simulator, then `o2o resume RUN_DIR` goes on from the last checkpoint."
-            ) from error
+            raise self._failure(f" raised {type(error).__name__}: {error}. {REMEDY}") from error

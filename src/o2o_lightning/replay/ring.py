@@ -27,9 +27,7 @@ class Ring(Table):
         super().__init__(layout, torch.empty(capacity, layout.width))
         self.capacity = capacity
         self.cursor = self.size = self.written = 0
-        self._arrays: dict[Any, NDArray[Any]] = {
-            key: column.numpy() for key, column in layout.columns(self.matrix).items()
-        }
+        self._arrays: list[NDArray[Any]] = [column.numpy() for column in layout.columns(self.matrix).values()]
 
     @property
     def rows(self) -> Tensor:
@@ -38,23 +36,10 @@ class Ring(Table):
     def __len__(self) -> int:
         return self.size
 
-    def add(
-        self,
-        observation: NDArray[np.float32],
-        action: NDArray[np.float32],
-        reward: float,
-        next_observation: NDArray[np.float32],
-        terminated: bool,
-        truncated: bool,
-    ) -> None:
-        """Writes one transition: ``[S], [A]``, scalars, ``[S]``."""
-        i, arrays = self.cursor, self._arrays
-        arrays["observation"][i] = observation
-        arrays["action"][i] = action
-        arrays["reward"][i] = reward
-        arrays["next", "observation"][i] = next_observation
-        arrays["next", "terminated"][i] = terminated
-        arrays["next", "truncated"][i] = truncated
+    def add(self, *transition: Any) -> None:
+        """Writes one: observation ``[S]``, action ``[A]``, reward, next observation ``[S]``, terminated, truncated."""
+        for column, value in zip(self._arrays, transition, strict=True):
+            column[self.cursor] = value
         self._advance(1)
 
     def extend(self, transitions: TensorDictBase) -> Tensor:
@@ -71,7 +56,8 @@ class Ring(Table):
     def truncate_last(self) -> None:
         """Marks the newest transition as cut off: its episode will not go on."""
         if self.size:
-            self._arrays["next", "truncated"][self.cursor - 1] = not self._arrays["next", "terminated"][self.cursor - 1]
+            newest = self.layout.columns(self.matrix[self.cursor - 1])
+            newest[TRUNCATED].copy_(1.0 - newest[TERMINATED])
 
     def state(self) -> dict[str, Any]:
         """The written rows, and where the next one goes: tensors and primitives."""
@@ -109,17 +95,10 @@ class LabelledRing(Ring):
         self.plain = Layout.of_transitions(observation_dim, action_dim)
         self._episode: list[Tensor] = []  # rows of the one under way
 
-    def add(
-        self,
-        observation: NDArray[np.float32],
-        action: NDArray[np.float32],
-        reward: float,
-        next_observation: NDArray[np.float32],
-        terminated: bool,
-        truncated: bool,
-    ) -> None:
-        parts = (observation, action, (reward,), next_observation, (terminated, truncated))
-        self._episode.append(torch.from_numpy(np.concatenate(parts, dtype=np.float32)))
+    def add(self, *transition: Any) -> None:
+        *_, terminated, truncated = transition
+        row = np.concatenate([np.atleast_1d(part) for part in transition], dtype=np.float32)
+        self._episode.append(torch.from_numpy(row))
         if terminated or truncated:
             self._write()
 

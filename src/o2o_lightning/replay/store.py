@@ -18,10 +18,7 @@ _RETURN_BLOCK = 1_000_000
 
 
 class TransitionStore(Table):
-    """Transitions in time order.
-
-    Keys: ``observation`` ``[N, S]``, ``action`` ``[N, A]`` in ``[-1, 1]``, ``reward`` ``[N]`` raw,
-    ``("next", "observation")`` ``[N, S]``, ``("next", "terminated")`` and ``("next", "truncated")`` ``[N]`` bool.
+    """Transitions in time order: actions in ``[-1, 1]``, rewards raw.
 
     A row whose successor is unknown carries its own observation as ``("next", "observation")``. If that row
     bootstraps, it is left out of ``td_rows``: it counts for returns, and never for TD learning.
@@ -57,8 +54,7 @@ class TransitionStore(Table):
         They are drawn no more until :meth:`take_back`, unless ``learn``.
         """
         self.take_back()
-        chosen = torch.zeros(len(self), dtype=torch.bool)
-        chosen[held_out_rows(self.episodes, share)] = True
+        chosen = self._mask(held_out_rows(self.episodes, share))
         usable = torch.arange(len(self)) if self.td_rows is None else self.td_rows
         held = chosen[usable]
         if not held.any() or held.all():  # a dataset of next to nothing
@@ -80,15 +76,11 @@ class TransitionStore(Table):
         ``reward`` ``[N]`` replaces the stored, raw rewards.
         """
         reward = self["reward"] if reward is None else reward
-        end = self[TERMINATED]
-        if not leak:
-            end = end | self[TRUNCATED]
-        returns = torch.empty(len(self), dtype=torch.float32)
-        running = 0.0
+        end = self[TERMINATED] if leak else self[TERMINATED] | self[TRUNCATED]
+        returns, running = torch.empty(len(self), dtype=torch.float32), 0.0
         # float64 in a plain loop: the recursion is sequential, and at 10M rows this still takes seconds, once
         for block in reversed(list(blocks(len(self), _RETURN_BLOCK))):
-            values = reward[block].double().tolist()
-            ends = end[block].tolist()
+            values, ends = reward[block].double().tolist(), end[block].tolist()
             for row in range(len(values) - 1, -1, -1):
                 running = values[row] + (0.0 if ends[row] else discount * running)
                 values[row] = running
@@ -117,15 +109,21 @@ class TransitionStore(Table):
         lengths = self.episodes[:, 1] - self.episodes[:, 0]
         returns = scale * self.episode_returns() + shift * lengths
         order = returns[candidates].argsort(descending=True, stable=True)
-        chosen = candidates[order[:count]]
-        mask = torch.zeros(len(self), dtype=torch.bool)
-        for start, stop in self.episodes[chosen].tolist():
-            mask[start:stop] = True
+        mask = self._mask(rows_of(self.episodes[candidates[order[:count]]]))
         if td_only and self.td_rows is not None:
-            usable = torch.zeros_like(mask)
-            usable[self.td_rows] = True
-            mask &= usable
+            mask &= self._mask(self.td_rows)
         return mask.nonzero().squeeze(-1)
+
+    def _mask(self, rows: Tensor) -> Tensor:
+        mask = torch.zeros(len(self), dtype=torch.bool)
+        mask[rows] = True
+        return mask
+
+
+def rows_of(episodes: Tensor) -> Tensor:
+    """Rows (int64) of some episodes ``[…, 2]``, one after the other."""
+    none = torch.empty(0, dtype=torch.int64)
+    return torch.cat([none, *(torch.arange(start, stop) for start, stop in episodes.tolist())])
 
 
 def episode_sums(values: Tensor, episodes: Tensor) -> Tensor:
@@ -146,5 +144,4 @@ def held_out_rows(episodes: Tensor, share: float) -> Tensor:
         return torch.arange(min(stop - max(int((stop - start) * share), 1), stop - 1), stop)
     order = torch.randperm(len(episodes), generator=torch.Generator().manual_seed(0))
     count = min(max(round(len(episodes) * share), 1), len(episodes) - 1)
-    chosen = episodes[order[:count].sort().values]
-    return torch.cat([torch.arange(start, stop) for start, stop in chosen.tolist()])
+    return rows_of(episodes[order[:count].sort().values])

@@ -16,13 +16,7 @@ from o2o_lightning.replay.store import TransitionStore
 
 
 class Windows:
-    """Windows of ``length`` steps that start anywhere in an episode, padded behind its end.
-
-    Args:
-        store: the dataset.
-        length: T.
-        scale: factor on returns.
-    """
+    """Windows of ``length`` (T) steps that start anywhere in an episode, padded behind its end; ``scale``s returns."""
 
     def __init__(self, store: TransitionStore, length: int, scale: float) -> None:
         self.store, self.length, self.scale = store, length, scale
@@ -59,16 +53,8 @@ class Windows:
         steps = self.store.layout.columns(self.store.pick(taken))
         if target is not None:
             to_go = target - self.returns_to_go[start] + to_go
-        return TensorDict(
-            {
-                "return_to_go": to_go * self.scale,
-                "observation": steps["observation"],
-                "action": steps["action"],
-                "timestep": taken - start,
-                "real": wanted < stop,
-            },
-            batch_size=rows.shape,
-        )
+        window = {"return_to_go": to_go * self.scale, "observation": steps["observation"], "action": steps["action"]}
+        return TensorDict({**window, "timestep": taken - start, "real": wanted < stop}, batch_size=rows.shape)
 
     def contexts(self, block: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows that hold every row of the store once behind its longest context, up to ``length`` steps.
