@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--env_id", help="environment to hold it against (default: the dataset's own)")
         command.add_argument("--json", action="store_true", help="print JSON")
     check.add_argument("--replay_rows", type=int, default=200, help="rows replayed in the simulator (default: 200)")
-    info.set_defaults(run=_info)
+    info.set_defaults(run=show)
     check.set_defaults(run=_check)
 
     listing = commands.add_parser("list", help="datasets that can be named")
@@ -78,34 +78,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _info(arguments: argparse.Namespace) -> int:
-    info(arguments.spec, arguments.env_id, arguments.json)
-    return 0
-
-
-def info(spec: str, env_id: str | None, as_json: bool) -> None:
-    """Prints what a dataset holds."""
+def show(arguments: argparse.Namespace) -> int:
+    """Prints what the dataset ``spec`` holds, for ``env_id`` and as ``json`` where asked."""
     from o2o_lightning.data.mapped import load_store
     from o2o_lightning.data.spec import load_raw
     from o2o_lightning.envs.scores import normalized_score, reference_scores
 
-    raw = load_raw(spec, env_id=env_id)
-    env, note = _environment(raw, env_id)
+    raw = load_raw(arguments.spec, env_id=arguments.env_id)
+    env, note = _environment(raw, arguments.env_id)
     manifest = load_store(raw, env).manifest
     reference, mean = reference_scores(raw.source) or reference_scores(manifest.env_id or ""), manifest.return_mean
     score = None if reference is None or mean is None else normalized_score(mean, reference)
     facts = {**manifest.to_dict(), "normalized_score": score}
-    if as_json:
+    if arguments.json:
         print(json.dumps({**facts, "metadata": dict(raw.metadata)}, indent=2, default=str))
-        return
+        return 0
     from rich.console import Console
 
     from o2o_lightning.cli.show import show_facts
 
     shown = {key.replace("_", " "): _text(value) for key, value in facts.items()}
-    show_facts(spec, shown, {key: _text(value) for key, value in raw.metadata.items()})
+    show_facts(arguments.spec, shown, {key: _text(value) for key, value in raw.metadata.items()})
     if note:
         Console().print(note, style="yellow", markup=False)
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -134,10 +130,10 @@ def _list(arguments: argparse.Namespace) -> int:
     from o2o_lightning.data.spec import list_specs
     from o2o_lightning.envs.scores import reference_scores
 
-    rows: list[dict[str, Any]] = []
-    for entry in list_specs():
-        reference = reference_scores(entry.spec) or reference_scores(entry.env_id or "")
-        rows.append({"spec": entry.spec, "env_id": entry.env_id, "where": entry.where, "reference": reference})
+    rows = [
+        {**vars(entry), "reference": reference_scores(entry.spec) or reference_scores(entry.env_id or "")}
+        for entry in list_specs()
+    ]
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return 0
@@ -177,12 +173,10 @@ def _environment(raw: RawDataset, env_id: str | None) -> tuple[EnvSpec | None, s
     from o2o_lightning.envs.make import env_spec, foreign_id
     from o2o_lightning.errors import UserError
 
-    if env_id is None and raw.env_id is None:
-        return None, "The dataset names no environment: actions are unchecked. Pass --env_id to hold it against one."
+    unnamed = "The dataset names no environment: actions are unchecked. Pass --env_id to hold it against one."
     try:
         wanted = env_id or foreign_id(raw.env_id, "the dataset")
-        assert wanted is not None
-        return env_spec(wanted, int(raw.observations.shape[1]), raw.layout), None
+        return (None, unnamed) if wanted is None else (env_spec(wanted, raw.observations.shape[1], raw.layout), None)
     except UserError as error:
         if env_id is not None:
             raise

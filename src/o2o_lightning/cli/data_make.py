@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from o2o_lightning.callbacks.progress import transitions
+from o2o_lightning.callbacks.recorder import read_record
 from o2o_lightning.checkpoint.handover import Handover, read_handover
-from o2o_lightning.cli.data import LEVELS, info
+from o2o_lightning.cli.data import LEVELS, show
 from o2o_lightning.cli.data_train import RESERVED, Goal, Trained, train
+from o2o_lightning.cli.run import say
 from o2o_lightning.data.hdf5 import file_sha256
-from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id, make_env
+from o2o_lightning.envs.make import EnvSpec, UnitAction, env_spec, foreign_id, make_env
 from o2o_lightning.envs.scores import reference_scores
 from o2o_lightning.errors import Failure, Interrupted, UserError
 from o2o_lightning.policies.d4rl_group import policy_group
@@ -58,7 +60,7 @@ def make(arguments: argparse.Namespace) -> int:
         raise Failure(f"{error}{hint}") from error
     finally:
         working.release()
-    info(working.spec, env.env_id, arguments.json)
+    show(argparse.Namespace(spec=working.spec, env_id=env.env_id, json=arguments.json))
     if not arguments.json and working.sha256 is not None:
         print(f"sha256 {working.sha256}  {working.output}")
     return 0
@@ -85,8 +87,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if typed and not trains:
         raise UserError(f"{typed[0]}: nothing is trained here. Leave it out.")
     for token in arguments.rest:
-        name = token.partition("=")[0].lstrip("+").replace(".init_args.", ".")
-        if name.replace("--online.", "--") in RESERVED:
+        name = token.partition("=")[0].lstrip("+-").replace(".init_args.", ".")
+        if name.removeprefix("online.") in RESERVED:
             raise UserError(f"{token}: `o2o data make` sets it itself. See `o2o data make -h` for its own options.")
 
 
@@ -122,48 +124,41 @@ def _fill(
 ) -> None:
     """Trains if need be, records, and writes the dataset into the working directory."""
     trained: Trained | None = None
+    facts: dict[str, Any] = {}
     if source is None and arguments.level != "random":
         folder = Path(arguments.run_dir).absolute() if arguments.run_dir else working.path / "training"
         forget = partial(shutil.rmtree, working.path / ROLLOUTS, ignore_errors=True)  # of a policy that learns on
         trained = train(folder, arguments, env.env_id, goal, forget)
         source = read_handover(trained.checkpoint)
         env = env_spec(env.env_id, source.actor["observation_dim"], source.layout)
-    facts: dict[str, Any] = {} if trained is None else trained.facts()
-    if arguments.policy is not None:
+        facts = trained.facts()
+    elif arguments.policy is not None:
         facts = {"policy_file": Path(arguments.policy).name, "policy_sha256": file_sha256(Path(arguments.policy))}
     if arguments.rest:
         facts["training_options"] = " ".join(arguments.rest)
     facts = _provenance(arguments.level or "policy", arguments.seed, env, source, facts)
-    group = {} if source is None else policy_group(source.build_actor(), source.build_normalizer())
-    if arguments.level == "medium-replay":
-        assert trained is not None and source is not None
-        block = _replay(trained, env, source, arguments.transitions)
-        working.write(len(block["rewards"]), [block], env, facts, group)
-        return
-    rollouts = _record(arguments, env, source, working)
-    working.write(arguments.transitions, rollouts.blocks(), env, facts, group)
-
-
-def _record(arguments: argparse.Namespace, env: EnvSpec, source: Handover | None, working: Working) -> Any:
+    group: dict[str, Any] = {}
     behaviour: Behaviour = UniformBehaviour(env.action_dim)
     if source is not None:
-        behaviour = PolicyBehaviour(source.build_actor(), source.build_normalizer())
+        actor, normalizer = source.build_actor(), source.build_normalizer()
+        group, behaviour = policy_group(actor, normalizer), PolicyBehaviour(actor, normalizer)
     environment = partial(make_env, env.env_id, env.observation_dim, env.layout)
+    if arguments.level == "medium-replay":
+        assert trained is not None
+        block = _replay(trained, environment(), env, arguments.transitions)
+        working.write(len(block["rewards"]), [block], env, facts, group)
+        return
     rollouts = Rollouts(working.path / ROLLOUTS, environment, behaviour, arguments.seed)
     with transitions(arguments.transitions) as progress:
         rollouts.record(arguments.transitions, progress)
-    return rollouts
+    working.write(arguments.transitions, rollouts.blocks(), env, facts, group)
 
 
-def _replay(trained: Trained, env: EnvSpec, source: Handover, newest: int | None) -> Block:
-    from o2o_lightning.callbacks.recorder import read_record
-    from o2o_lightning.cli.run import say
-
+def _replay(trained: Trained, live: UnitAction, env: EnvSpec, newest: int | None) -> Block:
     state = trained.buffer()
     size = len(state["rows"]["reward"])
     if newest is not None and newest > size:
         say(f"the replay has {size:,} transitions, fewer than --transitions {newest}: all of them are written")
-    live = make_env(env.env_id, source.actor["observation_dim"], source.layout)
     live.reset(seed=0)
     record = read_record(trained.record, live, trained.env_steps)
     live.close()
