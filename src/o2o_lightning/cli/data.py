@@ -27,8 +27,7 @@ def main(argv: list[str]) -> int:
     if rest and arguments.run is not _make:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
-    code: int = arguments.run(arguments)
-    return code
+    return int(arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

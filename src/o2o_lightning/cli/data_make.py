@@ -18,7 +18,7 @@ from o2o_lightning.cli.run import say
 from o2o_lightning.data.hdf5 import file_sha256
 from o2o_lightning.envs.make import EnvSpec, UnitAction, env_spec, foreign_id, make_env
 from o2o_lightning.envs.scores import reference_scores
-from o2o_lightning.errors import Failure, Interrupted, UserError
+from o2o_lightning.errors import Failure, Interrupted, UserError, at_least
 from o2o_lightning.policies.d4rl_group import policy_group
 from o2o_lightning.recording.behaviour import Behaviour, PolicyBehaviour, UniformBehaviour
 from o2o_lightning.recording.making import Rollouts, replay
@@ -52,9 +52,8 @@ def make(arguments: argparse.Namespace) -> int:
             _fill(arguments, env, source, goal, working)
         working.finish()
     except (Interrupted, KeyboardInterrupt) as stop:
-        number = stop.exit_code - 128 if isinstance(stop, Interrupted) else int(signal.SIGINT)
-        name = signal.Signals(number).name
-        raise Interrupted(f"{name}: stopped. Give the same command again to go on.", number) from stop
+        number = signal.Signals(stop.exit_code - 128 if isinstance(stop, Interrupted) else signal.SIGINT)
+        raise Interrupted(f"{number.name}: stopped. Give the same command again to go on.", number) from stop
     except Failure as error:
         hint = " Here the same `o2o data make` does." if "o2o resume" in str(error) else ""
         raise Failure(f"{error}{hint}") from error
@@ -77,8 +76,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("o2o data make: no number of rows. Pass --transitions N.")
     for option, least in (("transitions", 1), ("train_steps", 1), ("seed", 0)):
         value = getattr(arguments, option)
-        if value is not None and value < least:
-            raise UserError(f"--{option} {value}: it must be at least {least}.")
+        if value is not None:
+            at_least(f"--{option}", value, least)
     if arguments.stop_score is not None and arguments.stop_return is not None:
         raise UserError("--stop_score and --stop_return: one goal is enough. Leave one of them out.")
     typed = [f"--{name}" for name in ("stop_score", "stop_return", "train_steps", "run_dir", "device")
@@ -172,12 +171,9 @@ def _provenance(level: str, seed: int, env: EnvSpec, source: Handover | None, fa
     if env.layout:
         metadata["obs_layout"] = ",".join(env.layout)
     if source is None:
-        return {
-            "algorithm": "random",
-            "source": "uniformly random actions, recorded by o2o-lightning",
-            "protocol": f"rollout, at most {env.horizon} steps an episode; {ENDS}",
-            **metadata,
-        }
+        origin = "uniformly random actions, recorded by o2o-lightning"
+        protocol = f"rollout, at most {env.horizon} steps an episode; {ENDS}"
+        return {"algorithm": "random", "source": origin, "protocol": protocol, **metadata}
     kind = "deterministic" if source.actor["kind"] == "deterministic" else "stochastic"
     what = f"{kind} rollout of one policy, at most {env.horizon} steps an episode"
     if level == "medium-replay":
@@ -185,9 +181,5 @@ def _provenance(level: str, seed: int, env: EnvSpec, source: Handover | None, fa
     origin = f"phase {source.phase} of o2o-lightning, in {source.env_id or 'an environment unknown'}"
     if "training_steps" in facts:
         origin = "from scratch, trained for this dataset by o2o-lightning"
-    return {
-        "algorithm": source.algorithm.upper(),
-        "source": f"{source.algorithm.upper()}, {origin}",
-        "protocol": f"{what}; next_observations stored; {ENDS}",
-        **metadata,
-    }
+    name, protocol = source.algorithm.upper(), f"{what}; next_observations stored; {ENDS}"
+    return {"algorithm": name, "source": f"{name}, {origin}", "protocol": protocol, **metadata}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -89,12 +90,10 @@ def _check_same(full: Path, overrides: list[str], rest: list[str]) -> None:
 
 def _summary_of_a_demo(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "summary.json"
-    try:
+    with contextlib.suppress(ValueError, AttributeError):
         summary: dict[str, Any] = json.loads(path.read_text())
         if {"runs", "seconds"} <= summary.keys():
             return summary
-    except (ValueError, AttributeError):
-        pass
     raise UserError(f"{path}: it is not a demo's. Pass another --run_dir.")
 
 

@@ -28,8 +28,7 @@ def main(argv: list[str]) -> int:
     if rest and arguments.run not in (_clone, _import):
         raise UserError(f"o2o policy: '{rest[0]}' is no option of it. See `o2o policy -h`.")
     arguments.rest = rest
-    code: int = arguments.run(arguments)
-    return code
+    return int(arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,10 +77,8 @@ def _import(arguments: argparse.Namespace) -> int:
     if format in black_box.FORMATS:
         say(f"{arguments.file}: {format} ({reason}). It is a black box: cloning it")
         return _run_clone(arguments, format)
-    for name, value in DEFAULTS.items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
-    return import_policy(arguments, format, reason)
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    return import_policy(argparse.Namespace(**{**vars(arguments), **DEFAULTS, **given}), format, reason)
 
 
 def _format(arguments: argparse.Namespace) -> tuple[str, str]:

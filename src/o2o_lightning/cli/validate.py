@@ -57,7 +57,7 @@ def main(name: str, argv: list[str]) -> int:
     target = run_dir / ("actions.npz" if name == "predict" else f"{name}.json")
     if name == "predict" or command.run_dir:
         refuse_existing("--run_dir", target)
-    data: dict[str, Any] = {"env_id": env_id, "eval_episodes": episodes, "observation_layout": source.layout}
+    data = {"env_id": env_id, "eval_episodes": episodes, "observation_layout": source.layout}
     if name == "predict":
         data["dataset"] = source.manifest.get("source")
     config["model"] = {"class_path": MODEL, "init_args": {"init_from": path}}
@@ -70,10 +70,9 @@ def main(name: str, argv: list[str]) -> int:
     built.trainer.callbacks = []  # type: ignore[attr-defined]
     if name == "predict":
         _predict(built, target)
-        return 0
-    run = built.trainer.validate if name == "validate" else built.trainer.test
-    run(built.model, datamodule=built.datamodule, verbose=False)
-    _report(name, path, built, target if command.run_dir else None)
+    else:
+        getattr(built.trainer, name)(built.model, datamodule=built.datamodule, verbose=False)
+        _report(name, path, built, target if command.run_dir else None)
     return 0
 
 
