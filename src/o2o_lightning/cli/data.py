@@ -24,15 +24,19 @@ def main(argv: list[str]) -> int:
     """Runs ``o2o data ARGV`` and returns the exit code: 1 when a check fails, else 0."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.run is not _make:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
-    return int(arguments.run(arguments))
+    if arguments.command == "make":
+        from o2o_lightning.cli.data_make import make
+
+        return make(arguments)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return {"info": show, "check": _check, "list": _list, "cut": _cut}[arguments.command](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="o2o data", description=__doc__)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     spec_help = "path/to/file.hdf5, d4rl:NAME[#sha256=HEX], minari:ID or embedded:NAME"
 
     info = commands.add_parser("info", help="what a dataset holds: counts, returns, score, provenance")
@@ -42,12 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--env_id", help="environment to hold it against (default: the dataset's own)")
         command.add_argument("--json", action="store_true", help="print JSON")
     check.add_argument("--replay_rows", type=int, default=200, help="rows replayed in the simulator (default: 200)")
-    info.set_defaults(run=show)
-    check.set_defaults(run=_check)
 
     listing = commands.add_parser("list", help="datasets that can be named")
     listing.add_argument("--json", action="store_true", help="print JSON")
-    listing.set_defaults(run=_list)
 
     cut = commands.add_parser("cut", help="write a smaller copy of an HDF5 dataset")
     cut.add_argument("source", metavar="SRC", help="an HDF5 dataset")
@@ -55,7 +56,6 @@ def _parser() -> argparse.ArgumentParser:
     cut.add_argument("--transitions", type=int, help="keep the first rows only")
     cut.add_argument("--keep_infos", action="store_true", help="keep infos/* (simulator states, log-probabilities)")
     cut.add_argument("--keep_next", action="store_true", help="keep next_observations")
-    cut.set_defaults(run=_cut)
 
     made = commands.add_parser(
         "make", help="record one: an environment is enough", description=MAKE, allow_abbrev=False
@@ -73,7 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", "--seed_everything", type=int, default=0, help="default: 0")
     made.add_argument("--device", choices=("auto", "cpu", "gpu", "cuda", "mps"), help="to train on (default: auto)")
     made.add_argument("--json", action="store_true", help="print JSON")
-    made.set_defaults(run=_make)
     return parser
 
 
@@ -159,12 +158,6 @@ def _cut(arguments: argparse.Namespace) -> int:
     size = Path(arguments.target).stat().st_size / 1e6
     print(f"{arguments.target}: {rows} transitions, {size:.1f} MB")
     return 0
-
-
-def _make(arguments: argparse.Namespace) -> int:
-    from o2o_lightning.cli.data_make import make
-
-    return make(arguments)
 
 
 def _environment(raw: RawDataset, env_id: str | None) -> tuple[EnvSpec | None, str | None]:

@@ -25,15 +25,16 @@ FAMILIES = ("deterministic", "gaussian", "squashed_gaussian")
 def main(argv: list[str]) -> int:
     """Runs ``o2o policy ARGV`` and returns the exit code."""
     arguments, rest = _parser().parse_known_args(argv)
-    if rest and arguments.run not in (_clone, _import):
+    if rest and arguments.command not in ("clone", "import"):
         raise UserError(f"o2o policy: '{rest[0]}' is no option of it. See `o2o policy -h`.")
     arguments.rest = rest
-    return int(arguments.run(arguments))
+    runs = {"import": _import, "clone": _clone, "export": _export, "inspect": _inspect}
+    return runs[arguments.command](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="o2o policy", description=__doc__)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     source, place = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
     source.add_argument("file", metavar="FILE", help="a policy file, or module:function")
     source.add_argument("--format", default="auto", choices=FORMATS, help="default: by what the file holds")
@@ -51,12 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument("--states", type=int, help="states of the comparison (default: 1000)")
     bring.add_argument("--episodes", "--data.eval_episodes", dest="episodes", type=int, help="default: 10")
     bring.add_argument("--seed", "--data.eval_seed", dest="seed", type=int, help="of their starts; default: 1000")
-    bring.set_defaults(run=_import)
 
-    clone = commands.add_parser(
-        "clone", parents=[source, place], help="distil any policy on a dataset's states; takes options of `o2o fit`"
-    )
-    clone.set_defaults(run=_clone)
+    distilled = "distil any policy on a dataset's states; takes options of `o2o fit`"
+    commands.add_parser("clone", parents=[source, place], help=distilled)
 
     export = commands.add_parser("export", help="a checkpoint's policy as one file: raw observations to native actions")
     export.add_argument("file", metavar="CKPT", help="a checkpoint of any phase")
@@ -64,11 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", help="file to write; must not exist (default: policy.pt2 or policy.onnx beside CKPT)")
     export.add_argument("--policy", default="actor", choices=("actor", "reference", "offline"), help="default: actor")
     export.add_argument("--env_id", "--data.env_id", dest="env_id", help="whose action bounds (default: CKPT's own)")
-    export.set_defaults(run=_export)
 
     inspect = commands.add_parser("inspect", parents=[source], help="what a policy file or checkpoint holds")
     inspect.add_argument("--json", action="store_true", help="print JSON")
-    inspect.set_defaults(run=_inspect)
     return parser
 
 

@@ -81,11 +81,10 @@ def _tidy(built: Built, run_dir: Path) -> Iterator[None]:
 
 def _alone(run_dir: Path) -> bool:
     # two runs may have found the directory empty; what the other one has begun is not ours to remove
-    try:
+    with contextlib.suppress(Busy, OSError):
         lock(run_dir)
-    except (Busy, OSError):
-        return False
-    return True
+        return True
+    return False
 
 
 def say(*lines: str) -> None:
