@@ -9,21 +9,18 @@ import threading
 import uuid
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.callbacks.hooks import PhaseCallback, Watched
 from o2o_lightning.callbacks.metrics import metrics_files
 from o2o_lightning.checkpoint import side_state
 from o2o_lightning.checkpoint.handover import KEY
 from o2o_lightning.engine.health import check_weights
 from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.errors import Interrupted, UserError
-
-if TYPE_CHECKING:
-    from o2o_lightning.phases.base import Phase
 
 RESUME = f"{KEY}_resume"
 WATCHED = (signal.SIGINT, signal.SIGTERM)  # requests: the chunk is finished and saved first
@@ -155,7 +152,7 @@ class PhaseCheckpoint(PhaseCallback, ModelCheckpoint):
             self.candidate = f"candidate-{phase.clock}"
             self._save(trainer, phase, self.candidate)
 
-    def on_evaluation(self, trainer: L.Trainer, phase: Phase, result: Evaluation) -> None:
+    def on_evaluation(self, trainer: L.Trainer, phase: Watched, result: Evaluation) -> None:
         candidate, self.candidate = self.candidate, None
         is_best = result.value > self.best_value
         if is_best:
@@ -193,7 +190,7 @@ class PhaseCheckpoint(PhaseCallback, ModelCheckpoint):
         side_state.write(path, token, trainer.global_rank, state)
         trainer.strategy.barrier("o2o side state")
 
-    def _interrupted(self, phase: Phase) -> Interrupted:
+    def _interrupted(self, phase: Watched) -> Interrupted:
         number = self.signals.received or signal.SIGTERM
         self.signals.received = None
         unit = phase.clock_name.replace("_", " ")
@@ -208,7 +205,7 @@ class PhaseCheckpoint(PhaseCallback, ModelCheckpoint):
         return Path(self.dirpath) / f"{name}.ckpt"
 
 
-def _check_same(path: str, phase: Phase, saved: dict[str, Any]) -> None:
+def _check_same(path: str, phase: Watched, saved: dict[str, Any]) -> None:
     facts = (
         ("algorithm", saved["algorithm"], phase.algorithm),
         ("environment", saved["env_id"], phase.data.env_id),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
@@ -13,12 +13,9 @@ from rich import progress as rich_progress
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.callbacks.hooks import PhaseCallback, Watched
 from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.envs.scores import score_or_return
-
-if TYPE_CHECKING:
-    from o2o_lightning.phases.base import Phase
 
 REFRESH_SECONDS = 0.25
 
@@ -78,7 +75,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             self._drawn_at = now
             self._bar.update(self._task, completed=phase.clock, status=self._status(phase, now))
 
-    def on_evaluation(self, trainer: L.Trainer, phase: Phase, result: Evaluation) -> None:
+    def on_evaluation(self, trainer: L.Trainer, phase: Watched, result: Evaluation) -> None:
         self._best = result.value if self._best is None else max(self._best, result.value)
         phase.display["now"] = result.value
         if self._enabled and self._bar is None:
@@ -104,7 +101,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             self._bar.stop()
             self._bar = None
 
-    def _status(self, phase: Phase, now: float) -> str:
+    def _status(self, phase: Watched, now: float) -> str:
         since, updates = self._speed_mark
         shown, offline = phase.display, score_or_return(phase.scores.get("offline"), phase.returns.get("offline"))
         values = {"π_off": offline, "now": shown.get("now"), "best": self._best}

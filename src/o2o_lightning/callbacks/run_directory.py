@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from o2o_lightning.callbacks.hooks import Watched
 from o2o_lightning.callbacks.metrics import metrics_files
 from o2o_lightning.checkpoint.io import save_atomically, write_atomically, write_json
 from o2o_lightning.checkpoint.run import Busy, add_to_plan, lock
@@ -18,9 +19,6 @@ from o2o_lightning.envs.scores import score_or_return
 from o2o_lightning.errors import Failure
 from o2o_lightning.machine import library_versions
 from o2o_lightning.seeds import run_seed
-
-if TYPE_CHECKING:
-    from o2o_lightning.phases.base import Phase
 
 
 class RunDirectory(Callback):
@@ -71,7 +69,7 @@ class RunDirectory(Callback):
                 save_atomically(self.run_dir / exception.file, exception.dump)
 
 
-def summarize(phase: Phase, seconds: float) -> dict[str, Any]:
+def summarize(phase: Watched, seconds: float) -> dict[str, Any]:
     """A phase's ``summary.json``; scores are raw mean returns where the environment has no reference score."""
     manifest = phase.data.manifest()
     return {

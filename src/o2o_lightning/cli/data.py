@@ -24,16 +24,19 @@ def main(argv: list[str]) -> int:
     """Runs ``o2o data ARGV`` and returns the exit code: 1 when a check fails, else 0."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.run is not _make:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
-    code: int = arguments.run(arguments)
-    return code
+    if arguments.command == "make":
+        from o2o_lightning.cli.data_make import make
+
+        return make(arguments)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return {"info": show, "check": _check, "list": _list, "cut": _cut}[arguments.command](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="o2o data", description=__doc__)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     spec_help = "path/to/file.hdf5, d4rl:NAME[#sha256=HEX], minari:ID or embedded:NAME"
 
     info = commands.add_parser("info", help="what a dataset holds: counts, returns, score, provenance")
@@ -43,12 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--env_id", help="environment to hold it against (default: the dataset's own)")
         command.add_argument("--json", action="store_true", help="print JSON")
     check.add_argument("--replay_rows", type=int, default=200, help="rows replayed in the simulator (default: 200)")
-    info.set_defaults(run=_info)
-    check.set_defaults(run=_check)
 
     listing = commands.add_parser("list", help="datasets that can be named")
     listing.add_argument("--json", action="store_true", help="print JSON")
-    listing.set_defaults(run=_list)
 
     cut = commands.add_parser("cut", help="write a smaller copy of an HDF5 dataset")
     cut.add_argument("source", metavar="SRC", help="an HDF5 dataset")
@@ -56,7 +56,6 @@ def _parser() -> argparse.ArgumentParser:
     cut.add_argument("--transitions", type=int, help="keep the first rows only")
     cut.add_argument("--keep_infos", action="store_true", help="keep infos/* (simulator states, log-probabilities)")
     cut.add_argument("--keep_next", action="store_true", help="keep next_observations")
-    cut.set_defaults(run=_cut)
 
     made = commands.add_parser(
         "make", help="record one: an environment is enough", description=MAKE, allow_abbrev=False
@@ -74,38 +73,33 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", "--seed_everything", type=int, default=0, help="default: 0")
     made.add_argument("--device", choices=("auto", "cpu", "gpu", "cuda", "mps"), help="to train on (default: auto)")
     made.add_argument("--json", action="store_true", help="print JSON")
-    made.set_defaults(run=_make)
     return parser
 
 
-def _info(arguments: argparse.Namespace) -> int:
-    info(arguments.spec, arguments.env_id, arguments.json)
-    return 0
-
-
-def info(spec: str, env_id: str | None, as_json: bool) -> None:
-    """Prints what a dataset holds."""
+def show(arguments: argparse.Namespace) -> int:
+    """Prints what the dataset ``spec`` holds, for ``env_id`` and as ``json`` where asked."""
     from o2o_lightning.data.mapped import load_store
     from o2o_lightning.data.spec import load_raw
     from o2o_lightning.envs.scores import normalized_score, reference_scores
 
-    raw = load_raw(spec, env_id=env_id)
-    env, note = _environment(raw, env_id)
+    raw = load_raw(arguments.spec, env_id=arguments.env_id)
+    env, note = _environment(raw, arguments.env_id)
     manifest = load_store(raw, env).manifest
     reference, mean = reference_scores(raw.source) or reference_scores(manifest.env_id or ""), manifest.return_mean
     score = None if reference is None or mean is None else normalized_score(mean, reference)
     facts = {**manifest.to_dict(), "normalized_score": score}
-    if as_json:
+    if arguments.json:
         print(json.dumps({**facts, "metadata": dict(raw.metadata)}, indent=2, default=str))
-        return
+        return 0
     from rich.console import Console
 
     from o2o_lightning.cli.show import show_facts
 
     shown = {key.replace("_", " "): _text(value) for key, value in facts.items()}
-    show_facts(spec, shown, {key: _text(value) for key, value in raw.metadata.items()})
+    show_facts(arguments.spec, shown, {key: _text(value) for key, value in raw.metadata.items()})
     if note:
         Console().print(note, style="yellow", markup=False)
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -134,10 +128,10 @@ def _list(arguments: argparse.Namespace) -> int:
     from o2o_lightning.data.spec import list_specs
     from o2o_lightning.envs.scores import reference_scores
 
-    rows: list[dict[str, Any]] = []
-    for entry in list_specs():
-        reference = reference_scores(entry.spec) or reference_scores(entry.env_id or "")
-        rows.append({"spec": entry.spec, "env_id": entry.env_id, "where": entry.where, "reference": reference})
+    rows = [
+        {**vars(entry), "reference": reference_scores(entry.spec) or reference_scores(entry.env_id or "")}
+        for entry in list_specs()
+    ]
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return 0
@@ -166,23 +160,15 @@ def _cut(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _make(arguments: argparse.Namespace) -> int:
-    from o2o_lightning.cli.data_make import make
-
-    return make(arguments)
-
-
 def _environment(raw: RawDataset, env_id: str | None) -> tuple[EnvSpec | None, str | None]:
     """The environment's sizes, and a note where the dataset's own environment cannot be made here."""
     from o2o_lightning.envs.make import env_spec, foreign_id
     from o2o_lightning.errors import UserError
 
-    if env_id is None and raw.env_id is None:
-        return None, "The dataset names no environment: actions are unchecked. Pass --env_id to hold it against one."
+    unnamed = "The dataset names no environment: actions are unchecked. Pass --env_id to hold it against one."
     try:
         wanted = env_id or foreign_id(raw.env_id, "the dataset")
-        assert wanted is not None
-        return env_spec(wanted, int(raw.observations.shape[1]), raw.layout), None
+        return (None, unnamed) if wanted is None else (env_spec(wanted, raw.observations.shape[1], raw.layout), None)
     except UserError as error:
         if env_id is not None:
             raise

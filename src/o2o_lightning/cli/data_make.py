@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from o2o_lightning.callbacks.progress import transitions
+from o2o_lightning.callbacks.recorder import read_record
 from o2o_lightning.checkpoint.handover import Handover, read_handover
-from o2o_lightning.cli.data import LEVELS, info
+from o2o_lightning.cli.data import LEVELS, show
 from o2o_lightning.cli.data_train import RESERVED, Goal, Trained, train
+from o2o_lightning.cli.run import say
 from o2o_lightning.data.hdf5 import file_sha256
-from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id, make_env
+from o2o_lightning.envs.make import EnvSpec, UnitAction, env_spec, foreign_id, make_env
 from o2o_lightning.envs.scores import reference_scores
-from o2o_lightning.errors import Failure, Interrupted, UserError
+from o2o_lightning.errors import Failure, Interrupted, UserError, at_least
 from o2o_lightning.machine import library_versions
 from o2o_lightning.policies.d4rl_group import policy_group
 from o2o_lightning.recording.behaviour import Behaviour, PolicyBehaviour, UniformBehaviour
@@ -50,15 +52,14 @@ def make(arguments: argparse.Namespace) -> int:
             _fill(arguments, env, source, goal, working)
         working.finish()
     except (Interrupted, KeyboardInterrupt) as stop:
-        number = stop.exit_code - 128 if isinstance(stop, Interrupted) else int(signal.SIGINT)
-        name = signal.Signals(number).name
-        raise Interrupted(f"{name}: stopped. Give the same command again to go on.", number) from stop
+        number = signal.Signals(stop.exit_code - 128 if isinstance(stop, Interrupted) else signal.SIGINT)
+        raise Interrupted(f"{number.name}: stopped. Give the same command again to go on.", number) from stop
     except Failure as error:
         hint = " Here the same `o2o data make` does." if "o2o resume" in str(error) else ""
         raise Failure(f"{error}{hint}") from error
     finally:
         working.release()
-    info(working.spec, env.env_id, arguments.json)
+    show(argparse.Namespace(spec=working.spec, env_id=env.env_id, json=arguments.json))
     if not arguments.json and working.sha256 is not None:
         print(f"sha256 {working.sha256}  {working.output}")
     return 0
@@ -75,8 +76,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("o2o data make: no number of rows. Pass --transitions N.")
     for option, least in (("transitions", 1), ("train_steps", 1), ("seed", 0)):
         value = getattr(arguments, option)
-        if value is not None and value < least:
-            raise UserError(f"--{option} {value}: it must be at least {least}.")
+        if value is not None:
+            at_least(f"--{option}", value, least)
     if arguments.stop_score is not None and arguments.stop_return is not None:
         raise UserError("--stop_score and --stop_return: one goal is enough. Leave one of them out.")
     typed = [f"--{name}" for name in ("stop_score", "stop_return", "train_steps", "run_dir", "device")
@@ -85,8 +86,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if typed and not trains:
         raise UserError(f"{typed[0]}: nothing is trained here. Leave it out.")
     for token in arguments.rest:
-        name = token.partition("=")[0].lstrip("+").replace(".init_args.", ".")
-        if name.replace("--online.", "--") in RESERVED:
+        name = token.partition("=")[0].lstrip("+-").replace(".init_args.", ".")
+        if name.removeprefix("online.") in RESERVED:
             raise UserError(f"{token}: `o2o data make` sets it itself. See `o2o data make -h` for its own options.")
 
 
@@ -122,48 +123,41 @@ def _fill(
 ) -> None:
     """Trains if need be, records, and writes the dataset into the working directory."""
     trained: Trained | None = None
+    facts: dict[str, Any] = {}
     if source is None and arguments.level != "random":
         folder = Path(arguments.run_dir).absolute() if arguments.run_dir else working.path / "training"
         forget = partial(shutil.rmtree, working.path / ROLLOUTS, ignore_errors=True)  # of a policy that learns on
         trained = train(folder, arguments, env.env_id, goal, forget)
         source = read_handover(trained.checkpoint)
         env = env_spec(env.env_id, source.actor["observation_dim"], source.layout)
-    facts: dict[str, Any] = {} if trained is None else trained.facts()
-    if arguments.policy is not None:
+        facts = trained.facts()
+    elif arguments.policy is not None:
         facts = {"policy_file": Path(arguments.policy).name, "policy_sha256": file_sha256(Path(arguments.policy))}
     if arguments.rest:
         facts["training_options"] = " ".join(arguments.rest)
     facts = _provenance(arguments.level or "policy", arguments.seed, env, source, facts)
-    group = {} if source is None else policy_group(source.build_actor(), source.build_normalizer())
-    if arguments.level == "medium-replay":
-        assert trained is not None and source is not None
-        block = _replay(trained, env, source, arguments.transitions)
-        working.write(len(block["rewards"]), [block], env, facts, group)
-        return
-    rollouts = _record(arguments, env, source, working)
-    working.write(arguments.transitions, rollouts.blocks(), env, facts, group)
-
-
-def _record(arguments: argparse.Namespace, env: EnvSpec, source: Handover | None, working: Working) -> Any:
+    group: dict[str, Any] = {}
     behaviour: Behaviour = UniformBehaviour(env.action_dim)
     if source is not None:
-        behaviour = PolicyBehaviour(source.build_actor(), source.build_normalizer())
+        actor, normalizer = source.build_actor(), source.build_normalizer()
+        group, behaviour = policy_group(actor, normalizer), PolicyBehaviour(actor, normalizer)
     environment = partial(make_env, env.env_id, env.observation_dim, env.layout)
+    if arguments.level == "medium-replay":
+        assert trained is not None
+        block = _replay(trained, environment(), env, arguments.transitions)
+        working.write(len(block["rewards"]), [block], env, facts, group)
+        return
     rollouts = Rollouts(working.path / ROLLOUTS, environment, behaviour, arguments.seed)
     with transitions(arguments.transitions) as progress:
         rollouts.record(arguments.transitions, progress)
-    return rollouts
+    working.write(arguments.transitions, rollouts.blocks(), env, facts, group)
 
 
-def _replay(trained: Trained, env: EnvSpec, source: Handover, newest: int | None) -> Block:
-    from o2o_lightning.callbacks.recorder import read_record
-    from o2o_lightning.cli.run import say
-
+def _replay(trained: Trained, live: UnitAction, env: EnvSpec, newest: int | None) -> Block:
     state = trained.buffer()
     size = len(state["rows"]["reward"])
     if newest is not None and newest > size:
         say(f"the replay has {size:,} transitions, fewer than --transitions {newest}: all of them are written")
-    live = make_env(env.env_id, source.actor["observation_dim"], source.layout)
     live.reset(seed=0)
     record = read_record(trained.record, live, trained.env_steps)
     live.close()
@@ -177,12 +171,9 @@ def _provenance(level: str, seed: int, env: EnvSpec, source: Handover | None, fa
     if env.layout:
         metadata["obs_layout"] = ",".join(env.layout)
     if source is None:
-        return {
-            "algorithm": "random",
-            "source": "uniformly random actions, recorded by o2o-lightning",
-            "protocol": f"rollout, at most {env.horizon} steps an episode; {ENDS}",
-            **metadata,
-        }
+        origin = "uniformly random actions, recorded by o2o-lightning"
+        protocol = f"rollout, at most {env.horizon} steps an episode; {ENDS}"
+        return {"algorithm": "random", "source": origin, "protocol": protocol, **metadata}
     kind = "deterministic" if source.actor["kind"] == "deterministic" else "stochastic"
     what = f"{kind} rollout of one policy, at most {env.horizon} steps an episode"
     if level == "medium-replay":
@@ -190,9 +181,5 @@ def _provenance(level: str, seed: int, env: EnvSpec, source: Handover | None, fa
     origin = f"phase {source.phase} of o2o-lightning, in {source.env_id or 'an environment unknown'}"
     if "training_steps" in facts:
         origin = "from scratch, trained for this dataset by o2o-lightning"
-    return {
-        "algorithm": source.algorithm.upper(),
-        "source": f"{source.algorithm.upper()}, {origin}",
-        "protocol": f"{what}; next_observations stored; {ENDS}",
-        **metadata,
-    }
+    name, protocol = source.algorithm.upper(), f"{what}; next_observations stored; {ENDS}"
+    return {"algorithm": name, "source": f"{name}, {origin}", "protocol": protocol, **metadata}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +19,11 @@ TRAIN_STEPS = 1_000_000
 RECORD = "record.f32"
 REQUEST = "make.json"
 LAST = Path("online", "checkpoints", "last.ckpt")
-# Options of `o2o fit` that are set here.
-RESERVED = ("--phase", "phase", "phases", "online", "experiment", "--config", "-c", "--data.env_id", "--data.env_steps",
-            "steps.env", "--data.dataset", "dataset", "--data.mix", "--model", "--model.init_from", "--trainer.devices",
-            "--trainer.num_nodes", "--trainer.strategy", "--trainer.accelerator", "--data", "--print_config",
-            "--trainer.callbacks", "--trainer.callbacks+", "seed_everything", "data.env_id", "data.env_steps",
-            "data.dataset", "data.mix")  # fmt: skip
+# Options and keys of `o2o fit` that are set here.
+RESERVED = ("phase", "phases", "online", "experiment", "config", "c", "data.env_id", "data.env_steps", "steps.env",
+            "data.dataset", "dataset", "data.mix", "model", "model.init_from", "trainer.devices", "trainer.num_nodes",
+            "trainer.strategy", "trainer.accelerator", "data", "print_config", "trainer.callbacks",
+            "trainer.callbacks+", "seed_everything")  # fmt: skip
 
 
 class Goal(NamedTuple):
@@ -40,21 +38,13 @@ class Goal(NamedTuple):
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training run.
+    """A finished training run."""
 
-    Attributes:
-        folder: its run directory.
-        env_steps: environment steps that it took.
-        goal: what was to be reached, None for the whole budget.
-        reached: whether it was.
-        curve: ``[env_steps, return, score]`` of each look at the sampled policy.
-    """
-
-    folder: Path
-    env_steps: int
-    goal: Goal | None
-    reached: bool
-    curve: list[list[float | None]]
+    folder: Path  # its run directory
+    env_steps: int  # that it took
+    goal: Goal | None  # what was to be reached, None for the whole budget
+    reached: bool  # whether it was
+    curve: list[list[float | None]]  # [env_steps, return, score] of each look at the sampled policy
 
     @property
     def checkpoint(self) -> Path:
@@ -91,17 +81,19 @@ def train(
         UserError: ``folder`` holds another training, or one that is longer than ``--train_steps``.
         Failure: the goal was not reached.
     """
+    from o2o_lightning.cli import resume
+
     steps = arguments.train_steps or TRAIN_STEPS
     request = {"env_id": env_id, "goal": goal and list(goal), "seed": arguments.seed, "device": arguments.device}
     _claim(folder, {**request, "rest": arguments.rest})
     found = _found(folder, goal)
     finished = (folder / "online" / "summary.json").exists()
-    if found is None or not (finished and (found.reached or found.env_steps >= steps)):
+    if not (found and finished and (found.reached or found.env_steps >= steps)):
         before()
         if found is None:
             _start(folder, arguments, env_id, goal, steps)
         else:
-            _continue(folder, steps)
+            resume.main([str(folder), "--data.env_steps", str(steps)])
         found = _found(folder, goal)
     assert found is not None
     if found.env_steps > steps:
@@ -143,16 +135,6 @@ def _start(folder: Path, arguments: argparse.Namespace, env_id: str, goal: Goal 
         raise
 
 
-def _continue(folder: Path, steps: int) -> None:
-    from o2o_lightning.cli import resume
-
-    here = os.getcwd()
-    try:
-        resume.main([str(folder), "--data.env_steps", str(steps)])
-    finally:
-        os.chdir(here)
-
-
 def _callback(name: str, **arguments: Any) -> list[str]:
     return [f"--trainer.callbacks+=o2o_lightning.callbacks.{name}",
             *(f"--trainer.callbacks.{key}={value}" for key, value in arguments.items())]  # fmt: skip
@@ -163,11 +145,11 @@ def _claim(folder: Path, request: dict[str, Any]) -> None:
     path = folder / REQUEST
     if path.exists():
         held = json.loads(path.read_text())
-        for name, value in request.items():
-            if held.get(name) != value:
-                raise UserError(
-                    f"--run_dir {folder}: its training has {name} {held.get(name)}, this one {value}. Pass another."
-                )
+        name = next((name for name, value in request.items() if held.get(name) != value), None)
+        if name is not None:
+            raise UserError(
+                f"--run_dir {folder}: its training has {name} {held.get(name)}, this one {request[name]}. Pass another."
+            )
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"--run_dir {folder}: it holds something else than `o2o data make`'s training. Pass another.")
     else:

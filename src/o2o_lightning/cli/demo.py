@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -65,12 +66,9 @@ def _command(phase: str, choices: list[str], run_dir: Path) -> list[str]:
 def _run(phase: str, choices: list[str], run_dir: Path) -> None:
     from o2o_lightning.cli import fit, resume
 
-    if (run_dir / phase / "summary.json").exists():
-        return
-    name, *argv = _command(phase, choices, run_dir)
-    here = os.getcwd()
-    (fit if name == "fit" else resume).main(argv)
-    os.chdir(here)  # a resumed run goes where it was begun
+    if not (run_dir / phase / "summary.json").exists():
+        name, *argv = _command(phase, choices, run_dir)
+        (fit if name == "fit" else resume).main(argv)
 
 
 def _beside(choices: list[str], run_dir: Path) -> subprocess.Popen[bytes]:
@@ -92,12 +90,10 @@ def _check_same(full: Path, overrides: list[str], rest: list[str]) -> None:
 
 def _summary_of_a_demo(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "summary.json"
-    try:
+    with contextlib.suppress(ValueError, AttributeError):
         summary: dict[str, Any] = json.loads(path.read_text())
         if {"runs", "seconds"} <= summary.keys():
             return summary
-    except (ValueError, AttributeError):
-        pass
     raise UserError(f"{path}: it is not a demo's. Pass another --run_dir.")
 
 
@@ -105,15 +101,13 @@ def _finish(run_dir: Path, arms: dict[str, Path], seconds: float) -> None:
     from o2o_lightning.checkpoint.io import write_json
     from o2o_lightning.report.curve import plot_curves
 
-    summaries: dict[str, Any] = {
-        name: json.loads((path / "online" / "summary.json").read_text()) for name, path in arms.items()
-    }
+    runs = {name: json.loads((path / "online" / "summary.json").read_text()) for name, path in arms.items()}
     # a demo that was interrupted has taken longer than its last command
     seconds = max(seconds, json.loads((arms["o2td3"] / "summary.json").read_text())["seconds"])
-    summary = {"seconds": round(seconds, 1), "runs": summaries}
-    curves = {name: found["score"]["curve"] for name, found in summaries.items()}
-    title = f"{summaries['o2td3']['env_id']}, {summaries['o2td3']['dataset']}"
-    plot_curves(curves, run_dir / "curve.png", summaries["o2td3"]["score"]["offline"], title, "D4RL score")
+    summary, full = {"seconds": round(seconds, 1), "runs": runs}, runs["o2td3"]
+    curves = {name: found["score"]["curve"] for name, found in runs.items()}
+    title = f"{full['env_id']}, {full['dataset']}"
+    plot_curves(curves, run_dir / "curve.png", full["score"]["offline"], title, "D4RL score")
     write_json(run_dir / "summary.json", summary)
     _show(summary, run_dir)
 
@@ -131,7 +125,3 @@ def _show(summary: dict[str, Any], run_dir: Path) -> None:
         table.add_row(names[name], *shown, f"{found['env_steps']:,}")
     Console().print(table)
     say(f"{summary['seconds'] / 60:.1f} minutes; curves in {run_dir}/curve.png, numbers in summary.json")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -63,8 +63,7 @@ def main(argv: list[str]) -> int:
     if wants_help:
         phase_help(command)
         return 0
-    printing = command.named("print_config")
-    command = command.without("print_config")
+    printing, command = command.named("print_config"), command.without("print_config")
     if printing and command.phase == "all":
         raise UserError(f"--print_config prints one phase. Add --phase {', '.join(PHASES)}.")
     if printing and printing[-1].value is not None:

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -89,7 +89,7 @@ class PhaseCLI(LightningCLI):
     def __init__(self, config: dict[str, Any], options: Iterable[str] = (), files: Iterable[str] = ()) -> None:
         quiet()
         self.files, self.composed = list(files), config
-        laid_over = [self._read(file) for file in self.files]
+        laid_over = [str(yaml.safe_dump(config, sort_keys=False)), *(self._read(file) for file in self.files)]
         super().__init__(
             model_class=Phase,
             datamodule_class=OfflineData,
@@ -100,7 +100,7 @@ class PhaseCLI(LightningCLI):
             run=False,
             parser_kwargs={"allow_abbrev": False, "exit_on_error": False, "prog": "o2o fit"},
             # later arguments win: what is typed beats the user's files, and these beat what Hydra composed
-            args=[*(f"--config={file}" for file in (_dump(config), *laid_over)), *options],
+            args=[*(f"--config={file}" for file in laid_over), *options],
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -119,7 +119,7 @@ class PhaseCLI(LightningCLI):
             content["model"] = held(resolve_name(composed["class_path"]).phase, model, composed)
         except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError, ImportError):
             return file  # LightningCLI says what is wrong with it
-        return _dump(content)
+        return str(yaml.safe_dump(content, sort_keys=False))
 
     def instantiate_classes(self) -> None:
         """Nothing yet."""
@@ -131,7 +131,7 @@ class PhaseCLI(LightningCLI):
     def build(self, run_dir: Path, phase: str, command: dict[str, Any] | None = None) -> Built:
         """Seeds, and instantiates trainer, phase and data; ``command`` is what the run's plan remembers."""
         written = self.written()
-        self.config = cast(Namespace, _substitute(self.config, {"$RUN_DIR": str(run_dir), "$PHASE": phase}))
+        self.config = cast(Namespace, _substitute(self.config, str(run_dir), phase))
         if self.config["trainer.enable_progress_bar"] is False:
             bar, callbacks = f"{PhaseProgress.__module__}.{PhaseProgress.__name__}", self.config["trainer.callbacks"]
             self.config["trainer.callbacks"] = [item for item in callbacks or () if item["class_path"] != bar]
@@ -139,8 +139,6 @@ class PhaseCLI(LightningCLI):
             raise UserError("--trainer.strategy ddp_spawn: data and environments can't be sent to a process. Pass ddp.")
         try:
             super().instantiate_classes()
-        except UserError:
-            raise
         except BAD_INPUT as error:
             raise UserError(instantiation_message(error)) from error
         model = self.model
@@ -177,10 +175,6 @@ def from_another_process(error: Exception) -> Exception:
     return (Failure if kind in ("Failure", "NonFinite") else UserError)(message)
 
 
-def _dump(config: dict[str, Any]) -> str:
-    return str(yaml.safe_dump(config, sort_keys=False))
-
-
 def quiet() -> None:
     """Silences what Lightning and its parts say of themselves; warnings that concern the user still come."""
     for name in ("pytorch", "pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
@@ -194,15 +188,12 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _substitute(value: Any, places: dict[str, str]) -> Any:
+def _substitute(value: Any, run_dir: str, phase: str) -> Any:
     if isinstance(value, str):
-        for place, actual in places.items():
-            value = value.replace(place, actual)
-        return value
-    if isinstance(value, Namespace):
-        return Namespace(_substitute(vars(value), places))  # type: ignore[no-untyped-call]
-    if isinstance(value, Mapping):
-        return {key: _substitute(item, places) for key, item in value.items()}
+        return value.replace("$RUN_DIR", run_dir).replace("$PHASE", phase)
     if isinstance(value, list):
-        return [_substitute(item, places) for item in value]
+        return [_substitute(item, run_dir, phase) for item in value]
+    if isinstance(value, dict | Namespace):
+        items = value if isinstance(value, dict) else vars(value)
+        return type(value)({key: _substitute(item, run_dir, phase) for key, item in items.items()})
     return value

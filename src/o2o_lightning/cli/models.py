@@ -29,17 +29,10 @@ HOLDERS = {
 ON_POLICY = "o2o_lightning.phases.on_policy.OnPolicy"
 # What version 0.1 wrote into configuration files: one class for a phase and its method
 FORMER = {
-    "AWAC": "awac.AWAC",
-    "BC": "bc.BC",
-    "CQL": "cql.CQL",
-    "DT": "dt.DT",
-    "IQL": "iql.IQL",
-    "ODT": "odt.ODT",
-    "TD3BC": "td3_bc.TD3BC",
-    "ClonePolicy": "clone.Clone",
+    **{name: f"{name.lower()}.{name}" for name in ("AWAC", "BC", "CQL", "DT", "IQL", "ODT")},
+    **{"TD3BC": "td3_bc.TD3BC", "ClonePolicy": "clone.Clone", "OnlinePPO": "o2.ppo.Online"},
     **{f"{phase}{name}": f"o2.{name.lower()}.{phase}" for phase in ("Align", "Online") for name in ("SAC", "TD3")},
     **{f"Reevaluate{name}": f"o2.{name.lower()}.Reevaluate" for name in ("PPO", "SAC", "TD3")},
-    "OnlinePPO": "o2.ppo.Online",
 }
 
 
@@ -79,9 +72,8 @@ def held(phase: str, model: dict[str, Any], composed: dict[str, Any] | None = No
         holder, method = ON_POLICY if found.on_policy else HOLDERS[phase], {"class_path": holder}
     if method is None or "method" in given:
         return model
-    own = {name: value for name, value in given.items() if accepts(holder, name)}
-    rest = {name: value for name, value in given.items() if name not in own}
-    method = {"class_path": method["class_path"], "init_args": rest}
+    own = {name: given.pop(name) for name in [*given] if accepts(holder, name)}
+    method = {"class_path": method["class_path"], "init_args": given}
     return {"class_path": holder, "init_args": {**own, "method": method}}
 
 
@@ -108,12 +100,10 @@ def place(name: str, config: dict[str, Any]) -> str | None:
     return next((f"{at}.{name[len(match[1]) + 1 :]}" for at in where), None)
 
 
-def value_of(name: str, config: dict[str, Any]) -> Any:
+def value_of(part: str, argument: str, config: dict[str, Any]) -> Any:
     """What the option ``model.x`` or ``data.x``, which the phase knows, is unless it is typed."""
-    match = ARGUMENT.match(name)
-    assert match is not None
-    owner = next(o for o in owners(match[1], config).values() if accepts(o["class_path"], match[2]))
-    return (owner.get("init_args") or {}).get(match[2], default(owner["class_path"], match[2]))
+    owner = next(owner for owner in owners(part, config).values() if accepts(owner["class_path"], argument))
+    return (owner.get("init_args") or {}).get(argument, default(owner["class_path"], argument))
 
 
 def said(config: dict[str, Any]) -> dict[str, str]:

@@ -130,11 +130,8 @@ def with_cloning(command: Command, phases: list[str]) -> tuple[list[str], str | 
     if "clone" in phases:
         return phases, None
     kind = None if command.start is None else str(read_handover(command.start).actor["kind"])
-    typed = {
-        name.removeprefix("model."): yaml.safe_load(value)
-        for name, value in command.values.items()
-        if name.startswith("model.")
-    }
+    model = [name for name in command.values if name.startswith("model.")]
+    typed = {name.removeprefix("model."): yaml.safe_load(command.values[name]) for name in model}
     for i, phase in enumerate(phases):
         model = compose(phase, command)["model"]
         if "class_path" not in model:

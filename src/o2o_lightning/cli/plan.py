@@ -151,7 +151,6 @@ def _takers(command: Command, option: Option, configs: dict[str, dict[str, Any]]
         return phases
     knowing = [phase for phase in phases if place(option.name, configs[phase]) is not None]
     if not knowing:
-        name = name.partition(".")[0]
         names = [key for config in configs.values() for key in known(part, config)]
         raise UserError(f"--{part}.{name}: no phase has such an option{did_you_mean(name, names)} See `o2o fit -h`.")
     if option.name != "model.init_from":
@@ -171,7 +170,7 @@ def _shared(name: str, configs: dict[str, dict[str, Any]]) -> str | None:
     if match is None or name == "model.init_from" or any(place(name, config) is None for config in configs.values()):
         return None
     part, argument = match.groups()
-    values = {phase: value_of(name, config) for phase, config in configs.items()}
+    values = {phase: value_of(part, argument, config) for phase, config in configs.items()}
     first = next(iter(values))
     if all(value == values[first] for value in values.values()):
         return None

@@ -11,7 +11,7 @@ import numpy as np
 
 from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
 from o2o_lightning.cli.policy_import import facts_of, import_policy, read
-from o2o_lightning.cli.show import say, show_facts
+from o2o_lightning.cli.show import refuse_existing, say, show_facts
 from o2o_lightning.envs.make import env_spec, foreign_id
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.decision_transformer import SequencePolicy
@@ -25,17 +25,17 @@ FAMILIES = ("deterministic", "gaussian", "squashed_gaussian")
 def main(argv: list[str]) -> int:
     """Runs ``o2o policy ARGV`` and returns the exit code."""
     arguments, rest = _parser().parse_known_args(argv)
-    if rest and arguments.run not in (_clone, _import):
+    if rest and arguments.command not in ("clone", "import"):
         raise UserError(f"o2o policy: '{rest[0]}' is no option of it. See `o2o policy -h`.")
     arguments.rest = rest
-    code: int = arguments.run(arguments)
-    return code
+    runs = {"import": _import, "clone": _clone, "export": _export, "inspect": _inspect}
+    return runs[arguments.command](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="o2o policy", description=__doc__)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    source = argparse.ArgumentParser(add_help=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    source, place = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
     source.add_argument("file", metavar="FILE", help="a policy file, or module:function")
     source.add_argument("--format", default="auto", choices=FORMATS, help="default: by what the file holds")
     source.add_argument("--normalizer", help="observation statistics: JSON, NPZ or VecNormalize's pickle; none")
@@ -43,7 +43,6 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--family", choices=FAMILIES, help="of a plain state dict, or of the clone of a black box")
     source.add_argument("--mean", choices=("tanh", "linear"), help="of a Gaussian, where the file does not tell")
     source.add_argument("--time_feature", type=float, help="value for a remaining-time input that the dataset lacks")
-    place = argparse.ArgumentParser(add_help=False)
     place.add_argument("--dataset", "--data.dataset", dest="dataset", help="states to compare in, and actions' bounds")
     place.add_argument("--env_id", "--data.env_id", dest="env_id", help="environment to evaluate in")
     place.add_argument("--run_dir", help="where results go")
@@ -53,12 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument("--states", type=int, help="states of the comparison (default: 1000)")
     bring.add_argument("--episodes", "--data.eval_episodes", dest="episodes", type=int, help="default: 10")
     bring.add_argument("--seed", "--data.eval_seed", dest="seed", type=int, help="of their starts; default: 1000")
-    bring.set_defaults(run=_import)
 
-    clone = commands.add_parser(
-        "clone", parents=[source, place], help="distil any policy on a dataset's states; takes options of `o2o fit`"
-    )
-    clone.set_defaults(run=_clone)
+    distilled = "distil any policy on a dataset's states; takes options of `o2o fit`"
+    commands.add_parser("clone", parents=[source, place], help=distilled)
 
     export = commands.add_parser("export", help="a checkpoint's policy as one file: raw observations to native actions")
     export.add_argument("file", metavar="CKPT", help="a checkpoint of any phase")
@@ -66,11 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", help="file to write; must not exist (default: policy.pt2 or policy.onnx beside CKPT)")
     export.add_argument("--policy", default="actor", choices=("actor", "reference", "offline"), help="default: actor")
     export.add_argument("--env_id", "--data.env_id", dest="env_id", help="whose action bounds (default: CKPT's own)")
-    export.set_defaults(run=_export)
 
     inspect = commands.add_parser("inspect", parents=[source], help="what a policy file or checkpoint holds")
     inspect.add_argument("--json", action="store_true", help="print JSON")
-    inspect.set_defaults(run=_inspect)
     return parser
 
 
@@ -79,10 +73,8 @@ def _import(arguments: argparse.Namespace) -> int:
     if format in black_box.FORMATS:
         say(f"{arguments.file}: {format} ({reason}). It is a black box: cloning it")
         return _run_clone(arguments, format)
-    for name, value in DEFAULTS.items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
-    return import_policy(arguments, format, reason)
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    return import_policy(argparse.Namespace(**{**vars(arguments), **DEFAULTS, **given}), format, reason)
 
 
 def _format(arguments: argparse.Namespace) -> tuple[str, str]:
@@ -137,15 +129,13 @@ def _export(arguments: argparse.Namespace) -> int:
     source = read_handover(arguments.file)
     suffix = "pt2" if arguments.format == "torch" else "onnx"
     target = Path(arguments.out or Path(arguments.file).parent / f"policy.{suffix}")
-    if target.exists():
-        raise UserError(f"{target}: it exists, and nothing is written over. Pass another --out.")
+    refuse_existing("--out", target)
     if arguments.policy == "reference" and not source.has("reference"):
         raise UserError(f"checkpoint {arguments.file}: it holds no reference policy. Pass --policy actor.")
-    normalizer = source.build_normalizer()
     policy = source.build_policy("offline_actor" if arguments.policy == "offline" else arguments.policy)
     sizes = (policy.spec.observation_dim, policy.spec.action_dim)
     env_id = arguments.env_id or foreign_id(source.env_id, f"checkpoint {arguments.file}")
-    low, high = -np.ones(sizes[1], np.float32), np.ones(sizes[1], np.float32)
+    low, high, units = -np.ones(sizes[1], np.float32), np.ones(sizes[1], np.float32), "[-1, 1]"
     if env_id is not None:
         env = env_spec(env_id, sizes[0], source.layout)
         if env.action_dim != sizes[1]:
@@ -153,10 +143,9 @@ def _export(arguments: argparse.Namespace) -> int:
                 f"environment {env_id}: it takes {env.action_dim} action values, the policy gives {sizes[1]}. Pass the "
                 "--env_id that belongs to the checkpoint."
             )
-        low, high = env.action_low, env.action_high
-    units = f"the units of {env_id}" if env_id is not None else "[-1, 1]"
+        low, high, units = env.action_low, env.action_high, f"the units of {env_id}"
     kind = DeployedSequence if isinstance(policy, SequencePolicy) else DeployedActor
-    deployed = kind(policy, normalizer, low, high)
+    deployed = kind(policy, source.build_normalizer(), low, high)
     apart = export(deployed, target, arguments.format)
     for line in deployed.described(units):
         say(f"{target}: {line}")
@@ -165,7 +154,12 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    facts = _checkpoint_facts(arguments.file) if _is_checkpoint(arguments.file) else _file_facts(arguments)
+    if _is_checkpoint(arguments.file):
+        facts = _checkpoint_facts(arguments.file)
+    elif (found := _format(arguments))[0] in black_box.FORMATS:
+        facts = {"file": arguments.file, "format": found[0], "recognised_by": found[1], "notes": ["a black box"]}
+    else:
+        facts = facts_of(read(arguments, found[0]), *found)
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return 0
@@ -175,27 +169,12 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _file_facts(arguments: argparse.Namespace) -> dict[str, Any]:
-    format, reason = _format(arguments)
-    if format in black_box.FORMATS:
-        return {"file": arguments.file, "format": format, "recognised_by": reason, "notes": ["a black box"]}
-    return facts_of(read(arguments, format), format, reason)
-
-
 def _checkpoint_facts(file: str) -> dict[str, Any]:
     source = read_handover(file)
     nets = ("actor", "offline_actor", "target_actor", "reference", "critic", "target_critic", "value")
     return {
-        "file": file,
-        "format": "o2o checkpoint",
-        "phase": source.phase,
-        "algorithm": source.algorithm,
-        **source.actor,
-        "normalizer": describe(source.build_normalizer()),
-        "env_id": source.env_id,
-        "dataset": source.manifest.get("source"),
-        "networks": [name for name in nets if source.has(name)],
-        "scores": source.scores,
-        "returns": source.returns,
-        "versions": source.versions,
-    }
+        "file": file, "format": "o2o checkpoint", "phase": source.phase, "algorithm": source.algorithm, **source.actor,
+        "normalizer": describe(source.build_normalizer()), "env_id": source.env_id,
+        "dataset": source.manifest.get("source"), "networks": [name for name in nets if source.has(name)],
+        "scores": source.scores, "returns": source.returns, "versions": source.versions,
+    }  # fmt: skip

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from o2o_lightning.checkpoint.handover import KEY, Handover
-from o2o_lightning.cli.show import say
+from o2o_lightning.checkpoint.io import save_atomically, write_json
+from o2o_lightning.cli.show import refuse_existing, say
 from o2o_lightning.data.raw import RawDataset
 from o2o_lightning.data.spec import load_raw
 from o2o_lightning.envs.episodes import Evaluator
@@ -27,12 +28,10 @@ TOLERANCE = 3e-5  # two orders of float32 sums, in states far outside the data, 
 
 def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> int:
     """Imports a policy whose format is no black box; reports parity and score."""
-    from o2o_lightning.checkpoint.io import save_atomically, write_json
-
     if arguments.rest:
         raise UserError(f"o2o policy import: '{arguments.rest[0]}' is no option of it. See `o2o policy import -h`.")
     policy = read(arguments, format)
-    target = _target(arguments)
+    target, summary = _places(arguments)
     env_id = arguments.env_id or foreign_id(policy.env_id, f"policy {policy.file}")
     spec = arguments.dataset or (arguments.file if format == "d4rl" else None)
     raw = None if spec is None else load_raw(spec, env_id=arguments.env_id)
@@ -46,10 +45,10 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
     if policy.family == "gaussian" and policy.mean_kind == "linear" and policy.bounds is None and env is not None:
         _take_bounds(policy, env)
     report = _compare(arguments, policy, env, raw)
-    save_atomically(target, _checkpoint(policy, env_id, report.get("score"), raw, layout))
-    facts = facts_of(policy, format, reason) | {"env_id": env_id, "checkpoint": str(target)}
-    facts = {"phase": "import", **facts, **report}
-    write_json(_report_of(target, arguments), facts)
+    save_atomically(target, _checkpoint(policy, env_id, report.get("score"), raw))
+    found = facts_of(policy, format, reason) | {"env_id": env_id, "checkpoint": str(target)}
+    facts = {"phase": "import", **found, **report}
+    write_json(summary, facts)
     _print_import(policy, facts, reason)
     return 0
 
@@ -60,20 +59,16 @@ def read(arguments: argparse.Namespace, format: str) -> ImportedPolicy:
     return read_policy(arguments.file, format, **{name: getattr(arguments, name) for name in options})
 
 
-def _target(arguments: argparse.Namespace) -> Path:
+def _places(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """Where the checkpoint and its report go."""
     if arguments.out is None and arguments.run_dir is None:
         raise UserError("o2o policy import: no place for the result. Pass --run_dir DIR or --out FILE.ckpt.")
-    target = Path(arguments.out or Path(arguments.run_dir) / "import" / "checkpoints" / "last.ckpt")
+    target = Path(arguments.out or Path(arguments.run_dir, "import", "checkpoints", "last.ckpt"))
     if target.suffix == ".json":
         raise UserError(f"--out {target}: the report goes there. Pass --out FILE.ckpt.")
-    for path in (target, _report_of(target, arguments)):
-        if path.exists():
-            raise UserError(f"{path}: it exists, and nothing is written over. Pass another --run_dir or --out.")
-    return target
-
-
-def _report_of(target: Path, arguments: argparse.Namespace) -> Path:
-    return target.with_suffix(".json") if arguments.out else target.parent.parent / "summary.json"
+    report = target.with_suffix(".json") if arguments.out else target.parent.parent / "summary.json"
+    refuse_existing("--run_dir or --out", target, report)
+    return target, report
 
 
 def _check_sizes(policy: ImportedPolicy, name: str, sizes: tuple[int, int]) -> None:
@@ -86,11 +81,7 @@ def _check_sizes(policy: ImportedPolicy, name: str, sizes: tuple[int, int]) -> N
 
 
 def _checkpoint(
-    policy: ImportedPolicy,
-    env_id: str | None,
-    score: dict[str, Any] | None,
-    raw: RawDataset | None,
-    layout: tuple[str, ...],
+    policy: ImportedPolicy, env_id: str | None, score: dict[str, Any] | None, raw: RawDataset | None
 ) -> dict[str, Any]:
     """What every phase accepts where it accepts an offline policy: tensors and primitives only."""
     actor = policy.build_actor()
@@ -105,7 +96,7 @@ def _checkpoint(
         scores={} if score is None else {"offline": score["score"]},
         returns={} if score is None else {"offline": score["return_mean"]},
         versions=library_versions(),
-        layout=list(layout),
+        layout=[] if raw is None else list(raw.layout),
     )
     state = {f"agent.actor.{name}": value for name, value in actor.state_dict().items()}
     return {KEY: handover.pack(), "state_dict": state}
@@ -153,14 +144,9 @@ def _parity(actions: FloatArray, source: FloatArray) -> tuple[dict[str, Any], st
     largest, rmse = float(apart.max()), float(np.sqrt(np.square(apart).mean()))
     plain, clipped = largest <= TOLERANCE, bool(np.minimum(apart, beyond).max() <= TOLERANCE)
     facts = {
-        "states": len(actions),
-        "largest": largest,
-        "rmse": rmse,
-        "clipped": clipped and not plain,
-        "same": plain or clipped,
-        "dimension": int(dimension),
-        "state": int(state),
-    }
+        "states": len(actions), "largest": largest, "rmse": rmse, "clipped": clipped and not plain,
+        "same": plain or clipped, "dimension": int(dimension), "state": int(state),
+    }  # fmt: skip
     if not facts["same"]:
         return facts, (
             f"differs: actions are up to {largest:.2g} apart, RMSE {rmse:.2g} over {len(actions):,} states, most in "

@@ -62,20 +62,22 @@ def main(argv: list[str]) -> int:
     left = [phase for phase in planned if not (run_dir / phase / "summary.json").exists()]
     if not left and lengths:
         left = ["online" if "data.env_steps" in lengths else [*planned][-1]]
+    here = os.getcwd()
     for i, phase in enumerate(left):
-        if Path(planned[phase]["cwd"]).is_dir():
-            os.chdir(planned[phase]["cwd"])  # paths of the command are relative to where it was given
         # a number of updates is meant for the phase that was interrupted, not for those that follow
         given = [change for change in changes if i == 0 or change.name != "trainer.max_steps"]
-        if (run_dir / phase / LAST).exists():
-            _continue(phase, run_dir, given)
-        else:
-            _begin(phase, planned[phase], run_dir, given)
-        if first_process():
-            write_run_summary(run_dir)
+        try:
+            if Path(planned[phase]["cwd"]).is_dir():
+                os.chdir(planned[phase]["cwd"])  # paths of the command are relative to where it was given
+            if (run_dir / phase / LAST).exists():
+                _continue(phase, run_dir, given)
+            else:
+                _begin(phase, planned[phase], run_dir, given)
+        finally:
+            os.chdir(here)
+        write_run_summary(run_dir)
     if not left:
-        if first_process():
-            write_run_summary(run_dir)  # the kill may have come just before
+        write_run_summary(run_dir)  # the kill may have come just before
         say(f"{argv[0]}: nothing to go on with, all of it is finished.")
     return 0
 
@@ -146,21 +148,17 @@ def going_on(config: Any, clock: int, versions: list[Any]) -> Any:
 
 def _changes(argv: list[str]) -> list[Option]:
     """The options of the command line; :class:`UserError` for one that would make it another run."""
-    command = split(argv)
+    command, only = split(argv), f"only {', '.join(f'--{name}' for name in SAFE)} may change."
     if command.own:
         typed = command.own[0].tokens[0]
         raise UserError(f"{typed}: the run's own directory and phases stay. Write `o2o resume RUN_DIR`.")
     if command.overrides:
-        raise UserError(f"'{command.overrides[0]}': a resumed run keeps its configuration; {_only()}")
+        raise UserError(f"'{command.overrides[0]}': a resumed run keeps its configuration; {only}")
     for option in command.options:
         name = option.name if option.phase is None else f"{option.phase}.{option.name}"
         if name not in SAFE and not name.startswith("trainer.logger"):
             raise UserError(
-                f"--{name}: it would make another run of this one; {_only()} For a new run from this policy use "
+                f"--{name}: it would make another run of this one; {only} For a new run from this policy use "
                 "`o2o fit --model.init_from CKPT`."
             )
     return command.options
-
-
-def _only() -> str:
-    return f"only {', '.join(f'--{name}' for name in SAFE)} may change."

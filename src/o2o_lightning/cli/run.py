@@ -23,6 +23,10 @@ from o2o_lightning.errors import UserError
 from o2o_lightning.launch import first_process
 
 LAST = "checkpoints/last.ckpt"
+WAITS = (
+    "--data.eval_async is left unused, each score decides on the reference policy; --model.reference.mode interval "
+    "does not ask for it"
+)
 
 
 def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, Any]) -> None:
@@ -30,7 +34,8 @@ def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, A
     check_run_dir(run_dir, [step.phase for step in steps])
     built = [step.cli.build(run_dir, step.phase, command) for step in steps]
     check(built)
-    say(*notes, *(_waits(phase) for phase in built if phase.datamodule.eval_async and phase.model.waits_for_scores))
+    waiting = [phase.model.phase for phase in built if phase.datamodule.eval_async and phase.model.waits_for_scores]
+    say(*notes, *(f"{phase}: {WAITS}" for phase in waiting))
     before: OfflineData | None = None
     while built:
         phase = built.pop(0)  # what is finished leaves the memory, but for the data that the next one learns from
@@ -39,16 +44,8 @@ def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, A
         before = phase.datamodule
         with _tidy(phase, run_dir):
             phase.fit()
-        if first_process():
-            write_run_summary(run_dir)
+        write_run_summary(run_dir)
         say(f"{phase.model.phase}: done, {run_dir / phase.model.phase / LAST}")
-
-
-def _waits(built: Built) -> str:
-    return (
-        f"{built.model.phase}: --data.eval_async is left unused, each score decides on the reference policy; "
-        "--model.reference.mode interval does not ask for it"
-    )
 
 
 @contextlib.contextmanager
@@ -73,21 +70,21 @@ def _tidy(built: Built, run_dir: Path) -> Iterator[None]:
             unlock(run_dir)
             for path in [*(folder.iterdir() if folder.exists() else ()), *new]:
                 with contextlib.suppress(OSError):
-                    path.unlink() if path.is_file() else _remove(path, inside=folder)
+                    if path.is_file():
+                        path.unlink()
+                    elif folder in path.parents:
+                        shutil.rmtree(path)
+                    else:
+                        path.rmdir()
         raise
 
 
 def _alone(run_dir: Path) -> bool:
     # two runs may have found the directory empty; what the other one has begun is not ours to remove
-    try:
+    with contextlib.suppress(Busy, OSError):
         lock(run_dir)
-    except (Busy, OSError):
-        return False
-    return True
-
-
-def _remove(path: Path, inside: Path) -> None:
-    shutil.rmtree(path) if inside in path.parents else path.rmdir()
+        return True
+    return False
 
 
 def say(*lines: str) -> None:
@@ -99,6 +96,8 @@ def say(*lines: str) -> None:
 
 def write_run_summary(run_dir: Path) -> None:
     """``RUN_DIR/summary.json``: the last finished phase's facts, with every finished phase's under ``phases``."""
+    if not first_process():
+        return
     found = {phase: run_dir / phase / "summary.json" for phase in PHASES}
     summaries = {phase: json.loads(path.read_text()) for phase, path in found.items() if path.exists()}
     last = list(summaries)[-1]

@@ -1,17 +1,27 @@
-"""What a command with one answer prints, on stdout."""
+"""What a command with one answer prints, on stdout, and where it does not write."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from o2o_lightning.errors import UserError
+
 
 def say(line: str) -> None:
     """One line for the user, however long."""
     Console(highlight=False, markup=False, soft_wrap=True).print(line)
+
+
+def refuse_existing(options: str, *paths: Path) -> None:
+    """Results are never written over; ``options`` choose another place."""
+    for path in paths:
+        if path.exists():
+            raise UserError(f"{path}: it exists, and nothing is written over. Pass another {options}.")
 
 
 def show_facts(title: str, *sections: Mapping[str, str]) -> None:

@@ -43,6 +43,7 @@ submitit_local ('o2o-lightning[slurm]'), ray ('o2o-lightning[ray]').
 
 The same command again skips what is finished and goes on with what was interrupted. Exit code 1 if a job has failed.
 """
+NO_LOGS = ("hydra/hydra_logging=disabled", "hydra/job_logging=disabled")
 PLUGINS = {"joblib": "sweep", "submitit": "slurm", "ray": "ray"}  # launchers, and the extras that install them
 # of the job that a launcher started, not of the processes that Lightning is to start
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "O2O_RUN_DIR")
@@ -102,9 +103,8 @@ class Job:
 
     def _process(self, argv: list[str], log: Path) -> int:
         command = [sys.executable, "-m", "o2o_lightning.cli.main", *argv]
-        inherited = {
-            key: value for key, value in os.environ.items() if key not in LAUNCHED and not key.startswith("SLURM_")
-        }
+        kept = [key for key in os.environ if key not in LAUNCHED and not key.startswith("SLURM_")]
+        inherited = {key: os.environ[key] for key in kept}
         with log.open("ab") as file:
             process = subprocess.Popen(command, cwd=self.cwd, env=inherited, stdout=file, stderr=subprocess.STDOUT)
         try:
@@ -165,8 +165,7 @@ def _launch(job: Job, overrides: list[str], own: list[str]) -> str | None:
     """Hands the jobs to Hydra; what the launcher itself has failed of, if it has."""
     # what Hydra itself writes: nothing into the run directories
     place = QuotedString(str(job.run_dir), Quote.single).with_quotes()
-    places = [f"hydra.sweep.dir={place}", "hydra.sweep.subdir=.hydra"]
-    places += ["hydra/hydra_logging=disabled", "hydra/job_logging=disabled"]
+    places = [f"hydra.sweep.dir={place}", "hydra.sweep.subdir=.hydra", *NO_LOGS]
     previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         _hydra().multirun("config", job, [*overrides, *places, *own], with_log_configuration=False)
@@ -209,13 +208,10 @@ def _reason(log: Path) -> str:
 
 
 def _check_launcher(tokens: list[str]) -> None:
-    for token in tokens:
-        key, _, launcher = token.partition("=")
-        name = launcher.partition("_")[0]
-        if key == "hydra/launcher" and name in PLUGINS:
-            with contextlib.suppress(ModuleNotFoundError):
-                if importlib.util.find_spec(f"hydra_plugins.hydra_{name}_launcher") is not None:
-                    continue
-            raise UserError(
-                f"{token}: its plugin is not installed. Run `pip install 'o2o-lightning[{PLUGINS[name]}]'`."
-            )
+    for token in (token for token in tokens if token.startswith("hydra/launcher=")):
+        name = token.partition("=")[2].partition("_")[0]
+        extra, found = PLUGINS.get(name), None
+        with contextlib.suppress(ModuleNotFoundError):
+            found = importlib.util.find_spec(f"hydra_plugins.hydra_{name}_launcher")
+        if extra is not None and found is None:
+            raise UserError(f"{token}: its plugin is not installed. Run `pip install 'o2o-lightning[{extra}]'`.")

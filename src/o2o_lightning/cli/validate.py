@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from o2o_lightning.cli.show import refuse_existing, say
 from o2o_lightning.errors import UserError
 
 HELP = """\
@@ -54,9 +55,9 @@ def main(name: str, argv: list[str]) -> int:
         raise UserError(f"checkpoint {path}: it names no environment to play in. Pass --data.env_id ID.")
     run_dir = Path(command.run_dir or ".")
     target = run_dir / ("actions.npz" if name == "predict" else f"{name}.json")
-    if (name == "predict" or command.run_dir) and target.exists():
-        raise UserError(f"{target}: it exists, and nothing is written over. Pass another --run_dir.")
-    data: dict[str, Any] = {"env_id": env_id, "eval_episodes": episodes, "observation_layout": source.layout}
+    if name == "predict" or command.run_dir:
+        refuse_existing("--run_dir", target)
+    data = {"env_id": env_id, "eval_episodes": episodes, "observation_layout": source.layout}
     if name == "predict":
         data["dataset"] = source.manifest.get("source")
     config["model"] = {"class_path": MODEL, "init_args": {"init_from": path}}
@@ -69,10 +70,9 @@ def main(name: str, argv: list[str]) -> int:
     built.trainer.callbacks = []  # type: ignore[attr-defined]
     if name == "predict":
         _predict(built, target)
-        return 0
-    run = built.trainer.validate if name == "validate" else built.trainer.test
-    run(built.model, datamodule=built.datamodule, verbose=False)
-    _report(name, path, built, target if command.run_dir else None)
+    else:
+        getattr(built.trainer, name)(built.model, datamodule=built.datamodule, verbose=False)
+        _report(name, path, built, target if command.run_dir else None)
     return 0
 
 
@@ -81,16 +81,10 @@ def _report(name: str, path: str, built: Any, target: Path | None) -> None:
 
     result, env_id = built.model.result, built.datamodule.env_id
     facts = {
-        "checkpoint": path,
-        "env_id": env_id,
-        "policy": built.model.which,
-        "episodes": len(result.returns),
-        "env_steps": result.env_steps,
-        "return_mean": result.return_mean,
-        "return_std": float(np.std(result.returns)),
-        "score": result.score,
-        "returns": result.returns,
-    }
+        "checkpoint": path, "env_id": env_id, "policy": built.model.which, "episodes": len(result.returns),
+        "env_steps": result.env_steps, "return_mean": result.return_mean, "return_std": float(np.std(result.returns)),
+        "score": result.score, "returns": result.returns,
+    }  # fmt: skip
     table = Table("policy", "environment", "episodes", "return", "score", title=f"o2o {name}")
     score = "–" if result.score is None else f"{result.score:.1f}"
     spread = f"{result.return_mean:.1f} ± {facts['return_std']:.1f}"
@@ -107,4 +101,4 @@ def _predict(built: Any, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     np.savez(target, actions=native.astype(np.float32))
     units = "[-1, 1]" if env is None else "the environment's own units"
-    Console().print(f"{target}: {len(native):,} actions, in {units}", markup=False, soft_wrap=True)
+    say(f"{target}: {len(native):,} actions, in {units}")
