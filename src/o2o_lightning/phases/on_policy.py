@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 from torch import Tensor
 
+from o2o_lightning.checkpoint.handover import POLICIES
 from o2o_lightning.data.rollout import RolloutData
 from o2o_lightning.methods.method import Task
 from o2o_lightning.methods.o2 import ppo as o2ppo
@@ -16,6 +17,8 @@ from o2o_lightning.phases.online import FloatArray, Online
 
 class OnPolicy(Online):
     """As :class:`~o2o_lightning.phases.online.Online`, a rollout at a time."""
+
+    accepts: ClassVar[tuple[str, ...]] = ("reevaluate", *POLICIES)
 
     def train_chunk(self, chunk: int) -> None:
         """``chunk`` environment steps, side by side; after each full rollout the updates from it."""

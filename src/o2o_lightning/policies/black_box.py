@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from o2o_lightning.policies.source import BadPolicy, read_limited, readable, rea
 ONNX_VALUES = {onnx.AttributeProto.AttributeType.Value(name) for name in (
     "FLOAT", "INT", "STRING", "TENSOR", "FLOATS", "INTS", "STRINGS",
 )}  # fmt: skip
+ELSEWHERE = "weights in another file"
 Function = Callable[[FloatArray], Any]
 
 
@@ -82,11 +84,13 @@ def _callable(spec: str) -> Function:
 
 
 def load_onnx(spec: str) -> Function:
-    """The function of an ONNX file, run by ONNX's reference in NumPy."""
+    """The function of an ONNX file, run by ONNX's reference; by ONNX Runtime, if it is there, where only that can."""
     content = read_limited(Path(spec))
     with readable("it is no ONNX file that can be read", "Export it again."):
         model = onnx.load_model_from_string(content)
         if reason := _not_run(model):
+            if reason != ELSEWHERE and find_spec("onnxruntime") is not None:
+                return _onnxruntime(content)
             raise BadPolicy(
                 f"it has {reason}, so it was not loaded. Export it again as one file of plain operators, or wrap it in "
                 "a Python function and clone that: `o2o policy clone module:function`."
@@ -103,14 +107,23 @@ def load_onnx(spec: str) -> Function:
     return run
 
 
+def _onnxruntime(content: bytes) -> Function:
+    import onnxruntime  # type: ignore[import-not-found,unused-ignore]
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda observation: session.run(None, {name: observation})[0]
+
+
 def _not_run(model: onnx.ModelProto) -> str | None:
     """What a policy's graph does without: without loops it ends, and no other file is opened."""
     attributes = [attribute for node in model.graph.node for attribute in node.attribute]
     tensors = [*model.graph.initializer, *(attribute.t for attribute in attributes)]
+    foreign = any(node.domain not in ("", "ai.onnx") for node in model.graph.node)
     reasons = {
-        "functions or operators that are not ONNX's own": model.functions or any(n.domain for n in model.graph.node),
+        "functions or operators that are not ONNX's own": model.functions or foreign,
         "loops, branches or sparse tensors": any(attribute.type not in ONNX_VALUES for attribute in attributes),
-        "weights in another file": any(tensor.data_location or tensor.external_data for tensor in tensors),
+        ELSEWHERE: any(tensor.data_location or tensor.external_data for tensor in tensors),
     }
     return next((text for text, holds in reasons.items() if holds), None)
 
