@@ -274,7 +274,7 @@ def test_clipped_actions_have_the_unclipped_normals_density_and_numpy_acts_as_to
     torch.manual_seed(0)
     actor = GaussianActor(S, A, HIDDEN)
     observation = torch.randn(4000, S)
-    action = torch.from_numpy(actor.sample(observation.numpy(), np.random.default_rng(0)))
+    action = torch.from_numpy(actor.explore(observation.numpy(), np.random.default_rng(0)))
     assert float(action.abs().max()) == 1.0 and float((action.abs() == 1.0).float().mean()) > 0.2  # σ is 1 at first
     mean, log_std = actor(observation)
     torch.testing.assert_close(actor.log_prob(observation, action), plain.log_density(action, mean, log_std))

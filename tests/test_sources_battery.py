@@ -228,8 +228,8 @@ def test_a_nan_in_a_batch_is_named_and_reaches_no_checkpoint(
     made: Made, pendulum: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     column = made.source.learns_from
-    owner = TrajectoryData if column == "return_to_go" else OfflineData
-    prepare = owner.prepare
+    owner, name = (TrajectoryData, "prepare") if column == "return_to_go" else (OfflineData, "prepare_rows")
+    prepare = getattr(owner, name)
 
     def spoilt(self: Any, *arguments: Any) -> Any:
         batch = prepare(self, *arguments)
@@ -237,7 +237,7 @@ def test_a_nan_in_a_batch_is_named_and_reaches_no_checkpoint(
             batch[column] = torch.full_like(batch[column], math.nan)
         return batch
 
-    monkeypatch.setattr(owner, "prepare", spoilt)
+    monkeypatch.setattr(owner, name, spoilt)
     assert fit(made.source, pendulum, tmp_path / "run") == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"update 1: batch['{column}']" in error

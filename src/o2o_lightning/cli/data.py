@@ -129,7 +129,7 @@ def _list(arguments: argparse.Namespace) -> int:
     from o2o_lightning.envs.scores import reference_scores
 
     rows = [
-        {**vars(entry), "reference": reference_scores(entry.spec) or reference_scores(entry.env_id or "")}
+        {**entry._asdict(), "reference": reference_scores(entry.spec) or reference_scores(entry.env_id or "")}
         for entry in list_specs()
     ]
     if arguments.json:
