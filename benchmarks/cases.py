@@ -110,7 +110,8 @@ def _set_up(data: Any) -> Any:
 
 def chunked(data: OfflineData) -> Iterator[TensorDictBase]:
     """The batches of the offline phases, drawn and gathered a chunk at a time."""
-    for chunk in OfflineStream(data.draw, lambda: 0, 10**9, data.batch_size, CHUNK, ()):
+    stream = {"clock": lambda: 0, "total": 10**9, "chunk": CHUNK, "cadences": ()}
+    for chunk in OfflineStream(data.draw, data.batch_size, **stream):
         yield from chunk
 
 
