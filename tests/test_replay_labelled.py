@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,3 +97,11 @@ def test_a_buffer_that_begins_with_rows_without_a_return_is_refused(fit: Any, pe
             lambda: Online(CalQL(**SIZES)),
             lambda: OnlineData(dataset=pendulum, env_steps=10, mix="all", batch_size=32, eval_episodes=1),
         )
+
+
+def test_processes_whose_episodes_end_apart_are_refused(pendulum: str) -> None:
+    data = OnlineData(dataset=pendulum, env_steps=10, batch_size=32)
+    module = Online(CalQL(**SIZES))
+    data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=2)
+    with pytest.raises(UserError, match=r"--trainer\.devices: cal_ql"):
+        data.setup("fit")

@@ -73,6 +73,11 @@ class OnlineData(InteractingData):
                 f"--data.mix {self.mix}: {method.name} needs each row's return, and the online buffer would begin with "
                 "rows that have none. Pass --data.mix half, or none."
             )
+        if self.ranks.count > 1:
+            raise UserError(
+                f"--trainer.devices: {method.name} learns online from episodes that have ended, and the processes' end at "
+                "different steps. Pass --trainer.devices 1."
+            )
 
         def label(reward: Tensor, terminated: Tensor, truncated: Tensor) -> Tensor:
             mapped = reward * self.rewards.scale + self.rewards.shift
