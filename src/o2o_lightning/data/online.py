@@ -75,8 +75,8 @@ class OnlineData(InteractingData):
             )
         if self.ranks.count > 1:
             raise UserError(
-                f"--trainer.devices: {method.name} learns online from episodes that have ended, and the processes' end at "
-                "different steps. Pass --trainer.devices 1."
+                f"--trainer.devices: {method.name} learns online from episodes that have ended, and those of several "
+                "processes end at different steps. Pass --trainer.devices 1."
             )
 
         def label(reward: Tensor, terminated: Tensor, truncated: Tensor) -> Tensor:
