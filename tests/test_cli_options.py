@@ -21,6 +21,7 @@ import pytest
 import yaml
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 
+from o2o_lightning.callbacks.metrics import MetricsFile
 from o2o_lightning.callbacks.progress import PhaseProgress
 from o2o_lightning.cli.command import split
 from o2o_lightning.cli.compose import groups
@@ -210,6 +211,11 @@ def test_an_argument_without_a_default_in_yaml_can_be_added_for_one_phase() -> N
 
 FORMER = """
 seed_everything: 0
+trainer:
+  logger:
+    class_path: o2o_lightning.report.metrics.MetricsFile
+    init_args:
+      save_dir: elsewhere
 model:
   class_path: o2o_lightning.phases.{name}
   init_args:
@@ -238,6 +244,8 @@ def test_a_file_of_version_0_1_sets_its_options(named: bool, tmp_path: Path) -> 
     assert {"stop", "init_from", "convergence"} <= model.keys() and "actor_lr" not in model
     assert model["convergence"]["every"] == 7 and model["convergence"]["window"] == 5
     assert config["data"]["init_args"]["batch_size"] == 64
+    logger = config["trainer"]["logger"]
+    assert (resolve_name(logger["class_path"]), logger["init_args"]["save_dir"]) == (MetricsFile, "elsewhere")
 
 
 @pytest.mark.parametrize(

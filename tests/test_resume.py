@@ -132,6 +132,22 @@ def test_a_phase_without_a_checkpoint_takes_the_length_that_resume_is_given(refe
     assert json.loads((folder / "summary.json").read_text())["env_steps"] == 33
 
 
+def test_a_phase_that_version_0_1_began_is_refused_in_one_line_and_left_as_it_is(references, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(reference_of(references, "O2TD3"), folder)
+    (folder / "online" / "summary.json").unlink()
+    last, config = folder / "online" / "checkpoints" / "last.ckpt", folder / "online" / "config.yaml"
+    found = torch.load(last, weights_only=True)
+    found["state_dict"] = {f"agent.{name.partition('.')[2]}": value for name, value in found["state_dict"].items()}
+    torch.save(found, last)
+    config.write_text(config.read_text().replace("phases.online.Online", "phases.OnlineTD3"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert main(["resume", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "version 0.1 began this phase" in said
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_phase_begun_anew_follows_the_command_that_was_given_last(tmp_path):
     first = {"phase": "all", "phases": ["offline", "reevaluate", "align", "online"], "overrides": [], "options": [],
              "cwd": "/"}  # fmt: skip

@@ -36,6 +36,7 @@ from o2o_lightning.ranks import lost
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 set_parsing_settings(subclasses_enabled=[Method])  # a dataclass that is more than its fields
 PARTS = ("model", "data")
+FORMER_LOGGER = ("o2o_lightning.report.metrics.", "o2o_lightning.callbacks.metrics.")  # as version 0.1 wrote it
 BAD_INPUT = (ArgumentError, MisconfigurationException, ModuleNotFoundError, TypeError, ValueError)
 LOST = "another process of this run has ended; its own line says why. `o2o resume RUN_DIR` goes on from the checkpoint."
 
@@ -114,9 +115,10 @@ class PhaseCLI(LightningCLI):
     def _read(self, file: str) -> str:
         """A file with its options of the model sorted into the phase's and the method's; itself where it has none."""
         try:
-            content = yaml.safe_load(Path(file).read_text())
-            model, composed = content["model"], self.composed["model"]
-            content["model"] = held(resolve_name(composed["class_path"]).phase, model, composed)
+            content = yaml.safe_load(Path(file).read_text().replace(*FORMER_LOGGER))
+            if "model" in content:
+                composed = self.composed["model"]
+                content["model"] = held(resolve_name(composed["class_path"]).phase, content["model"], composed)
         except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError, ImportError):
             return file  # LightningCLI says what is wrong with it
         return str(yaml.safe_dump(content, sort_keys=False))

@@ -113,6 +113,11 @@ def _continue(phase: str, run_dir: Path, changes: list[Option]) -> None:
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{written}: it cannot be read ({error}). Without it the run cannot go on.") from error
     found = read_checkpoint(checkpoint)
+    if any(name.startswith("agent.") for name in found["state_dict"]):
+        raise UserError(
+            f"checkpoint {checkpoint}: version 0.1 began this phase, and its training can't go on here. Finish it with "
+            f"0.1, or start anew from the phase before it: `o2o fit --phase {phase} --model.init_from CKPT`."
+        )
     clock = found["o2o_progress"]["env_steps" if phase == "online" else "updates"]
     if trainer.get("logger") is not None:
         trainer["logger"] = going_on(trainer["logger"], clock, found.get("o2o_resume", {}).get("loggers", []))
