@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import golden_cases
 import golden_configs
+from data_files import record_pendulum
 
 NAMED = 6  # differences that are named one by one
 Record = dict[str, Any]
@@ -78,7 +79,7 @@ def main() -> int:
 def run_all(folder: Path, only: str) -> tuple[dict[str, Record], list[str]]:
     """The records of the cases that were asked for, and what failed, or differs between a killed and a whole run."""
     cases = table("hopper", golden_cases.HOPPER, None)
-    cases |= table("pendulum", golden_cases.PENDULUM, golden_cases.pendulum(folder / "pendulum.hdf5"))
+    cases |= table("pendulum", golden_cases.PENDULUM, record_pendulum(folder / "pendulum.hdf5", 60, 8))
     killed = {name for name in golden_cases.KILLED if only in f"kill/{name}"}
     needed = {name for name in cases if only in name} | killed
     for name in reversed(cases):  # each starts from one above it

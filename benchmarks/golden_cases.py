@@ -1,13 +1,6 @@
-"""The cases of golden.py, and the second dataset that they run on."""
+"""The cases of golden.py."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
-import gymnasium
-import h5py
-import numpy as np
 
 SMALL = [
     *(f"steps.{name}=40" for name in ("offline", "clone", "reevaluate", "align")),
@@ -121,23 +114,3 @@ KILLED = (
     "hopper/online/o2td3/utd",
     "hopper/online/o2ppo",
 )
-
-
-def pendulum(path: Path) -> Path:
-    """60 episodes of 8 random steps of Pendulum-v1, as a D4RL-style file."""
-    env = gymnasium.make("Pendulum-v1", max_episode_steps=8)
-    env.action_space.seed(0)
-    rows: dict[str, list[Any]] = {key: [] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
-    for episode in range(60):
-        observation, truncated = env.reset(seed=episode)[0], False
-        while not truncated:
-            action = env.action_space.sample()
-            successor, reward, terminated, truncated, _ = env.step(action)
-            for key, value in zip(rows, (observation, action, reward, terminated, truncated), strict=True):
-                rows[key].append(value)
-            observation = successor
-    with h5py.File(path, "w") as file:
-        for key, values in rows.items():
-            file[key] = np.array(values, np.bool_ if key in ("terminals", "timeouts") else np.float32)
-        file["metadata/env_id"] = "Pendulum-v1"
-    return path

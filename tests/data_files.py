@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import h5py
 import numpy as np
 from numpy.typing import NDArray
@@ -62,4 +63,26 @@ def write(path: Path, **changes: Any) -> Path:
         for key, value in (arrays() | changes).items():
             if value is not None:
                 file[key] = value
+    return path
+
+
+def record_pendulum(path: Path, episodes: int, steps: int) -> Path:
+    """Random actions on the real Pendulum-v1, its episodes cut by a time limit, as a D4RL-style file."""
+    env = gym.make("Pendulum-v1", max_episode_steps=steps)
+    env.action_space.seed(0)
+    rows: dict[str, list[Any]] = {key: [] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=episode)
+        truncated = False
+        while not truncated:
+            action = env.action_space.sample()
+            successor, reward, terminated, truncated, _ = env.step(action)
+            for key, value in zip(rows, (observation, action, reward, terminated, truncated), strict=True):
+                rows[key].append(value)
+            observation = successor
+    env.close()
+    with h5py.File(path, "w") as file:
+        for key, values in rows.items():
+            file[key] = np.array(values, np.bool_ if key in ("terminals", "timeouts") else np.float32)
+        file["metadata/env_id"] = "Pendulum-v1"
     return path

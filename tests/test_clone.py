@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
 import torch
+from data_files import record_pendulum
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 from o2o_lightning.checkpoint.handover import read_handover
@@ -40,23 +40,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pendulum(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1000 random steps of Pendulum-v1 in 50 episodes."""
-    path = tmp_path_factory.mktemp("data") / "pendulum.hdf5"
-    env = gym.make("Pendulum-v1", max_episode_steps=20)
-    env.action_space.seed(0)
-    rows: dict[str, list[Any]] = {key: [] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
-    for episode in range(50):
-        observation, truncated = env.reset(seed=episode)[0], False
-        while not truncated:
-            action = env.action_space.sample()
-            successor, reward, terminated, truncated, _ = env.step(action)
-            for key, value in zip(rows, (observation, action, reward, terminated, truncated), strict=True):
-                rows[key].append(value)
-            observation = successor
-    with h5py.File(path, "w") as file:
-        for key, values in rows.items():
-            file[key] = np.array(values, np.bool_ if key in ("terminals", "timeouts") else np.float32)
-        file["metadata/env_id"] = "Pendulum-v1"
-    return path
+    return record_pendulum(tmp_path_factory.mktemp("data") / "pendulum.hdf5", 50, 20)
 
 
 def fit(run_dir: Path, *arguments: Any) -> dict[str, Any]:

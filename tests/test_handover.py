@@ -89,7 +89,7 @@ def test_the_next_phase_gets_the_same_networks_and_normaliser(chain: dict[str, R
 def test_the_next_phase_keeps_the_policys_normaliser_on_another_dataset(
     chain: dict[str, Run], fit: Fit, tmp_path: Path
 ) -> None:
-    from conftest import record_pendulum
+    from data_files import record_pendulum
 
     other = record_pendulum(tmp_path / "other.hdf5", 5, 8)
     run = fit(

@@ -10,12 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import h5py
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from data_files import record_pendulum
 from lightning.pytorch.callbacks import Callback
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
@@ -39,23 +38,7 @@ VALUE = (16, 16, 16)
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     """40 episodes of 10 random steps of Pendulum, each cut by a time limit."""
-    path = tmp_path_factory.mktemp("data") / "pendulum.hdf5"
-    env = gym.make("Pendulum-v1", max_episode_steps=10)
-    env.action_space.seed(0)
-    rows: list[tuple[Any, ...]] = []
-    for episode in range(40):
-        observation, truncated = env.reset(seed=episode)[0], False
-        while not truncated:
-            action = env.action_space.sample()
-            successor, reward, terminated, truncated, _ = env.step(action)
-            rows.append((observation, action, reward, terminated, truncated))
-            observation = successor
-    names = ("observations", "actions", "rewards", "terminals", "timeouts")
-    with h5py.File(path, "w") as file:
-        for name, column in zip(names, zip(*rows, strict=True), strict=True):
-            file[name] = np.array(column, np.bool_ if name in names[3:] else np.float32)
-        file["metadata/env_id"] = "Pendulum-v1"
-    return str(path)
+    return str(record_pendulum(tmp_path_factory.mktemp("data") / "pendulum.hdf5", 40, 10))
 
 
 class Record(PhaseCallback):
