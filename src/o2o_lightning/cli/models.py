@@ -28,12 +28,13 @@ HOLDERS = {
 }
 ON_POLICY = "o2o_lightning.phases.on_policy.OnPolicy"
 # What version 0.1 wrote into configuration files: one class for a phase and its method
-FORMER = {
+_FORMER = {
     **{name: f"{name.lower()}.{name}" for name in ("AWAC", "BC", "CQL", "DT", "IQL", "ODT")},
     **{"TD3BC": "td3_bc.TD3BC", "ClonePolicy": "clone.Clone", "OnlinePPO": "o2.ppo.Online"},
     **{f"{phase}{name}": f"o2.{name.lower()}.{phase}" for phase in ("Align", "Online") for name in ("SAC", "TD3")},
     **{f"Reevaluate{name}": f"o2.{name.lower()}.Reevaluate" for name in ("PPO", "SAC", "TD3")},
 }
+FORMER = {f"o2o_lightning.phases.{old}": f"o2o_lightning.methods.{new}" for old, new in _FORMER.items()}
 
 
 def rule_of(path: str) -> type[Method]:
@@ -139,11 +140,10 @@ def argument_names(class_path: str) -> list[str]:
 
 
 def _path(model: dict[str, Any]) -> str:
-    path = model["class_path"].replace(":", ".")
+    path: str = model["class_path"].replace(":", ".")
     if path == "???":
         raise UserError("own: it is not said which rule. Pass offline=my_package.my_rule:MyRule, or online=… likewise.")
-    former = FORMER.get(path.removeprefix("o2o_lightning.phases."))
-    return f"o2o_lightning.methods.{former}" if former and path.startswith("o2o_lightning.phases.") else path
+    return FORMER.get(path, path)
 
 
 @cache

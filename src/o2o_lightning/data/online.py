@@ -80,8 +80,7 @@ class OnlineData(InteractingData):
             )
 
         def label(reward: Tensor, terminated: Tensor, truncated: Tensor) -> Tensor:
-            mapped = reward * self.rewards.scale + self.rewards.shift
-            return method.returns_to_go(mapped, terminated, truncated)  # type: ignore[no-any-return]
+            return method.returns_to_go(self.rewards(reward), terminated, truncated)  # type: ignore[no-any-return]
 
         return LabelledRing(capacity, *self.sizes(), label)
 

@@ -153,9 +153,8 @@ class Phase(L.LightningModule):
     def on_fit_start(self) -> None:
         store = self.data.store
         if store is not None and "return_to_go" in self.method.needs:
-            reward = store.leaves["reward"] * self.data.rewards.scale + self.data.rewards.shift
-            ends = store.leaves["next", "terminated"], store.leaves["next", "truncated"]
-            store.attach("return_to_go", self.method.returns_to_go(reward, *ends))
+            ends = store["next", "terminated"], store["next", "truncated"]
+            store.attach("return_to_go", self.method.returns_to_go(self.data.rewards(store["reward"]), *ends))
         self.data.precompute(self.method.cache)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -111,12 +111,12 @@ class ClonePolicy(Phase):
     def on_fit_start(self) -> None:
         data = self.states
         assert data.store is not None
-        raw = data.store.leaves["observation"]
+        raw = data.store["observation"]
         data.store.attach("teacher_action", self.teacher.label(data.store, self.device))
         rows = data.held_out_rows
         if len(rows) > HELD_OUT_STATES:
             rows = rows[:: len(rows) // HELD_OUT_STATES][:HELD_OUT_STATES]
-        observation, mode = self.normalizer(raw[rows]), data.store.leaves["teacher_action"][rows]
+        observation, mode = self.normalizer(raw[rows]), data.store["teacher_action"][rows]
         noise = torch.randn(mode.shape, generator=torch.Generator().manual_seed(0))
         held_out = (observation, mode, self.student.label_at(observation, mode, noise))
         self.held_out = cast(tuple[Tensor, Tensor, Tensor], tuple(part.to(self.device) for part in held_out))

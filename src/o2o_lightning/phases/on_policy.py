@@ -55,8 +55,9 @@ class OnPolicy(Online):
 
     def _auxiliary_weight(self) -> float | None:
         method = self.method
-        follows = isinstance(method, o2ppo.Online) and method.auxiliary_advantage
-        return cast(o2ppo.Online, method).auxiliary_weight(self.env_steps) if follows else None
+        if isinstance(method, o2ppo.Online) and method.auxiliary_advantage:
+            return method.auxiliary_weight(self.env_steps)
+        return None
 
     def _log_rollout(self, metrics: dict[str, Tensor]) -> None:
         row = self.ranks.mean_row({name: float(value) for name, value in metrics.items()})

@@ -93,7 +93,7 @@ class Teacher:
 
     def label(self, store: TransitionStore, device: torch.device) -> Tensor:
         """Deterministic actions ``[N, A]`` at every row of ``store``; networks may use ``device``."""
-        raw = store.leaves["observation"]
+        raw = store["observation"]
         return torch.cat([torch.from_numpy(self.act(raw[rows].numpy())) for rows in blocks(len(store), LABEL_BLOCK)])
 
     def player(self) -> Player:

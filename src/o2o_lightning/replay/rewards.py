@@ -24,6 +24,10 @@ class RewardMap:
         """``reward``, mapped in place."""
         return reward if self.scale == 1.0 and self.shift == 0.0 else reward.mul_(self.scale).add_(self.shift)
 
+    def __call__(self, reward: Tensor) -> Tensor:
+        """``reward`` mapped, a copy."""
+        return self.map_(reward.clone())
+
 
 def return_range_scale(store: TransitionStore) -> float:
     """1000 / (highest − lowest return), CORL's scaling of MuJoCo rewards; 1 where all returns are equal.
