@@ -1,7 +1,5 @@
 """Long columns a block at a time: a memory-mapped one is never in memory as a whole."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 BLOCK_ROWS = 65_536

@@ -1,7 +1,5 @@
 """The exceptions that reach a user as a single line instead of a traceback."""
 
-from __future__ import annotations
-
 import pickle
 import struct
 import zipfile

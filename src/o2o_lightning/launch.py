@@ -1,7 +1,5 @@
 """Which process of a run this one is, before a Trainer knows: by the variables that launchers set; what it says."""
 
-from __future__ import annotations
-
 import functools
 import os
 import sys

@@ -1,7 +1,5 @@
 """What a result depends on besides the package: libraries and processor."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version

@@ -1,7 +1,5 @@
 """Seeds of the run's random streams: each its own, in each process, all from ``--seed_everything``."""
 
-from __future__ import annotations
-
 import os
 
 

@@ -1,7 +1,5 @@
 """When checkpoints are written: ``last.ckpt`` at a cadence and at the end, ``best.ckpt`` at each best score."""
 
-from __future__ import annotations
-
 import math
 import os
 import signal

@@ -1,7 +1,5 @@
 """When a phase's measured curves have settled, and the end of the phase if it asked for that."""
 
-from __future__ import annotations
-
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any

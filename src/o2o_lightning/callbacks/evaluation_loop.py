@@ -1,7 +1,5 @@
 """When the policy is evaluated, and who hears of it."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

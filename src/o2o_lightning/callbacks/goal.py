@@ -1,7 +1,5 @@
 """Early stopping at a level of performance, as D4RL's `medium` agents."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import lightning as L

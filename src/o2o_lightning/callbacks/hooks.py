@@ -1,7 +1,5 @@
 """Hooks beyond Lightning's: after each environment step, and around each evaluation."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Protocol
 
 import lightning as L

@@ -1,7 +1,5 @@
 """``metrics.csv``: the rows of a phase, in a file that a resumed run goes on writing."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Two Rich lines a phase: where it is, how good the policy is, what the constraint does, how fast it goes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What a dataset needs of a training run and no replay buffer holds: simulator states and log-densities."""
 
-from __future__ import annotations
-
 import copy
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the constraint follows: the swap rule of the reference policy, and the threshold's schedule."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """What a phase leaves in the run directory besides metrics and checkpoints: config, manifest, summary."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from pathlib import Path

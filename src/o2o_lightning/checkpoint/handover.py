@@ -1,7 +1,5 @@
 """What one phase hands to the next: a self-describing part of every checkpoint, tensors and primitives only."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager

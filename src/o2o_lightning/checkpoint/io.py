@@ -1,7 +1,5 @@
 """Files that are either the old one or the new one, never half of either."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

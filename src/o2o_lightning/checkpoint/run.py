@@ -1,7 +1,5 @@
 """A run directory as a whole: who is writing it, and what it was asked to hold."""
 
-from __future__ import annotations
-
 import json
 import os
 from itertools import takewhile

@@ -4,8 +4,6 @@
 after the next one. So the checkpoint is the commit: whatever moment a kill chooses, it finds its own side state.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Hydra composes the defaults of a phase, from ``configs/`` and the command; LightningCLI overrides them."""
 
-from __future__ import annotations
-
 import copy
 import re
 import warnings

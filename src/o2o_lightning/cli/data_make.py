@@ -1,7 +1,5 @@
 """``o2o data make``: a first dataset from an environment alone, by D4RL's protocol."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import signal

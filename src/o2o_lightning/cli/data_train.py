@@ -1,7 +1,5 @@
 """The training run behind a dataset: SAC from scratch by ``o2o fit``, ended at a goal, continued after a kill."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

@@ -1,7 +1,5 @@
 """``o2o demo``: the whole pipeline on the embedded Hopper data, next to naive fine-tuning of the same policy."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """``o2o fit``: one phase, or all of them one after the other."""
 
-from __future__ import annotations
-
 import os
 import textwrap
 import time

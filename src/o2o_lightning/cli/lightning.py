@@ -1,7 +1,5 @@
 """LightningCLI over a composed configuration: typed, overridable, printable, and quiet about what it is made of."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

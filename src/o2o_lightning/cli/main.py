@@ -1,7 +1,5 @@
 """Entry point of ``o2o``: chooses the sub-command and turns bad input into one line and exit code 2."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Errors of Hydra and jsonargparse in one line that a user can act on: what, where, and what was probably meant."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import re

@@ -1,7 +1,5 @@
 """A recipe names a method, a phase holds it: which class takes which option."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import os

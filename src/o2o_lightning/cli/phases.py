@@ -4,8 +4,6 @@
 comes first where the family of the policy is not the one that the online algorithm needs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import yaml

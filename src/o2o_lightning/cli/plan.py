@@ -1,7 +1,5 @@
 """What ``o2o fit`` is going to run: every phase's typed configuration, checked before the first phase starts."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

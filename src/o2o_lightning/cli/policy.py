@@ -1,7 +1,5 @@
 """``o2o policy``: bring a policy of another library, turn it into another family, take one away, look at one."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

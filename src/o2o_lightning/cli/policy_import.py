@@ -1,7 +1,5 @@
 """``o2o policy import``: a policy of another library as a checkpoint, with the proof that it is the same policy."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

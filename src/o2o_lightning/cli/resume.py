@@ -1,7 +1,5 @@
 """``o2o resume``: goes on with a run that stopped, as if it had not."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

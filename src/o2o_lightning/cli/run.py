@@ -1,7 +1,5 @@
 """Running the phases that were planned, and the run directory that they leave."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

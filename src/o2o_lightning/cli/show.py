@@ -1,7 +1,5 @@
 """What a command with one answer prints, on stdout, and where it does not write."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

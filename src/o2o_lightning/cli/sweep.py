@@ -1,7 +1,5 @@
 """``o2o sweep``: `o2o fit` over seeds, datasets, methods or any other choice, by a Hydra launcher."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """``o2o validate``, ``o2o test``, ``o2o predict``: a checkpoint's policy in its environment, or on a dataset."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """From a raw dataset to the transition store: conventions, checks against the environment, statistics."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 The replay asks: is this the physics, and this the reward, that the dataset was recorded with?
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, Literal, NamedTuple

@@ -1,7 +1,5 @@
 """The DataModule of the clone phase: a dataset's states, some episodes of it held out."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ Names and URLs follow D4RL (https://github.com/Farama-Foundation/D4RL, Apache Li
 digests: the first download is trusted and its digest kept beside it, unless ``d4rl:NAME#sha256=HEX`` gives one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib

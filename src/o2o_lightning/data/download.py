@@ -1,7 +1,5 @@
 """Resumable downloads into a cache, written so that a half file is never mistaken for a whole one."""
 
-from __future__ import annotations
-
 import errno
 import http.client
 import os

@@ -1,7 +1,5 @@
 """Reads D4RL-style HDF5 files with h5py alone."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path

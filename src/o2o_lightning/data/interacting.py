@@ -1,7 +1,5 @@
 """What the DataModules that step an environment have in common."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -5,8 +5,6 @@ its own memory. The key covers the dataset's digest and what decides the rows be
 wrong, only unused; it may be deleted at any time.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -3,8 +3,6 @@
 TorchRL's own Minari reader returns zeros for local datasets, hence ``minari.load_dataset``.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The DataModule of `o2o validate`, `test` and `predict`: one evaluation, or a dataset's observations in order."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """The environment-interacting DataModule of the online phase."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 Shape letters: ``N`` rows in time order, ``S`` observation width, ``A`` action width.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

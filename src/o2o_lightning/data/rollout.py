@@ -1,7 +1,5 @@
 """The on-policy DataModule of the online phase."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Dataset specs: one string that names a dataset of any source."""
 
-from __future__ import annotations
-
 import difflib
 from pathlib import Path
 from typing import Any, NamedTuple

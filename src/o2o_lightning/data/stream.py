@@ -1,7 +1,5 @@
 """Chunks of batches for the offline phases, and what every batch goes through before a network sees it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The DataModule of sequence models: windows of episodes instead of single transitions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cached_property
 

@@ -1,7 +1,5 @@
 """Steps as compiled graphs: loss and gradients of each are one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any

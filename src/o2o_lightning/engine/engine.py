@@ -1,7 +1,5 @@
 """One update function: a method's steps in order, and who evaluates them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """Numbers that are none: found before they reach a weight, a checkpoint or an environment."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

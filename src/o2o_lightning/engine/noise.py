@@ -1,7 +1,5 @@
 """A phase's own random numbers, drawn for many updates at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any

@@ -1,7 +1,5 @@
 """Many seeds at once: every parameter and buffer is ``[S, …]``, and the same steps run on all."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ thresholds and counters are tensors, whether a loss was finite is one as well, a
 is known before they run. So a GPU gets one launch for many updates, where it would wait for hundreds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Deterministic evaluation on environments of its own, every time from the same start states."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

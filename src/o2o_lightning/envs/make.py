@@ -1,7 +1,5 @@
 """Gymnasium environments as the agents see them: flat float32 observations, actions in ``[-1, 1]``."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io

@@ -5,8 +5,6 @@ Deep Data-Driven Reinforcement Learning", 2020; https://github.com/Farama-Founda
 mean return of uniformly random actions and of an expert. All datasets of an environment share them.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Final, TypeVar
 

@@ -1,7 +1,5 @@
 """The state of a running episode: taken from an environment, and put into another instance of it, bit for bit."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Callable, Iterator

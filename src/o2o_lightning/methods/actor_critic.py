@@ -1,7 +1,5 @@
 """What the rules of an actor and its action-value critics share."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from o2o_lightning.methods.method import Learners, Method, Source, Task

@@ -1,7 +1,5 @@
 """AWAC (Nair et al. 2020, https://arxiv.org/abs/2006.09359) as CORL has it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 

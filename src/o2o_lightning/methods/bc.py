@@ -1,7 +1,5 @@
 """Behaviour cloning of the dataset, or of its best episodes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal

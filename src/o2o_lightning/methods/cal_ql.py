@@ -1,7 +1,5 @@
 """Cal-QL (Nakamoto et al. 2023, https://arxiv.org/abs/2303.05479), offline and online."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 import torch

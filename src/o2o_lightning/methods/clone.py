@@ -1,7 +1,5 @@
 """Cloning: a policy of any family becomes one of the family that the online algorithm needs (Eq. 52)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """CQL (Kumar et al. 2020, https://arxiv.org/abs/2006.04779) as CORL has it."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

@@ -1,7 +1,5 @@
 """Decision Transformer (Chen et al. 2021, https://arxiv.org/abs/2106.01345), and what its online sibling shares."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import torch

@@ -1,7 +1,5 @@
 """IQL (Kostrikov et al. 2021, https://arxiv.org/abs/2110.06169): offline, and online as it is."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Online Decision Transformer (Zheng et al. 2022, https://arxiv.org/abs/2202.05607), its offline part."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347): rounds of updates on what the policy has just done."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 

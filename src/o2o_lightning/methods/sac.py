@@ -1,7 +1,5 @@
 """SAC (Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple

@@ -1,7 +1,5 @@
 """TD3 (Fujimoto et al. 2018, https://arxiv.org/abs/1802.09477)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """TD3+BC (Fujimoto & Gu 2021, https://arxiv.org/abs/2106.06860)."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """What a policy is, and TD3's. Every actor maps normalised observations ``[B, S]`` to actions in ``[-1, 1]^A``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple

@@ -1,7 +1,5 @@
 """The policy families by name, so that a checkpoint can rebuild its policy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

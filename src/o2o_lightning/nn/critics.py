@@ -1,7 +1,5 @@
 """Value networks: ensembles of Q(s, a), and V(s)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

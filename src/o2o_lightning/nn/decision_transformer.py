@@ -7,8 +7,6 @@ this package doesn't need otherwise; they embed no time steps and add GPT-2's po
 no padding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple

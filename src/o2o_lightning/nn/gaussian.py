@@ -1,7 +1,5 @@
 """The policy of IQL and PPO: a plain Gaussian around a squashed mean."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A layer's matrix products, by whichever of torch's two libraries is the quicker one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Optimizers: Adam with less to do between its kernels, and LAMB."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 

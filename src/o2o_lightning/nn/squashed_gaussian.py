@@ -1,7 +1,5 @@
 """SAC's policy: a Gaussian squashed by tanh, with exact log-probabilities."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

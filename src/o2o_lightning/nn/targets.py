@@ -1,7 +1,5 @@
 """Target networks: hard copies and freezing."""
 
-from __future__ import annotations
-
 import copy
 from typing import TypeVar
 

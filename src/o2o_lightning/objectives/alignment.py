@@ -1,7 +1,5 @@
 """Value alignment: pull every overestimated Q below the value of the offline policy's own action, the anchor."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

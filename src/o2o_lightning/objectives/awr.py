@@ -3,8 +3,6 @@
 IQL: Kostrikov et al. 2021, https://arxiv.org/abs/2110.06169. AWAC: Nair et al. 2020, https://arxiv.org/abs/2006.09359.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

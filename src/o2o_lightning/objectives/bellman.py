@@ -1,7 +1,5 @@
 """What every value-based method shares: the bootstrap target and the squared error to it."""
 
-from __future__ import annotations
-
 from functools import reduce
 
 import torch

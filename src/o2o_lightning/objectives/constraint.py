@@ -1,7 +1,5 @@
 """Constrained fine-tuning: divergence to the reference policy, its Lagrange multiplier, its threshold."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 Shape letters: ``E`` critics, ``N`` sampled actions a state, ``B`` batch.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

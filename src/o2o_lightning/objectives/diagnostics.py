@@ -1,7 +1,5 @@
 """How well a critic and a policy agree: numbers to watch, not to descend."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -6,8 +6,6 @@ Transformer: Zheng et al. 2022, https://arxiv.org/abs/2202.05607.
 Windows of ``T`` steps are padded where an episode ends earlier; ``real`` ``[B, T]`` bool is false there.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

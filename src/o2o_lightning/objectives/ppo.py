@@ -1,7 +1,5 @@
 """PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347) and O2PPO's auxiliary advantage, Eqs. 17–18, 48, 51."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus

@@ -1,7 +1,5 @@
 """Returns-to-go of rows in time order."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """SAC (Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905): entropy-regularised actor and critics."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from o2o_lightning.objectives.bellman import least

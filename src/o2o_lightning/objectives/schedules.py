@@ -1,7 +1,5 @@
 """Schedules as functions of a clock, so that a resumed run is on the same point of the curve."""
 
-from __future__ import annotations
-
 import math
 
 

@@ -1,7 +1,5 @@
 """TD3: target-policy smoothing and the deterministic policy gradient; TD3+BC, the paper's offline source for O2TD3."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

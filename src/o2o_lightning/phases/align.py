@@ -1,7 +1,5 @@
 """Value alignment: the critic is calibrated to the offline policy, while a copy of the policy hunts its errors."""
 
-from __future__ import annotations
-
 import math
 from typing import ClassVar, cast
 

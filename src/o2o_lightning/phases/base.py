@@ -1,7 +1,5 @@
 """What all phases share: the step clock, one optimizer, noise, hand-over, evaluation."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from typing import Any, ClassVar, cast

@@ -1,7 +1,5 @@
 """Cloning: a policy of any family becomes one of the family that the online algorithm needs."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, ClassVar, cast
 

@@ -1,7 +1,5 @@
 """What re-evaluation and alignment share: they measure how far they have converged, and may end when they have."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """How a loss becomes an optimizer step."""
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any, cast
 

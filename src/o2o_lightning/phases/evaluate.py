@@ -1,7 +1,5 @@
 """``o2o validate``, ``test`` and ``predict``: a trained policy, and nothing that learns."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Literal
 
 from tensordict import TensorDictBase

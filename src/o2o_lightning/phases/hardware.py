@@ -1,7 +1,5 @@
 """What devices and precisions a phase runs on."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ParallelStrategy

@@ -1,7 +1,5 @@
 """The offline phase: a policy from the dataset alone."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, cast
 
 from o2o_lightning.data.trajectories import TrajectoryData

@@ -1,7 +1,5 @@
 """The online phase of a method that learns from rounds of its own rollouts."""
 
-from __future__ import annotations
-
 from typing import ClassVar, cast
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The online phase: the environment is stepped, and the method learns from what came of it."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, cast
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Policy re-evaluation: a fresh, optimistic critic of the offline policy, by the online evaluation rule."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from o2o_lightning.checkpoint.handover import POLICIES

@@ -4,8 +4,6 @@ A function is the user's own code, and TorchScript and ``torch.export`` files ar
 named as such, never by detection.
 """
 
-from __future__ import annotations
-
 import importlib
 import io
 import os

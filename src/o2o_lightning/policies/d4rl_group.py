@@ -1,7 +1,5 @@
 """The policy that D4RL stores inside a dataset file, the group ``metadata/policy``: read, and made."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A checkpoint's policy as one file with normalisation and action bounds inside: raw observations to native actions."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Of the graph's JSON, PyTorch evaluates sizes as expressions, executes guards, re
 modules include ``os``, imports the modules of an input's structure, and writes names into source code that it runs.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

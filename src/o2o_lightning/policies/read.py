@@ -1,7 +1,5 @@
 """Any policy file by what it holds, not by its name."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from pathlib import Path

@@ -4,8 +4,6 @@
 strings, activation and action bounds are read.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

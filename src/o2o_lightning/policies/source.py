@@ -1,7 +1,5 @@
 """A policy of another library, taken apart: plain tensors, and what they mean."""
 
-from __future__ import annotations
-
 import io
 import zipfile
 from collections.abc import Callable, Container, Iterator

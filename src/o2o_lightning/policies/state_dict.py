@@ -1,7 +1,5 @@
 """State dicts: CORL's and the paper's official checkpoints (TD3+BC, IQL, CQL, AWAC), and any plain one."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

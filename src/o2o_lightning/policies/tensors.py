@@ -1,7 +1,5 @@
 """Perceptrons found in a state dict by the names and shapes of its tensors."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import re

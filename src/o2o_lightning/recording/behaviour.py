@@ -1,7 +1,5 @@
 """What acts while a dataset is recorded, and how likely its actions were."""
 
-from __future__ import annotations
-
 import math
 from typing import Protocol
 

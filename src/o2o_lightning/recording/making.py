@@ -1,7 +1,5 @@
 """Rows of a new dataset: rollouts of a policy in files that a killed process's successor goes on with, or a replay."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

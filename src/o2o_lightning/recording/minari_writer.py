@@ -1,7 +1,5 @@
 """Writes a Minari dataset, by Minari's own means."""
 
-from __future__ import annotations
-
 import shutil
 import warnings
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The directory beside an output in which a dataset is made, until it is whole."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

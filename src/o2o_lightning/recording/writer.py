@@ -1,7 +1,5 @@
 """Writes D4RL-style HDF5 files, new ones and smaller copies: whole or not at all, and never over another one."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

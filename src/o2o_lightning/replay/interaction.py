@@ -1,7 +1,5 @@
 """The training environment's side of online learning: one step at a time, every transition into the buffer."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """What is known of a dataset once it is in the store: provenance, counts and returns."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

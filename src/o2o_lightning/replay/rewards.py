@@ -1,7 +1,5 @@
 """Reward transforms for learning; scores always use raw rewards."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The transitions of the running policy: a table whose oldest rows are overwritten first."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

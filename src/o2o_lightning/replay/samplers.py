@@ -1,7 +1,5 @@
 """How batches are drawn of a run's tables: TorchRL's samplers, which also serve training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

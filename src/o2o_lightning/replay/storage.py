@@ -1,7 +1,5 @@
 """Tables as TorchRL's storage, and the writer that goes round their ring."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

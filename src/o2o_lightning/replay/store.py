@@ -4,8 +4,6 @@ Shape letters: ``N`` transitions in time order, ``M`` of them usable for TD lear
 observation and action widths.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 Shape letters: ``T`` time steps of a window, ``…`` any batch shape.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

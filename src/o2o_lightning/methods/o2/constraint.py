@@ -1,7 +1,5 @@
 """What constrained fine-tuning is told: the multiplier, the threshold, the reference policy."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal

@@ -1,7 +1,5 @@
 """O2PPO: V fitted to the dataset's returns, then PPO with an auxiliary advantage (Eqs. 17-22)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """O2SAC: policy re-evaluation (Eq. 3), value alignment (Eqs. 10-13), constrained fine-tuning (Eqs. 36-39)."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

@@ -1,7 +1,5 @@
 """O2TD3: policy re-evaluation (Eq. 6), value alignment (Eqs. 15-16, 40-44), constrained fine-tuning (Eqs. 45-47)."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 import torch
