@@ -1,8 +1,9 @@
 # A fresh machine needs Python >= 3.10 and make; everything else goes into .venv at the first call.
 #   make demo         the whole pipeline on the embedded Hopper set, beside naive fine-tuning
 #   make test         the fast tests            make test-slow   the learning tests
-#   make lint         ruff and mypy             make all-checks  lint, test, wheel
-#   make wheel        dist/*.whl                make clean       build products and .venv, never your runs
+#   make lint         ruff and mypy             make all-checks  lint, test, wheel, docs
+#   make wheel        dist/*.whl                make docs        the site, into site/
+#   make clean        build products and .venv, never your runs
 #
 # PYTHON=python3.12 picks the interpreter. PIP_ARGS and pip's own environment variables reach pip,
 # for instance an index with CPU-only builds of torch. PIP_QUIET= shows what pip does.
@@ -20,10 +21,10 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint wheel all-checks clean
+.PHONY: help install demo test test-slow lint wheel docs all-checks clean
 
 help:
-	@sed -n '2,5s/^#   //p' Makefile
+	@sed -n '2,6s/^#   //p' Makefile
 
 install: $(STAMP)
 
@@ -57,7 +58,11 @@ lint: $(STAMP)
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel --no-isolation
 
-all-checks: lint test wheel
+docs: $(STAMP)
+	@$(BIN)/python -m pip install $(PIP_QUIET) --disable-pip-version-check --no-input $(PIP_ARGS) -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+all-checks: lint test wheel docs
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(VENV)
