@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from o2o_lightning.cli.main import main
 from o2o_lightning.data.mapped import load_store
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies.black_box import black_box, load_onnx
+from o2o_lightning.policies.export import onnx_model
 from o2o_lightning.policies.source import BadPolicy
 
 STATES = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
@@ -72,6 +74,47 @@ def test_onnx_runtime_runs_the_onnx_file(checkpoint: Path) -> None:
     for rows in (1, 64):
         found = session.run(None, {"observation": STATES[:rows]})[0]
         np.testing.assert_allclose(found, native(checkpoint, STATES[:rows]), atol=2e-6)
+
+
+@pytest.fixture
+def rough(tmp_path: Path) -> Path:
+    """A checkpoint whose output is what two sums of about 1,000 leave: float32 rounds it to 1e-5."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 400), nn.ReLU(), nn.Linear(400, 300), nn.ReLU(), nn.Linear(300, 1))
+    with torch.no_grad():
+        net[0].weight.mul_(100)
+        net[4].weight.abs_()
+        net[4].bias.copy_(-net(torch.from_numpy(STATES)).mean() + net[4].bias)
+    state = {f"actor.mu.{name}": value.detach() for name, value in net.state_dict().items()}
+    file, target = sb3_zip(tmp_path / "rough.zip", state), tmp_path / "rough.ckpt"
+    assert main(["policy", "import", str(file), "--out", str(target), "--episodes", "0"]) == 0
+    return target
+
+
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+def test_a_policy_that_float32_rounds_by_more_than_others_is_exported(
+    rough: Path, format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = read_handover(rough)
+    actor, states = source.build_actor(), torch.from_numpy(STATES)
+    exact = actor.double().mode(states.double()).detach().numpy()
+    assert np.abs(source.build_actor().act(STATES) - exact).max() > 2e-6  # float32's own distance
+    assert main(["policy", "export", str(rough), "--format", format]) == 0
+    assert (rough.parent / ("policy.pt2" if format == "torch" else "policy.onnx")).exists()
+
+
+def test_a_file_with_another_weight_than_the_checkpoints_is_removed_again(
+    rough: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def another(policy: Any) -> onnx.ModelProto:
+        model = onnx_model(policy)
+        bias = next(tensor for tensor in model.graph.initializer if tensor.name == "bias2")
+        bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.01), "bias2"))
+        return model
+
+    monkeypatch.setattr("o2o_lightning.policies.export.onnx_model", another)
+    assert main(["policy", "export", str(rough), "--format", "onnx"]) == 2
+    assert "so it was removed again" in capsys.readouterr().err and not (rough.parent / "policy.onnx").exists()
 
 
 def test_an_export_is_not_written_over_another_file(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,10 +18,9 @@ from o2o_lightning.errors import UserError
 from o2o_lightning.machine import library_versions
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.nn.squashed_gaussian import ACTION_LIMIT
+from o2o_lightning.policies.parity import by_float64, tolerance
 from o2o_lightning.policies.read import describe, read_policy
 from o2o_lightning.policies.source import ImportedPolicy
-
-TOLERANCE = 3e-5  # two orders of float32 sums, in states far outside the data, where activations are large
 
 
 def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> int:
@@ -117,7 +116,9 @@ def _compare(
         return actor.act(normalizer.numpy(observation))
 
     states, where = _states(arguments, policy, env, raw)
-    parity, verdict = _parity(act(states), policy.actions(states))
+    actions = act(states)
+    rounded = tolerance(actor, actions, by_float64(actor, normalizer, states))
+    parity, verdict = _parity(actions, policy.actions(states), rounded)
     if policy.altered is not None:
         verdict = f"with {policy.altered}: {verdict}"
     report: dict[str, Any] = {"states_from": where, "parity": parity, "verdict": verdict}
@@ -130,17 +131,17 @@ def _compare(
     return report
 
 
-def _parity(actions: FloatArray, source: FloatArray) -> tuple[dict[str, Any], str]:
+def _parity(actions: FloatArray, source: FloatArray, rounded: float) -> tuple[dict[str, Any], str]:
     """How far two policies' deterministic actions ``[N, A]`` in the same states are apart, and that in one line.
 
-    ``clipped``: the only difference is ours of clipping squashed actions at ±(1 − 1e-4); ``same``: none beyond rounding
-    and that clip; ``dimension`` and ``state``: where it is largest.
+    ``clipped``: the only difference is ours of clipping squashed actions at ±(1 − 1e-4); ``same``: none beyond what is
+    ``rounded`` and that clip; ``dimension`` and ``state``: where it is largest.
     """
     apart = np.abs(actions - source)
     beyond = np.abs(actions - np.clip(source, -ACTION_LIMIT, ACTION_LIMIT))
     state, dimension = np.unravel_index(int(apart.argmax()), apart.shape)
     largest, rmse = float(apart.max()), float(np.sqrt(np.square(apart).mean()))
-    plain, clipped = largest <= TOLERANCE, bool(np.minimum(apart, beyond).max() <= TOLERANCE)
+    plain, clipped = largest <= rounded, bool(np.minimum(apart, beyond).max() <= rounded)
     facts = {
         "states": len(actions), "largest": largest, "rmse": rmse, "clipped": clipped and not plain,
         "same": plain or clipped, "dimension": int(dimension), "state": int(state),

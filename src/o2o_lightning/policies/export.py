@@ -1,5 +1,6 @@
 """A checkpoint's policy as one file with normalisation and action bounds inside: raw observations to native actions."""
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from o2o_lightning.nn.mlp import MLP
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.nn.squashed_gaussian import ACTION_LIMIT
 from o2o_lightning.policies.black_box import load_onnx
+from o2o_lightning.policies.parity import tolerance
 from o2o_lightning.policies.program import load_program
 
-TOLERANCE = 1e-6
 OPERATORS = {"relu": "Relu", "tanh": "Tanh", "elu": "Elu", "leaky_relu": "LeakyRelu"}
 CHECKED, CHECKED_WINDOWS = 256, 64  # made-up states, and windows of each length
 
@@ -134,9 +135,14 @@ def export(policy: Deployed, path: str | Path, format: str) -> float:
         write_atomically(path, onnx_model(policy).SerializeToString())
         function = load_onnx(str(path))
         found = [torch.as_tensor(function(observation.numpy())) for (observation,) in samples]
-    differences = [there - policy(*inputs) for there, inputs in zip(found, samples, strict=True)]
-    apart = float((torch.cat(differences).abs() / policy.reach).max())
-    if not apart <= TOLERANCE:
+    exact = copy.deepcopy(policy).double()
+    doubled = [[part.double() if part.is_floating_point() else part for part in inputs] for inputs in samples]
+    there, single, double = (
+        (torch.cat(actions) / policy.reach).numpy()
+        for actions in (found, [policy(*inputs) for inputs in samples], [exact(*inputs) for inputs in doubled])
+    )
+    apart = float(np.abs(there - single).max())
+    if not apart <= tolerance(policy.policy, single, double):
         Path(path).unlink()
         raise UserError(f"export {path}: its actions are {apart:.1g} from the checkpoint's, so it was removed again.")
     return apart
