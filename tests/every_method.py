@@ -21,6 +21,7 @@ from o2o_lightning.methods.o2 import ppo, sac, td3
 from o2o_lightning.methods.o2.constraint import Multiplier
 from o2o_lightning.methods.odt import ODT
 from o2o_lightning.methods.ppo import PPO
+from o2o_lightning.methods.rlpd import RLPD
 from o2o_lightning.methods.sac import SAC
 from o2o_lightning.methods.td3 import TD3
 from o2o_lightning.methods.td3_bc import TD3BC
@@ -43,6 +44,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "cal_ql": lambda: CalQL(hidden=HIDDEN, critic_hidden=HIDDEN, samples=3),
     "iql": lambda: IQL(hidden=HIDDEN),
     "awac": lambda: AWAC(hidden=HIDDEN),
+    "rlpd": lambda: RLPD(hidden=HIDDEN, critic_hidden=HIDDEN, critics=4, policy_every=2),
     "bc": lambda: BC(hidden=HIDDEN),
     "bc, a density": lambda: BC(family="squashed_gaussian", hidden=HIDDEN),
     "clone": lambda: Clone(family="gaussian", hidden=HIDDEN),

@@ -18,7 +18,7 @@ import yaml
 
 FILE = Path(__file__).with_suffix(".json")
 CONFIGS = Path(__file__).parents[1] / "configs"
-SINCE = ("cal_ql", "cal_ql_corl")  # what came after the record was made
+SINCE = ("cal_ql", "cal_ql_corl", "rlpd")  # what came after the record was made
 OFFLINE, ONLINE, DATASETS, EXPERIMENTS = (
     sorted(file.stem for file in (CONFIGS / group).glob("[!_]*.yaml") if file.stem not in SINCE)
     for group in ("offline", "online", "dataset", "experiment")

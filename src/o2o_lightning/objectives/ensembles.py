@@ -1,0 +1,29 @@
+"""What an ensemble of critics says of an action, beyond its least value.
+
+Shape letters: ``N`` critics, ``M`` of them drawn.
+"""
+
+from torch import Tensor
+
+from o2o_lightning.objectives.bellman import least
+
+
+def drawn_members(noise: Tensor, size: int, replace: bool, count: int) -> Tensor:
+    """Numbers ``[M]`` of ``size`` members of ``count``, one draw for a whole batch.
+
+    Args:
+        noise: uniform in [−1, 1): ``[N]``, of which the lowest win, so that no two are equal; ``[M]``, a number each,
+            with ``replace``.
+    """
+    if replace:
+        return ((noise + 1.0) * (0.5 * count)).long().clamp(max=count - 1)
+    return noise.argsort()[:size]
+
+
+def subset_least(q: Tensor, members: Tensor) -> Tensor:
+    r"""Pessimism of a random subset, :math:`\min_{i \in \mathcal M} Q_i`: ``q [N, …]``, ``members [M]`` → ``[…]``.
+
+    REDQ (Chen et al. 2021, https://arxiv.org/abs/2101.05982, Eq. 1). Without replacement its mean is
+    :math:`\sum_k q_{(k)} \binom{N-k}{M-1} / \binom N M` of the sorted values.
+    """
+    return least(q[members])

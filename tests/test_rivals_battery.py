@@ -1,0 +1,120 @@
+"""What every online method beside the paper's must pass: whole runs, resume, export. A new one is one more row."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import killing
+import numpy as np
+import pytest
+import torch
+from test_sources_battery import mode_of, onnx_program, states, torch_program
+
+from o2o_lightning.checkpoint.handover import read_handover
+from o2o_lightning.cli.main import main
+from o2o_lightning.errors import Failure
+from o2o_lightning.replay.interaction import Interaction
+
+ENV_STEPS, KILLED, SAVED = 36, 30, 24
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A row of the battery.
+
+    Attributes:
+        online: its recipe.
+        tokens: what makes its networks small and its counts few.
+        phases: that it runs.
+        formats: that its policy can be exported to.
+    """
+
+    online: str
+    tokens: tuple[str, ...] = ("--model.hidden", "[8,8]")
+    phases: tuple[str, ...] = ("offline", "online")
+    formats: tuple[str, ...] = ("torch", "onnx")
+
+
+SMALL = ("--model.hidden", "[8,8]", "--model.critic_hidden", "[8,8]")
+RIVALS = {
+    "rlpd": Rival("rlpd", (*SMALL, "--data.utd", "2", "--model.policy_every", "2"), ("online",)),
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A rival, and a finished run of it."""
+
+    rival: Rival
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "online/checkpoints/last.ckpt"
+
+
+def fit(rival: Rival, dataset: str, folder: Path) -> int:
+    """`o2o fit --phase all` of the rival: 16 updates offline, 36 steps online, a point to resume from every 12."""
+    options = [
+        "dataset=file", "tier=medium", "--data.dataset", dataset, "--data.batch_size", "8", "--data.chunk", "4",
+        "--data.eval_episodes", "1", "--data.eval_every_updates", "0", "--data.eval_every", "20",
+        "--data.warmup_steps", "8", "--trainer.log_every_n_steps", "4", "--trainer.accelerator", "cpu",
+    ]  # fmt: skip
+    counts = ["steps.offline=16", "steps.reevaluate=8", f"steps.env={ENV_STEPS}", "checkpoint_every=12"]
+    line = ["fit", "--phase", "all", f"online={rival.online}", *counts, *options, *rival.tokens]
+    return main([*line, "--run_dir", str(folder)])
+
+
+@pytest.fixture(scope="module", params=RIVALS)
+def made(request: pytest.FixtureRequest, pendulum: str, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    rival, folder = RIVALS[request.param], tmp_path_factory.mktemp("rival")
+    assert fit(rival, pendulum, folder) == 0
+    return Made(rival, folder)
+
+
+def test_a_run_takes_every_step_and_moves_what_learns(made: Made) -> None:
+    summary = json.loads((made.folder / "summary.json").read_text())
+    assert tuple(summary["phases"]) == made.rival.phases
+    assert summary["phases"]["online"]["env_steps"] == ENV_STEPS
+    saved = torch.load(made.checkpoint, weights_only=True)
+    (optimizer,) = saved["optimizer_states"]
+    learning = {index for group in optimizer["param_groups"] for index in group["params"]}
+    assert {index for index, state in optimizer["state"].items() if state["step"] > 0} == learning
+
+
+def test_an_interrupted_run_ends_with_the_bits_of_one_that_was_not(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, step, taken = tmp_path / "run", Interaction.step, [0]
+    shutil.copytree(made.folder, folder, ignore=shutil.ignore_patterns("*.state"))
+    shutil.rmtree(folder / "online")
+    (folder / "summary.json").unlink()
+
+    def power_cut(self: Interaction, *arguments: Any) -> None:
+        taken[0] += 1
+        if taken[0] == KILLED:
+            raise Failure("the power is gone")
+        step(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Interaction, "step", power_cut)
+        assert main(["resume", str(folder)]) == 1
+    assert torch.load(folder / "online/checkpoints/last.ckpt", weights_only=True)["o2o_progress"]["env_steps"] == SAVED
+    assert main(["resume", str(folder)]) == 0
+    assert killing.differences(made.folder, folder, ["online"]) == []
+
+
+def test_an_export_acts_as_the_checkpoint(made: Made, tmp_path: Path) -> None:
+    source = read_handover(made.checkpoint)
+    policy, normalizer, inputs = source.build_policy().eval(), source.build_normalizer(), states(64)
+    with torch.no_grad():
+        expected = 2 * mode_of(policy, normalizer, inputs)  # Pendulum's actions range over ±2
+    for format in made.rival.formats:
+        target = tmp_path / format
+        assert main(["policy", "export", str(made.checkpoint), "--format", format, "--out", str(target)]) == 0
+        act = torch_program if format == "torch" else onnx_program
+        np.testing.assert_allclose(act(target)(*inputs), expected, rtol=0, atol=2e-6)
