@@ -200,7 +200,7 @@ def test_links_to_arrays_of_the_file_count_and_others_do_not(tmp_path: Path) -> 
         file["timeouts"] = file["terminals"]
         del file["rewards"]
         file["rewards"] = h5py.ExternalLink("other.hdf5", "/rewards")
-    with pytest.raises(UserError, match="'rewards' is missing"):
+    with pytest.raises(UserError, match="'rewards' lies in other files"):
         read_hdf5(path)
     with h5py.File(path, "r+") as file:
         del file["rewards"]

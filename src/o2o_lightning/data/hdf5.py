@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from o2o_lightning.data.guarded import dataset, find, numbers, open_hdf5
 from o2o_lightning.data.raw import Column, RawDataset, reading, recorded_layout, wrong
 from o2o_lightning.errors import DAMAGED, UserError
 from o2o_lightning.launch import note_once
@@ -16,12 +17,6 @@ from o2o_lightning.launch import note_once
 LAZY_BYTES = 2**29
 _WIDE = ("observations", "actions", "next_observations")
 _KNOWN = (*_WIDE, "rewards", "terminals", "timeouts")
-# by what HDF5 says of a file that it cannot open
-_REFUSALS = {
-    "Permission denied": "no permission to read {path}. Change its mode or owner.",
-    "unable to lock file": "{path} is being written by another process. Wait for its end, or copy a whole file.",
-    "truncated file": "{path} is truncated, as by a broken copy or download. Fetch it again.",
-}
 
 
 class FileColumn:
@@ -33,7 +28,7 @@ class FileColumn:
     def __init__(self, path: Path, key: str, source: str) -> None:
         self.path, self.key, self.source = path, key, source
         with open_hdf5(path, source) as file:
-            self.shape: tuple[int, ...] = tuple(file[key].shape)
+            self.shape: tuple[int, ...] = tuple(dataset(file, key).shape)
 
     def __getitem__(self, rows: slice, /) -> NDArray[np.float32]:
         with open_hdf5(self.path, self.source) as file:
@@ -95,7 +90,7 @@ def read_hdf5(
                 )
         metadata = _metadata(file, keys)
         own_id = metadata.get("env_id")
-        wide = {key: file[key] for key in _WIDE if key in keys}
+        wide = {key: dataset(file, key) for key in _WIDE if key in keys}
         lazy = sum(4 * array.size for array in wide.values()) > lazy_bytes
         columns: dict[str, Column] = {
             key: FileColumn(path, key, source) if lazy else np.ascontiguousarray(_read(file, key, source), np.float32)
@@ -161,49 +156,19 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def open_hdf5(path: Path, source: str) -> h5py.File:
-    """Opens for reading; turns each way in which that fails into a one-line :class:`UserError`."""
-    if not path.exists():
-        raise UserError(
-            f"dataset {source}: there is no file at {path}. Check the path, or see `o2o data list` for named datasets."
-        )
-    if path.is_dir():
-        raise wrong(source, f"{path} is a directory. Name the .hdf5 file inside it.")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        said = f"{error} Permission denied" if isinstance(error, PermissionError) else str(error)
-        known = (why for text, why in _REFUSALS.items() if text in said)
-        why = next(known, "{path} is not an HDF5 file. Convert it to D4RL's HDF5 layout, or check the path.")
-        raise wrong(source, why.format(path=path)) from error
-
-
 def _dataset_keys(file: h5py.File) -> list[str]:
     keys: list[str] = []
     file.visititems(lambda name, item: keys.append(name) if isinstance(item, h5py.Dataset) else None)
-    return keys + [name for name in _KNOWN if name not in keys and _is_alias(file, name, keys)]
-
-
-def _is_alias(file: h5py.File, name: str, keys: list[str]) -> bool:
-    """Whether ``name`` is a link, which no visit shows, to an array of this very file."""
-    link = file.get(name, getlink=True)
-    if isinstance(link, h5py.SoftLink):
-        return link.path.strip("/") in keys
-    return isinstance(link, h5py.HardLink) and isinstance(file[name], h5py.Dataset)
-
-
-def _elsewhere(array: h5py.Dataset) -> bool:
-    """Whether its numbers lie in other files."""
-    return bool(array.external or array.is_virtual)
+    strange = [name for name in keys if not isinstance(name, str)]
+    if strange:
+        raise ValueError(f"the name {ascii(strange[0])[:40]} is not UTF-8")
+    # links, which no visit shows
+    return keys + [name for name in _KNOWN if name not in keys and isinstance(find(file, name), h5py.Dataset)]
 
 
 def _read(file: h5py.File, key: str, source: str, rows: slice = slice(None)) -> NDArray[Any]:
-    if _elsewhere(file[key]):
-        raise UserError(
-            f"dataset {source}: '{key}' lies in other files, which a dataset may not name. Store it in the file itself."
-        )
     with reading(source, f"'{key}' cannot be read", "The file is damaged; copy or download it again.", DAMAGED):
-        array = np.asarray(file[key][rows] if file[key].shape else file[key][()])
+        array = numbers(dataset(file, key), rows)
     if array.dtype.kind not in "biuf" and not key.startswith("infos/"):
         raise wrong(source, f"'{key}' holds {array.dtype}, not numbers. Store it as float32 or bool.")
     return array
@@ -229,9 +194,9 @@ def _metadata(file: h5py.File, keys: list[str]) -> dict[str, Any]:
     for key in keys:
         name = key.removeprefix("metadata/")
         # the acting policy's weights live here too, and only small values are provenance
-        if name == key or name.startswith("policy/") or not 0 < (file[key].size or 0) <= 64 or _elsewhere(file[key]):
+        if name == key or name.startswith("policy/") or not 0 < (file[key].size or 0) <= 64:
             continue
-        metadata[name] = _plain(file[key][()])
+        metadata[name] = _plain(numbers(dataset(file, key)))
     one = metadata.get("env_id")
     if isinstance(one, list) and len(one) == 1:
         metadata["env_id"] = one[0]

@@ -8,12 +8,12 @@ import h5py
 import numpy as np
 import torch
 
-from o2o_lightning.data.hdf5 import open_hdf5
+from o2o_lightning.data.guarded import dataset, find, numbers, open_hdf5
 from o2o_lightning.nn.actor import Actor
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
-from o2o_lightning.policies.source import MAX_BYTES, Array, BadPolicy, ImportedPolicy, Linear
+from o2o_lightning.policies.source import Array, BadPolicy, ImportedPolicy, Linear
 
 GROUP = "metadata/policy"
 DISTRIBUTIONS = {"squashed_gaussian": "tanh_gaussian", "gaussian": "gaussian", "deterministic": "deterministic"}
@@ -28,11 +28,11 @@ def read_d4rl(path: Path, time_feature: float | None = None) -> ImportedPolicy:
         BadPolicy: no such group, or a layout that is not D4RL's.
     """
     with open_hdf5(path, str(path)) as file:
-        if GROUP not in file or not isinstance(file[GROUP], h5py.Group):
+        group = find(file, GROUP)
+        if not isinstance(group, h5py.Group):
             raise BadPolicy(f"the file has no '{GROUP}', so it holds no policy. Pass another file.")
-        group = file[GROUP]
-        seen = file.get("observations")
-        width = int(seen.shape[1]) if isinstance(seen, h5py.Dataset) and seen.ndim == 2 else None
+        seen = dataset(file, "observations")
+        width = int(seen.shape[1]) if seen is not None and len(seen.shape or ()) == 2 else None
         meta = {name: _text(file, f"metadata/{name}") for name in ("env_id", "algorithm", "source")}
         policy = _perceptron(group, (meta["algorithm"] or "unknown").lower())
         policy.env_id = meta["env_id"]
@@ -78,9 +78,11 @@ def _perceptron(group: h5py.Group, algorithm: str) -> ImportedPolicy:
     if kind == "tanh_gaussian":
         policy.log_std = _linear(group, "last_fc_log_std")
     elif kind == "gaussian":
-        policy.log_std = _array(group, "log_std" if "log_std" in group else "last_fc_log_std/bias").ravel()
-        policy.mean_kind = "tanh" if _text(group, "mean_output") == "tanh" else "linear"
-        if "mean_output" in group:  # our own file, whose policy acts in [-1, 1] whatever the environment's units
+        vector = "last_fc_log_std/bias" if dataset(group, "log_std") is None else "log_std"
+        policy.log_std = _array(group, vector).ravel()
+        mean = _text(group, "mean_output")
+        policy.mean_kind = "tanh" if mean == "tanh" else "linear"
+        if mean is not None:  # our own file, whose policy acts in [-1, 1] whatever the environment's units
             policy.bounds = (-np.ones(policy.action_dim), np.ones(policy.action_dim))
     elif kind != "deterministic":
         raise BadPolicy(f"its output_distribution is '{kind}'; tanh_gaussian and gaussian are known.")
@@ -88,10 +90,10 @@ def _perceptron(group: h5py.Group, algorithm: str) -> ImportedPolicy:
 
 
 def _normalizer(group: h5py.Group) -> Normalizer | None:
-    if "obs_mean" not in group or "obs_std" not in group:
+    if dataset(group, "obs_mean") is None or dataset(group, "obs_std") is None:
         return None
     mean, std = (torch.from_numpy(_array(group, name, 1)).float() for name in ("obs_mean", "obs_std"))
-    clip = float(_array(group, "obs_clip", 0)) if "obs_clip" in group else None
+    clip = float(_array(group, "obs_clip", 0)) if dataset(group, "obs_clip") is not None else None
     return Normalizer(mean, std, 0.0, clip)
 
 
@@ -126,19 +128,17 @@ def _linear(group: h5py.Group, name: str) -> Linear:
 
 
 def _array(group: h5py.Group, name: str, ndim: int | None = None) -> Array:
-    if name not in group or not isinstance(group[name], h5py.Dataset):
+    found = dataset(group, name)
+    if found is None:
         raise BadPolicy(f"'{GROUP}/{name}' is missing. The group is incomplete; pass another file.")
-    dataset = group[name]
-    shaped = dataset.shape is not None and ndim in (None, dataset.ndim)
-    if dataset.dtype.kind not in "fiu" or not shaped or dataset.size * 8 > MAX_BYTES:
-        raise BadPolicy(
-            f"'{GROUP}/{name}' is {dataset.dtype} {dataset.shape}, which a policy's is not. Pass another file."
-        )
-    return np.asarray(dataset[()], np.float64)
+    if found.dtype.kind not in "fiu" or ndim not in (None, found.ndim):
+        raise BadPolicy(f"'{GROUP}/{name}' is {found.dtype} {found.shape}, which a policy's is not. Pass another file.")
+    return np.asarray(numbers(found), np.float64)
 
 
 def _text(group: h5py.Group, name: str) -> str | None:
-    if name not in group or not isinstance(group[name], h5py.Dataset):
+    found = dataset(group, name)
+    if found is None or found.shape != ():
         return None
-    value = group[name][()]
+    value = found[()]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
