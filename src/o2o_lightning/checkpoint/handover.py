@@ -44,6 +44,7 @@ class Handover:
     origin: str = ""
     value: dict[str, Any] | None = None
     layout: list[str] = field(default_factory=list)
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, float | None] = field(default_factory=dict)
     returns: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -58,6 +59,10 @@ class Handover:
     def pack(self) -> dict[str, Any]:
         """The part that is written under ``checkpoint["o2o"]``; the tensors are in the checkpoint already."""
         return {k: v for k, v in vars(self).items() if k not in ("path", "state", "adam")}
+
+    def kwargs_in(self, env_id: str | None) -> dict[str, Any]:
+        """What the environment was made with, where it is still that one; nothing in another."""
+        return self.env_kwargs if env_id == self.env_id else {}
 
     def build_policy(self, prefix: str = "actor") -> Policy:
         """The policy stored under ``prefix``, the actor itself where there is none of that name.

@@ -12,8 +12,9 @@ import mmap
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from filelock import FileLock
@@ -44,7 +45,12 @@ class Opened(NamedTuple):
 
 
 def open_dataset(
-    dataset: str, env_id: str | None, layout: tuple[str, ...], memmap: bool | Literal["auto"], limit: int
+    dataset: str,
+    env_id: str | None,
+    layout: tuple[str, ...],
+    memmap: bool | Literal["auto"],
+    limit: int,
+    env_kwargs: Mapping[str, Any],
 ) -> Opened:
     """The transitions of ``dataset``, to evaluate in ``env_id`` or their own environment; options as OfflineData's."""
     raw = load_raw(dataset, env_id=env_id)
@@ -55,7 +61,7 @@ def open_dataset(
             f"observation_layout {', '.join(layout)} is left unused."
         )
     layout = raw.layout or layout
-    env = None if env_id is None else env_spec(env_id, raw.observations.shape[1], layout)
+    env = None if env_id is None else env_spec(env_id, raw.observations.shape[1], layout, env_kwargs)
     store = load_store(raw, env, memmap, limit)
     if store.td_count == 0:
         raise UserError(

@@ -213,6 +213,7 @@ class Phase(L.LightningModule):
             env_id=self.data.env_id,
             manifest=self.data.manifest(),
             layout=list(self.data.layout),
+            env_kwargs=dict(self.data.env_kwargs),
             scores=self.scores,
             returns=self.returns,
             versions=library_versions(),
