@@ -92,7 +92,7 @@ def test_the_summary_has_the_keys_that_other_programs_rely_on(everything: Path) 
     assert all(keys <= set(facts) for facts in whole["phases"].values())
     assert (whole["phase"], whole["algorithm"], whole["seed"]) == ("online", "o2td3", 3)
     assert (whole["env_id"], whole["dataset"]) == ("Pendulum-v1", "data/pendulum.hdf5")
-    assert set(whole["score"]) == {"offline", "aligned", "final", "best", "min_first_tenth", "curve"}
+    assert set(whole["score"]) == {"offline", "aligned", "final", "best", "min_first_tenth", "lowest_early", "curve"}
     assert whole["seconds"] == pytest.approx(sum(facts["seconds"] for facts in whole["phases"].values()), abs=0.01)
     # Pendulum has no reference score, so scores are returns and the curve's third column is empty
     curve = whole["score"]["curve"]

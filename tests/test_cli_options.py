@@ -388,7 +388,8 @@ def test_a_demo_that_was_interrupted_goes_on_where_it_stopped(
 ) -> None:
     started: list[str] = []
     summary = {
-        "env_id": "Hopper-v5", "dataset": "embedded:hopper-medium", "env_steps": 10, "seconds": 720.0,
+        "phase": "online", "algorithm": "td3", "env_id": "Hopper-v5", "dataset": "embedded:hopper-medium", "seed": 0,
+        "env_steps": 10, "seconds": 720.0, "source": None,
         "score": {"offline": 1.0, "aligned": 2.0, "curve": [[10, 0.0, 3.0]], "final": 3.0, "best": 3.0},
     }  # fmt: skip
 

@@ -20,6 +20,7 @@ class Watched(Protocol):
     scores: dict[str, float | None]
     returns: dict[str, float]
     display: dict[str, Any]
+    source: Any
 
     @property
     def clock(self) -> int: ...

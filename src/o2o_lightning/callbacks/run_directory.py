@@ -10,13 +10,15 @@ from lightning.pytorch.callbacks import Callback
 
 from o2o_lightning.callbacks.hooks import Watched
 from o2o_lightning.callbacks.metrics import metrics_files
-from o2o_lightning.checkpoint.io import save_atomically, write_json
-from o2o_lightning.checkpoint.run import Busy, add_to_plan, lock, write_config
+from o2o_lightning.checkpoint.io import save_atomically, write_atomically, write_json
+from o2o_lightning.checkpoint.run import Busy, add_to_plan, lock
 from o2o_lightning.engine.health import NonFinite
 from o2o_lightning.envs.scores import score_or_return
 from o2o_lightning.errors import Failure
 from o2o_lightning.machine import library_versions
 from o2o_lightning.seeds import run_seed
+
+EARLY = 6000  # environment steps within which a hand-over collapses, if it does
 
 
 class RunDirectory(Callback):
@@ -50,10 +52,10 @@ class RunDirectory(Callback):
             for file in metrics_files(trainer):
                 file.begin()
             if self.command is not None:
-                add_to_plan(self.run_dir, self.command, phase.data.manifest())
+                add_to_plan(self.run_dir, self.command)
             if trainer.ckpt_path is not None:  # a finished phase that goes on is unfinished until its new end
                 (config.parent / "summary.json").unlink(missing_ok=True)
-            write_config(config, self.config)
+            write_atomically(config, self.config.encode())
             write_json(self.run_dir / "manifest.json", phase.data.manifest())
 
     def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:
@@ -69,13 +71,15 @@ class RunDirectory(Callback):
 
 def summarize(phase: Watched, seconds: float) -> dict[str, Any]:
     """A phase's ``summary.json``; scores are raw mean returns where the environment has no reference score."""
-    manifest = phase.data.manifest()
+    manifest, source = phase.data.manifest(), phase.source
+    names = ("phase", "algorithm", "origin")  # of the checkpoint that it started from
     return {
         "phase": phase.phase,
         "algorithm": phase.algorithm,
         "env_id": phase.data.env_id,
         "dataset": manifest.get("source"),
         "dataset_sha256": manifest.get("sha256"),
+        "source": None if source is None else {name: getattr(source, name) for name in names},
         "seed": run_seed(),
         "steps": phase.updates,
         "env_steps": phase.env_steps,
@@ -100,4 +104,9 @@ def score_block(phase: Any) -> dict[str, Any]:
         online = [(point[0], value) for point, value in zip(curve, values, strict=True) if point[0] > 0]
         early = [value for clock, value in online if clock <= phase.data.budget / 10] or [online[0][1]]
         block["min_first_tenth"] = min(early)
+        learned = [(clock, value) for clock, value in online if clock > phase.data.steps_before_updates]
+        if learned:
+            until = max(EARLY, phase.data.budget / 10)
+            early = [value for clock, value in learned if clock <= until] or [learned[0][1]]
+            block["lowest_early"] = min(early)
     return block

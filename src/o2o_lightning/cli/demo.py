@@ -97,15 +97,15 @@ def _summary_of_a_demo(run_dir: Path) -> dict[str, Any]:
 
 def _finish(run_dir: Path, arms: dict[str, Path], seconds: float) -> None:
     from o2o_lightning.checkpoint.io import write_json
-    from o2o_lightning.report.curve import plot_curves
+    from o2o_lightning.report.figures import curves
+    from o2o_lightning.report.groups import gather
+    from o2o_lightning.report.runs import find
 
     runs = {name: json.loads((path / "online" / "summary.json").read_text()) for name, path in arms.items()}
     # a demo that was interrupted has taken longer than its last command
     seconds = max(seconds, json.loads((arms["o2td3"] / "summary.json").read_text())["seconds"])
-    summary, full = {"seconds": round(seconds, 1), "runs": runs}, runs["o2td3"]
-    curves = {name: found["score"]["curve"] for name, found in runs.items()}
-    title = f"{full['env_id']}, {full['dataset']}"
-    plot_curves(curves, run_dir / "curve.png", full["score"]["offline"], title, "D4RL score")
+    summary = {"seconds": round(seconds, 1), "runs": runs}
+    curves(gather(find([*arms.values()])[0]), run_dir / "curve")
     write_json(run_dir / "summary.json", summary)
     _show(summary, run_dir)
 
@@ -117,8 +117,8 @@ def _show(summary: dict[str, Any], run_dir: Path) -> None:
     names = {"o2td3": "O2TD3", "direct": "direct TD3"}
     for name, found in summary["runs"].items():
         score = found["score"]
-        early = min(value for step, _, value in score["curve"] if step > 0)
-        cells = [score["offline"], score["aligned"] if name == "o2td3" else None, early, score["final"], score["best"]]
+        aligned = score["aligned"] if name == "o2td3" else None
+        cells = [score["offline"], aligned, score.get("lowest_early"), score["final"], score["best"]]
         shown = ["–" if cell is None else f"{cell:.1f}" for cell in cells]
         table.add_row(names[name], *shown, f"{found['env_steps']:,}")
     Console().print(table)

@@ -8,6 +8,7 @@ import numpy as np
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.raw import wrong
 from o2o_lightning.data.stream import Chunks
+from o2o_lightning.envs.make import make_env
 from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.replay.interaction import Interaction
 from o2o_lightning.replay.ring import Ring
@@ -47,6 +48,11 @@ class InteractingData(OfflineData):
         """Environment steps that all processes make side by side, of which a chunk has a multiple."""
         return self.ranks.count
 
+    @property
+    def steps_before_updates(self) -> int:
+        """Environment steps up to which no gradient update has been made."""
+        raise NotImplementedError
+
     def train_dataloader(self) -> Chunks:
         module = self.module
         chunk = -(-self.chunk // self.stride) * self.stride
@@ -67,7 +73,8 @@ class InteractingData(OfflineData):
 
     def _start(self, ring: Ring, seed: int) -> Interaction:
         """A training environment at its first start state, writing to ``ring``."""
-        if self.env is None:
+        if self.env_id is None:
             unnamed = "it does not name its environment, and the online phase needs one. Pass --data.env_id."
             raise wrong(f"{self.dataset}", unnamed)
-        return Interaction(self.env.make, ring, seed)
+        env_id, width, layout = self.env_id, self.sizes()[0], self.layout
+        return Interaction(lambda: make_env(env_id, width, layout), ring, seed)

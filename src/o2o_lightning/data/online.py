@@ -62,6 +62,10 @@ class OnlineData(InteractingData):
         """The training environment of this process."""
         return self.interactions[0]
 
+    @property
+    def steps_before_updates(self) -> int:
+        return self.warmup_steps
+
     def _ring(self, capacity: int) -> Ring:
         method = None if self.trainer is None else self.module.method
         if method is None or "return_to_go" not in method.needs:

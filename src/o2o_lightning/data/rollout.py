@@ -58,6 +58,10 @@ class RolloutData(InteractingData):
         return self.num_envs * self.ranks.count
 
     @property
+    def steps_before_updates(self) -> int:
+        return self.rollout - 1
+
+    @property
     def full(self) -> bool:
         """Whether a rollout has been collected."""
         return len(self.interactions[0].buffer) == self.rollout // self.stride

@@ -1,0 +1,62 @@
+"""``o2o report``: curves, tables and pictures of finished runs, seeds and methods side by side."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from o2o_lightning.cli.show import say
+from o2o_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from o2o_lightning.report.groups import Group
+
+WIDE = 150  # columns of a terminal that has room for intervals
+DESCRIPTION = """\
+Reads run directories, folders of seeds, sweeps, or whole trees of them. Runs that differ in their seeds alone are one
+row and one line with an interval; other options that differ are named. Writes report.md, report.html (one file that
+needs no other), pictures as PNG and PDF, table.tex and report.json.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Runs ``o2o report``."""
+    parser = argparse.ArgumentParser("o2o report", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", type=Path, help="a run, or a folder of runs")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
+    arguments = parser.parse_args(argv)
+    from o2o_lightning.report.groups import gather
+    from o2o_lightning.report.report import is_report, write
+    from o2o_lightning.report.runs import find
+
+    out: Path = arguments.out
+    if out.exists() and not (out.is_dir() and (is_report(out) or not any(out.iterdir()))):
+        raise UserError(f"{out}: it is not a report of `o2o report`, and nothing is written over. Pass another --out.")
+    runs, notes = find(arguments.run_dirs)
+    groups = gather(runs)
+    write(groups, notes, out)
+    _show(groups)
+    for line in (*notes, f"{out}/report.html, report.md, table.tex, report.json, and pictures as PNG and PDF"):
+        say(line)
+    return 0
+
+
+def _show(groups: "list[Group]") -> None:
+    from rich.table import Table
+
+    from o2o_lightning.report.figures import unit
+    from o2o_lightning.report.report import costs, scores, tasks
+
+    console = Console()
+    wide = console.width >= WIDE
+    for same in tasks(groups):
+        what = f"{same[0].title}: {unit(same)}, IQM" + " [95 % interval]" * wide
+        for title, found in ((what, scores(same, wide)), ("Costs, means over the seeds", costs(same))):
+            table = Table(title=escape(title))
+            for number, column in enumerate(found.columns):
+                table.add_column(column, justify="right" if number else "left")
+            for row in found.rows:
+                table.add_row(*map(escape, row))
+            console.print(table)
