@@ -64,6 +64,32 @@ def test_every_combination_is_one_fit_in_a_folder_named_after_it(jobs, tmp_path,
     assert f"{names[3]}: finished, final 71.2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("typed", [
+    ["--model.threshold.end", "0.01,0.04", "--online.data.utd=1,2"],
+    ["model.threshold.end=0.01,0.04", "online.data.utd=1,2"],
+])  # fmt: skip
+def test_typed_options_are_swept_in_either_form(typed, jobs, tmp_path):
+    place, options = ["--run_dir", str(tmp_path / "s")], ["--model.hidden", "[8,8]"]
+    assert main(["sweep", "online=o2td3", *typed, "--phase", "online", "--model.actor_lr", "1e-4", *options, *place]) == 0
+    names = [f"model.threshold.end={end},online.data.utd={utd}" for end in ("0.01", "0.04") for utd in (1, 2)]
+    assert [Path(command[-1]).name for command in jobs.commands] == names
+    assert jobs.commands[1][3:-2] == ["online=o2td3", "--model.actor_lr", "1e-4", *options,
+                                      "--model.threshold.end=0.01", "--online.data.utd=2"]  # fmt: skip
+    jobs.commands = []
+    assert main(["sweep", "online=o2td3", *typed, "--phase", "online", "--model.actor_lr", "1e-4", *options, *place]) == 0
+    assert jobs.commands == []  # all are finished, and their plans are these
+
+
+def test_an_option_in_hydras_form_means_the_typed_one(capsys):
+    fit = ["fit", "--phase", "online", "--print_config"]
+    assert main([*fit, "model.threshold.end=0.5", "online.model.critic_lr=1e-3"]) == 0
+    hydra = capsys.readouterr().out
+    assert main([*fit, "--model.threshold.end", "0.5", "--online.model.critic_lr", "1e-3"]) == 0
+    assert hydra == capsys.readouterr().out and "end: 0.5" in hydra
+    assert main([*fit, "data.utd=5"]) == 2
+    assert "Write `--data.utd VALUE`" in capsys.readouterr().err
+
+
 def test_values_may_be_any_of_hydras_and_the_order_of_words_is_free(jobs, tmp_path):
     argv = ["--run_dir", str(tmp_path / "s"), "seed_everything=range(3)", "dataset=glob(hopper-m*)", "--", "fit", *FIT]
     assert main(["sweep", *argv]) == 0

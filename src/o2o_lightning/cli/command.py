@@ -11,6 +11,7 @@ PHASES = ("offline", "clone", "reevaluate", "align", "online")
 _SHORT = {"-c": "--config", "-h": "--help"}
 _FLAGS = ("--print_config", "--help")
 _OF_ONE_PHASE = re.compile(rf"({'|'.join(PHASES)})\.(?=model\.|data\.|trainer\.)")
+_TYPED_TOKEN = re.compile(rf"(({'|'.join(PHASES)})\.(?=model\.|data\.|trainer\.)|model\.)[\w.]+=")
 _HYDRA_TOKEN = re.compile(r"^(~|\+{0,2})[A-Za-z_][\w./@]*(=.*)?$", re.DOTALL)
 
 
@@ -29,6 +30,11 @@ class Option:
         own = _OF_ONE_PHASE.match(name)
         within = name[own.end() :] if own else name
         return cls(own[1] if own else None, within.replace(".init_args.", "."), value, tuple(tokens))
+
+    @property
+    def typed(self) -> str:
+        """The name with the phase that it is for."""
+        return self.name if self.phase is None else f"{self.phase}.{self.name}"
 
     def at(self, name: str) -> list[str]:
         """The words that set ``name`` instead, in the parser of one phase."""
@@ -109,6 +115,8 @@ def split(argv: list[str]) -> Command:
             if own:
                 setattr(command, option.name, option.value)
             (command.own if own else command.options).append(option)
+        elif _TYPED_TOKEN.match(token):  # an option in Hydra's form
+            command.options.append(Option.of(name, value, [f"--{token}"]))
         elif _HYDRA_TOKEN.match(token) and (joined or token.startswith("~")):
             if name == "phase":
                 raise UserError(f"{token}: the phase is an option. Write `--{token}`.")

@@ -37,6 +37,8 @@ def hydra_message(error: Exception, known: list[str]) -> str:
         choices = option[3].partition("Config search path")[0].split()
         return f"{option[1]}={option[2]}: no such option{_guess_or_list(option[2], choices)}"
     if key := re.search(r"Could not override '([^']+)'", text):
+        if key[1].startswith(("data.", "trainer.")):
+            return f"{key[1]}=…: it has no default to override. Write `--{key[1]} VALUE`."
         return f"{key[1]}=…: no such group or key{did_you_mean(key[1], known)} See `o2o fit -h`."
     if place := re.search(r"hydra.searchpath.*path=(\S+) is not available", text):
         return f"hydra.searchpath: there is no folder {place[1]}. Pass [file:///absolute/path]."

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ o2o sweep key=a,b,… [key=c,d,…] [hydra/launcher=NAME] --run_dir DIR [any arg
 Runs `o2o fit` once for every combination, each in a folder of DIR that is named after it:
 
   o2o sweep seed_everything=0,1,2 online=o2td3,td3 dataset=hopper-medium-v2 --run_dir runs/s
+  o2o sweep --model.threshold.end 0.01,0.04 --data.utd 1,5 --run_dir runs/t
   o2o sweep 'seed_everything=range(5)' hydra/launcher=joblib hydra.launcher.n_jobs=4 --run_dir runs/s experiment=quick
 
 Launchers: basic (one after the other), joblib (`pip install 'o2o-lightning[sweep]'`), submitit_slurm and
@@ -59,6 +60,7 @@ class Job:
     options: tuple[str, ...]
     searchpath: tuple[str, ...]
     swept: frozenset[str]
+    typed: frozenset[str]  # of these, the options of LightningCLI: Hydra carries them as tokens of their own
     run_dir: Path
     cwd: str
 
@@ -67,6 +69,7 @@ class Job:
         from o2o_lightning.cli.run import say
 
         tokens = [str(token) for token in HydraConfig.get().overrides.task]
+        overrides, options = self.command(tokens)
         folder, state = self.folder(tokens), self.state(tokens)
         log = Path(f"{folder}.log")
         if state == "foreign":
@@ -76,7 +79,7 @@ class Job:
         if state == "finished":
             say(f"{folder.name}: finished before")
             return 0
-        argv = ["fit", "--phase", self.phase, *tokens, *self.searchpath, *self.options, "--run_dir", str(folder)]
+        argv = ["fit", "--phase", self.phase, *overrides, *options, "--run_dir", str(folder)]
         say(f"{folder.name}: {'going on' if state == 'begun' else 'starting'}, its output is in {log}")
         return self._process(["resume", str(folder)] if state == "begun" else argv, log)
 
@@ -88,11 +91,18 @@ class Job:
         plan = read_plan(folder)
         if not plan:
             return "new"
-        asked = {"phase": self.phase, "overrides": [*tokens, *self.searchpath], "options": list(self.options)}
+        overrides, options = self.command(tokens)
+        asked = {"phase": self.phase, "overrides": overrides, "options": options}
         if any(plan[-1][key] != value for key, value in asked.items()):
             return "foreign"
         places = [folder, *(folder / phase for entry in plan for phase in entry["phases"])]
         return "finished" if all((place / "summary.json").exists() for place in places) else "begun"
+
+    def command(self, tokens: list[str]) -> tuple[list[str], list[str]]:
+        """What the job's `o2o fit` gets: Hydra's tokens, and the options."""
+        typed = [token.lstrip("+").partition("=") for token in tokens if hydra_key(token) in self.typed]
+        plain = [token for token in tokens if hydra_key(token) not in self.typed]
+        return [*plain, *self.searchpath], [*self.options, *(f"--{name}={value}" for name, _, value in typed)]
 
     def folder(self, tokens: list[str]) -> Path:
         """The job's run directory, named after the choices that make it differ from the others; its log is beside."""
@@ -132,13 +142,15 @@ def main(argv: list[str]) -> int:
     command.overrides = [token for token in command.overrides if token not in own]
     _check_launcher(own)
     run_dir = Path(command.run_dir).resolve()
+    typed = _typed(command)
     jobs, swept = _jobs(command)
     searchpath = tuple(token for token in own if token.startswith("hydra.searchpath="))
-    job = Job(command.phase, tuple(command.tokens), searchpath, swept, run_dir, os.getcwd())
+    job = Job(command.phase, tuple(command.tokens), searchpath, swept, typed, run_dir, os.getcwd())
     if len({job.folder(tokens) for tokens in jobs}) < len(jobs):
         raise UserError("two jobs of the sweep have the same name. Give each choice once.")
     # what no job could take is refused by the first one, as `o2o fit` does before it starts
-    plan(replace(command.without("print_config"), overrides=[*jobs[0], *job.searchpath]))
+    overrides, options = job.command(jobs[0])
+    plan(split([f"--phase={command.phase}", *overrides, *options]).without("print_config"))
     run_dir.mkdir(parents=True, exist_ok=True)
     return _report(job, jobs, _launch(job, command.overrides, own))
 
@@ -147,6 +159,18 @@ def _hydra() -> Any:
     version.setbase("1.3")
     GlobalHydra.instance().clear()
     return Hydra.create_main_hydra2("o2o", create_config_search_path(str(config_dir())))
+
+
+def _typed(command: Command) -> frozenset[str]:
+    """Makes tokens of the options that hold several values, as Hydra reads them; their names."""
+    parser, swept = OverridesParser.create(_hydra().config_loader), []
+    for option in command.options:
+        with contextlib.suppress(HydraException):  # a value that is none of Hydra's, for instance of a class in JSON
+            if option.value and parser.parse_override(f"{option.typed}={option.value}").is_sweep_override():
+                swept.append(option)
+    command.options = [option for option in command.options if option not in swept]
+    command.overrides += [f"++{option.typed}={option.value}" for option in swept]
+    return frozenset(option.typed for option in swept)
 
 
 def _jobs(command: Command) -> tuple[list[list[str]], frozenset[str]]:
