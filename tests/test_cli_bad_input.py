@@ -321,7 +321,12 @@ def test_other_commands_refuse_what_they_would_ignore_or_write_over(
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("command", ["fti", "--wat", ""])
-def test_an_unknown_command_lists_those_that_exist(command: str, o2o: O2O, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command, words", [
+    ("fti", "Did you mean 'fit'?"), ("resmue", "Did you mean 'resume'?"), ("--wat", "Choose one of fit, "),
+    ("", "Choose one of fit, "),
+])  # fmt: skip
+def test_an_unknown_command_is_guessed_or_lists_those_that_exist(
+    command: str, words: str, o2o: O2O, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert o2o(command) == 2
-    assert capsys.readouterr().err.startswith(f"o2o: unknown command '{command}'. Choose one of fit, ")
+    assert capsys.readouterr().err.startswith(f"o2o: unknown command '{command}'. {words}")

@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from o2o_lightning.callbacks.metrics import MetricsFile
 from o2o_lightning.callbacks.progress import PhaseProgress
 from o2o_lightning.cli.command import split
-from o2o_lightning.cli.compose import groups
+from o2o_lightning.cli.compose import compose, groups
 from o2o_lightning.cli.plan import plan
 from o2o_lightning.methods.o2 import td3
 from o2o_lightning.phases.align import Align
@@ -98,16 +98,47 @@ def test_the_help_needs_no_heavy_import() -> None:
     assert run.stdout.splitlines()[-1] == "set()"
 
 
-def test_a_phases_help_explains_its_own_options_and_the_trainers(o2o: O2O, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_phases_help_explains_its_own_options_and_the_trainers(
+    o2o: O2O, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     assert o2o("fit", "--phase", "align", "--help") == 0
     page = capsys.readouterr().out
     for option in ("--model.curvature", "--data.batch_size", "--trainer.max_steps", "--trainer.precision"):
         assert option in page
-    assert "--method." not in page.replace("--method.help", "")  # as it is typed
+    assert "--method" not in page and ":class:" not in page and "``" not in page  # as it is typed, as it is read
+    assert len(page.splitlines()) < 90
     assert o2o("fit", "--phase", "online", "-h") == 0
     assert "--model.threshold.end" in capsys.readouterr().out
     assert o2o("fit", "--model.help", "Online") == 0
     assert "--model.init_from" in capsys.readouterr().out
+
+
+def test_a_phases_help_shows_the_values_that_hold(o2o: O2O, capsys: pytest.CaptureFixture[str]) -> None:
+    assert o2o("fit", "--phase", "online", "-h", "dataset=hopper-expert-v2", "online=o2sac") == 0
+    page = capsys.readouterr().out
+    composed = compose("online", split(["dataset=hopper-expert-v2", "online=o2sac"]))["model"]["init_args"]
+    assert f"--model.threshold.end {composed['threshold']['end']}" in page
+    assert "policy_noise" not in page  # of another method
+
+
+COMPLETE = """
+COMP_LINE='{line}'; COMP_POINT=${{#COMP_LINE}}; read -ra COMP_WORDS <<< "${{COMP_LINE//=/ = }}"
+[[ "$COMP_LINE" == *" " ]] && COMP_WORDS+=(""); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _o2o; echo "${{COMPREPLY[*]}}"
+"""
+
+
+def test_the_shell_completes_commands_groups_and_options(o2o: O2O, capsys: pytest.CaptureFixture[str]) -> None:
+    assert o2o("--print_completion", "bash") == 0
+    script = capsys.readouterr().out
+    lines = ("o2o re", "o2o fit online=o2", "o2o fit --model.threshold.e", "o2o policy exp")
+    asked = script + "".join(COMPLETE.format(line=line) for line in lines)
+    said = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said[0].split()[-1] == "resume" and said[3] == "export"
+    assert said[1].split() == ["o2ppo", "o2sac", "o2td3"]
+    assert said[2].split() == ["--model.threshold.end", "--model.threshold.env_steps"]
+    assert o2o("--print_completion", "tcsh") == 2
+    assert "choose one of bash, zsh" in capsys.readouterr().err
 
 
 def test_the_first_help_names_every_command(o2o: O2O, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,13 +70,13 @@ def test_every_combination_is_one_fit_in_a_folder_named_after_it(jobs, tmp_path,
 ])  # fmt: skip
 def test_typed_options_are_swept_in_either_form(typed, jobs, tmp_path):
     place, options = ["--run_dir", str(tmp_path / "s")], ["--model.hidden", "[8,8]"]
-    assert main(["sweep", "online=o2td3", *typed, "--phase", "online", "--model.actor_lr", "1e-4", *options, *place]) == 0
+    assert main(["sweep", "online=o2td3", *typed, *FIT, *options, *place]) == 0
     names = [f"model.threshold.end={end},online.data.utd={utd}" for end in ("0.01", "0.04") for utd in (1, 2)]
     assert [Path(command[-1]).name for command in jobs.commands] == names
     assert jobs.commands[1][3:-2] == ["online=o2td3", "--model.actor_lr", "1e-4", *options,
                                       "--model.threshold.end=0.01", "--online.data.utd=2"]  # fmt: skip
     jobs.commands = []
-    assert main(["sweep", "online=o2td3", *typed, "--phase", "online", "--model.actor_lr", "1e-4", *options, *place]) == 0
+    assert main(["sweep", "online=o2td3", *typed, *FIT, *options, *place]) == 0
     assert jobs.commands == []  # all are finished, and their plans are these
 
 

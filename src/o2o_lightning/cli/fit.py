@@ -55,11 +55,12 @@ def main(argv: list[str]) -> int:
         print(_help(), end="")
         return 0
     # the help needs none of what these import
-    from o2o_lightning.cli.plan import phase_help, plan
+    from o2o_lightning.cli.page import phase_page
+    from o2o_lightning.cli.plan import plan
     from o2o_lightning.cli.run import run, say
 
     if wants_help:
-        phase_help(command)
+        print(phase_page(command), end="")
         return 0
     printing, command = command.named("print_config"), command.without("print_config")
     if printing and command.phase == "all":

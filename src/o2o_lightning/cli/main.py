@@ -1,5 +1,6 @@
 """Entry point of ``o2o``: chooses the sub-command and turns bad input into one line and exit code 2."""
 
+import difflib
 import importlib
 import os
 import sys
@@ -23,6 +24,7 @@ o2o: fine-tune any offline policy online, without the collapse
   o2o demo                          the whole pipeline on the embedded Hopper data, next to naive fine-tuning
 
 `o2o COMMAND -h` tells more. Results go to --run_dir; nothing is ever written over.
+`eval "$(o2o --print_completion bash)"` lets the shell (or zsh) complete commands, groups and options.
 """
 COMMANDS = ("fit", "sweep", "resume", "test", "validate", "predict", "report", "data", "policy", "demo")
 EVALUATIONS = ("test", "validate", "predict")  # one module, which is told which of them
@@ -39,8 +41,15 @@ def main(argv: list[str] | None = None) -> int:
         if name == "--version":
             print(version("o2o-lightning"))
             return 0
+        if name == "--print_completion":
+            from o2o_lightning.cli.completion import script
+
+            print(script(rest, COMMANDS), end="")
+            return 0
         if name not in COMMANDS:
-            raise UserError(f"unknown command '{name}'. Choose one of {', '.join(COMMANDS)}; `o2o -h` lists them.")
+            close = difflib.get_close_matches(name, COMMANDS, 1)
+            choice = f"Did you mean '{close[0]}'?" if close else f"Choose one of {', '.join(COMMANDS)}."
+            raise UserError(f"unknown command '{name}'. {choice} `o2o -h` lists them.")
         module = importlib.import_module(f"o2o_lightning.cli.{'validate' if name in EVALUATIONS else name}")
         return int(module.main(name, rest) if name in EVALUATIONS else module.main(rest))
     except UserError as error:

@@ -123,14 +123,14 @@ def accepts(class_path: str, name: str) -> bool:
 
 def default(class_path: str, name: str) -> Any:
     """The default of the argument ``name``, as a configuration file would hold it; :data:`REQUIRED` without one."""
-    value = next(parameter.default for parameter in _parameters(class_path) if parameter.name == name)
+    value = next(parameter.default for parameter in parameters(class_path) if parameter.name == name)
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 def argument_names(class_path: str) -> list[str]:
     """The class's arguments, with the fields of those that are settings: ``threshold``, ``threshold.end``."""
     names = []
-    for parameter in _parameters(class_path):
+    for parameter in parameters(class_path):
         names.append(parameter.name)
         if dataclasses.is_dataclass(parameter.default):
             names += [f"{parameter.name}.{field.name}" for field in dataclasses.fields(parameter.default)]
@@ -145,6 +145,6 @@ def _path(model: dict[str, Any]) -> str:
 
 
 @cache
-def _parameters(class_path: str) -> list[Any]:
-    # jsonargparse's own reading: it follows **kwargs into the base class
+def parameters(class_path: str) -> list[Any]:
+    """The class's arguments by jsonargparse's own reading, which follows ``**kwargs`` into the base class."""
     return list(get_signature_parameters(resolve_name(class_path), "__init__"))

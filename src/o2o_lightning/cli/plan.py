@@ -1,8 +1,5 @@
 """What ``o2o fit`` is going to run: every phase's typed configuration, checked before the first phase starts."""
 
-import contextlib
-import io
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +8,7 @@ from o2o_lightning.cli.command import Command, Option, hydra_key
 from o2o_lightning.cli.compose import MISSING, compose, lightning_config
 from o2o_lightning.cli.lightning import Built, PhaseCLI
 from o2o_lightning.cli.messages import did_you_mean
-from o2o_lightning.cli.models import ARGUMENT, REQUIRED, accepts, default, known, owners, place, value_of
+from o2o_lightning.cli.models import ARGUMENT, REQUIRED, accepts, default, known, place, value_of
 from o2o_lightning.cli.phases import phases_of
 from o2o_lightning.data.spec import load_raw
 from o2o_lightning.errors import UserError
@@ -86,19 +83,6 @@ def check(built: list[Built]) -> None:
             f"dataset {data.dataset}: it does not name its environment, and the online phase needs one. "
             "Pass --data.env_id."
         )
-
-
-def phase_help(command: Command) -> None:
-    """Prints every option of a phase: its own, its data's, and the Trainer's."""
-    config = lightning_config(command.phase, compose(command.phase, command))
-    for part in ("model", "data"):
-        for where, owner in owners(part, config).items():
-            page = io.StringIO()
-            with contextlib.suppress(SystemExit), contextlib.redirect_stdout(page):
-                PhaseCLI(config, [f"--{where}.help={owner['class_path']}"])
-            print(re.sub(r"--method\.(?!help)", "--model.", page.getvalue()))  # as they are typed
-    with contextlib.suppress(SystemExit):
-        PhaseCLI(config, ["--help"])
 
 
 def _start_from(previous: str | None, model: dict[str, Any]) -> None:
