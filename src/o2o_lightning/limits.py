@@ -1,8 +1,54 @@
-"""Size before trust: what a file may declare, compared with what it holds before anything is allocated."""
+"""Size before trust: what a file may declare is compared with what it holds before anything is allocated."""
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from o2o_lightning.errors import UserError
 
 SLACK, RATIO = 2**24, 64  # numbers that repeat compress well, but not ten thousand of them into one
+JSON_BYTES = 2**24
+READING_BYTES = 2**32  # beyond what the process has
 
 
 def allowed(held: int) -> int:
     """Bytes that a file of ``held`` bytes may declare, or unpack to: 16 MB, and 64 for each of its own."""
     return SLACK + RATIO * held
+
+
+def read_json(content: bytes | str) -> Any:
+    """``content`` parsed; ValueError for what is too long, too deep or no JSON."""
+    if len(content) > JSON_BYTES:
+        raise ValueError(f"JSON of more than {JSON_BYTES >> 20} MB")
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("JSON of too many levels") from error
+
+
+@contextmanager
+def bounded(what: str) -> Iterator[None]:
+    """Lets the block allocate 4 GB and no more, as far as the system can: foreign readers and programs run in it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    ours = _address_space() + READING_BYTES
+    limit = min([ours, *(value for value in (soft, hard) if value != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's allocator says the latter
+        if isinstance(error, MemoryError) or "memory" in str(error):
+            raise UserError(
+                f"{what}: reading it takes more than {READING_BYTES >> 30} GB. Pass another file."
+            ) from error
+        raise
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _address_space() -> int:
+    """Bytes of it that this process has; without a limit where the system does not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 2**62

@@ -39,6 +39,12 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
     env = env_spec(env_id, policy.observation_dim, layout) if env_id is not None else None
     if env is not None:
         _check_sizes(policy, f"environment {env_id}", (env.observation_dim, env.action_dim))
+        own = (env.action_low, env.action_high)
+        if policy.reach is not None and not np.allclose(policy.reach, own, rtol=1e-3):
+            raise UserError(
+                f"policy {policy.file}: its actions are scaled to {policy.reach[0]}…{policy.reach[1]}, environment "
+                f"{env_id} takes {own[0]}…{own[1]}. Pass the --env_id it was trained for."
+            )
     if policy.family == "gaussian" and policy.mean_kind == "linear" and policy.bounds is None and env is not None:
         _take_bounds(policy, env)
     report = _compare(arguments, policy, env, raw)

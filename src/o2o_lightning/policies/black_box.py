@@ -106,7 +106,7 @@ def load_onnx(spec: str) -> Function:
 
 
 def _onnxruntime(content: bytes) -> Function:
-    import onnxruntime  # type: ignore[import-not-found,unused-ignore]
+    import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

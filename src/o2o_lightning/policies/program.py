@@ -4,11 +4,9 @@ Of the graph's JSON, PyTorch evaluates sizes as expressions, executes guards, re
 modules include ``os``, imports the modules of an input's structure, and writes names into source code that it runs.
 """
 
-import io
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ from unittest.mock import patch
 
 import torch
 
-from o2o_lightning.policies.source import BadPolicy, read_limited, readable, reading, unzip
+from o2o_lightning.limits import read_json
+from o2o_lightning.policies.source import BadPolicy, packed, read_limited, readable, reading, unzip
 
 # A program's graph, tensors and facts; no compiled code, no other objects.
 _MEMBER = re.compile(
@@ -57,7 +56,7 @@ def load_program(spec: str) -> Any:
         members = unzip(read_limited(Path(spec)))
         strange = [name for name in members if not _MEMBER.fullmatch(name)]
         for name, content in members.items():
-            strange += _strange(json.loads(content), "") if name.endswith(".json") else []
+            strange += _strange(read_json(content), "") if name.endswith(".json") else []
         if strange:
             raise BadPolicy(
                 f"it holds {ascii(strange[0])[:60]}, more than a graph and tensors, so it was not loaded. Wrap it "
@@ -65,17 +64,7 @@ def load_program(spec: str) -> Any:
             )
         # torch.export would else fall back to executing pickles
         with patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
-            return torch.export.load(_packed(members)).module()
-
-
-def _packed(members: dict[str, bytes]) -> io.BytesIO:
-    """What was looked through, and nothing else: PyTorch's reader may find other members in the user's bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    buffer.seek(0)
-    return buffer
+            return torch.export.load(packed(members)).module()
 
 
 def _strange(value: Any, key: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ import re
 import zipfile
 from pathlib import Path
 
+from o2o_lightning.limits import bounded
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies import black_box
 from o2o_lightning.policies.d4rl_group import read_d4rl
@@ -81,7 +82,7 @@ def read_policy(
         UserError: as the readers do.
     """
     path = Path(spec)
-    with reading(path):
+    with reading(path), bounded(f"policy {path}"):
         if format == "sb3":
             policy = read_sb3(path)
         elif format == "d4rl":

@@ -4,13 +4,13 @@
 strings, activation and action bounds are read.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from o2o_lightning.limits import read_json
 from o2o_lightning.policies.source import Array, BadPolicy, ImportedPolicy, read_limited, readable, reading, unzip
 from o2o_lightning.policies.tensors import State, linear, load_tensors, numbers, sequence, tensors_of
 
@@ -44,10 +44,8 @@ def read_sb3(path: Path) -> ImportedPolicy:
 
 
 def _data(described: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(described)
-    except ValueError:
-        return {}
+    with readable("its member 'data' is no JSON", "Copy it again."):
+        found = read_json(described)
     return found if isinstance(found, dict) else {}
 
 

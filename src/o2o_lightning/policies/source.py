@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from o2o_lightning.errors import UserError, reason
+from o2o_lightning.limits import allowed
 from o2o_lightning.nn.actor import Actor, ActorSpec, FloatArray
 from o2o_lightning.nn.actors import build_actor
 from o2o_lightning.nn.normalizer import Normalizer
@@ -19,7 +20,7 @@ from o2o_lightning.nn.normalizer import Normalizer
 Array = NDArray[np.float64]
 Linear = tuple[Array, Array]  # weight [out, in], bias [out]
 
-MAX_BYTES = 2**29
+MAX_BYTES, MAX_MEMBERS = 2**29, 10_000
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "relu": lambda x: np.maximum(x, 0.0),
     "tanh": np.tanh,
@@ -70,12 +71,29 @@ def read_limited(path: Path, limit: int = MAX_BYTES) -> bytes:
 
 def unzip(content: bytes, names: Container[str] | None = None) -> dict[str, bytes]:
     """The members of a zip, or those of ``names`` that are there, in memory."""
+    if content.count(b"PK\1\2") > MAX_MEMBERS:
+        raise BadPolicy(f"it has more than {MAX_MEMBERS:,} members, too many for a policy. Pass another file.")
+    limit = min(MAX_BYTES, allowed(len(content)))
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if min((member.header_offset for member in archive.infolist()), default=0):
+            raise BadPolicy("it is a part of a zip, with another inside. Copy it again.")
         members = [member for member in archive.infolist() if names is None or member.filename in names]
-        if sum(member.file_size for member in members) > MAX_BYTES:
-            raise BadPolicy(f"it unpacks to more than {MAX_BYTES >> 20} MB. Pass another file.")
+        if sum(member.file_size for member in members) > limit:
+            raise BadPolicy(f"it unpacks to more than {limit >> 20} MB. Pass another file.")
+        if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+            raise BadPolicy("it is compressed in a way that no library writes. Pack it again.")
         # a limit, because the directory's sizes may lie
-        return {member.filename: archive.open(member).read(MAX_BYTES) for member in members}
+        return {member.filename: archive.open(member).read(limit) for member in members}
+
+
+def packed(members: Mapping[str, bytes]) -> io.BytesIO:
+    """A zip of members that were looked at, and of nothing else: other readers may find others in the user's bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    buffer.seek(0)
+    return buffer
 
 
 @dataclass
@@ -91,6 +109,7 @@ class ImportedPolicy:
         mean_kind: ``tanh`` or ``linear`` mean of a Gaussian.
         log_std_scale, log_std_offset: affine map of the log σ output.
         bounds: the range of actions that it was trained with, [−1, 1] included; None where that is not known.
+        reach: lowest and highest of the environment's actions, where the file scales the tanh to them.
         normalizer: of observations; part of the policy.
         env_id: environment, where the file names it.
         notes: what was assumed, one line each.
@@ -107,6 +126,7 @@ class ImportedPolicy:
     log_std_scale: float = 1.0
     log_std_offset: float = 0.0
     bounds: tuple[Array, Array] | None = None
+    reach: tuple[Array, Array] | None = None
     normalizer: Normalizer | None = None
     env_id: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -120,12 +140,17 @@ class ImportedPolicy:
         return "squashed_gaussian" if isinstance(self.log_std, tuple) else "gaussian"
 
     @property
+    def mean(self) -> Linear:
+        """The output layer of the mean, or of the deterministic action."""
+        return self.layers[-1]
+
+    @property
     def observation_dim(self) -> int:
         return int(self.layers[0][0].shape[1])
 
     @property
     def action_dim(self) -> int:
-        return int(self.layers[-1][0].shape[0])
+        return int(self.mean[0].shape[0])
 
     @property
     def spec(self) -> ActorSpec:
@@ -146,7 +171,7 @@ class ImportedPolicy:
                 x = np.clip(x, -self.normalizer.clip, self.normalizer.clip)
         for weight, bias in self.layers[:-1]:
             x = FUNCTIONS[self.activation](x @ weight.T + bias)
-        x = x @ self.layers[-1][0].T + self.layers[-1][1]
+        x = x @ self.mean[0].T + self.mean[1]
         if self.mean_kind == "tanh":
             x = np.tanh(x)
         if self.bounds is not None:
@@ -158,7 +183,7 @@ class ImportedPolicy:
         """The same policy as one of our actors."""
         actor = build_actor(self.spec)
         state = actor.state_dict()
-        (weight, bias), log_std = self.layers[-1], self.log_std
+        (weight, bias), log_std = self.mean, self.log_std
         if self.bounds is not None:
             assert isinstance(log_std, np.ndarray)  # only a Gaussian acts in other units than [-1, 1]
             half, low = (self.bounds[1] - self.bounds[0]) / 2.0, self.bounds[0]

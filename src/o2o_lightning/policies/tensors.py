@@ -9,16 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from o2o_lightning.policies.source import Array, BadPolicy, Linear, readable
+from o2o_lightning.policies.source import Array, BadPolicy, Linear, packed, readable, unzip
 
 State = dict[str, Tensor]
+MOST_TENSORS = 1000
+_TENSORS = re.compile(r"(^|/)data/\d+$")
 
 
 def load_tensors(content: bytes) -> Any:
     """What ``torch.save`` wrote, tensors and plain values only; nothing in it is executed."""
     with readable("it cannot be read", "It may be cut off; copy it again."):
+        members = unzip(content) if content[:2] == b"PK" else {"": content}
+        if any(b"bytearray" in part for name, part in members.items() if not _TENSORS.search(name)):
+            raise BadPolicy("it holds byte arrays beside tensors. Save the policy's `state_dict()` and import that.")
         try:
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            file = packed(members) if content[:2] == b"PK" else io.BytesIO(content)
+            return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise BadPolicy(
                 "it holds something other than tensors and plain values, so it was not read, and nothing "
@@ -56,6 +62,8 @@ def numbers(state: State, name: str) -> Array:
             f"'{name}' is {tensor.dtype}, {tensor.layout}, and dense floating-point numbers are needed. "
             "Save it as such."
         )
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise BadPolicy(f"'{name}' declares {tuple(tensor.shape)} and holds less. Save a `contiguous()` copy.")
     return tensor.detach().double().numpy()
 
 
@@ -72,4 +80,6 @@ def tensors_of(found: Any) -> State:
     state = {str(key): value for key, value in entries.items() if isinstance(value, Tensor)}
     if not state:
         raise BadPolicy("it holds no tensors by name. Save the policy's `state_dict()` and import that.")
+    if len(state) > MOST_TENSORS:
+        raise BadPolicy(f"it holds {len(state):,} tensors, more than a perceptron's. Pass another file.")
     return state
