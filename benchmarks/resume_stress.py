@@ -9,7 +9,6 @@ random time. A third of the runs are killed again while they resume. Prints one 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -21,6 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import killing
+
+from o2o_lightning.checkpoint.run import read_plan
 
 SIZES = [
     "steps.offline=60", "steps.reevaluate=50", "steps.align=50", "steps.env=130", "checkpoint_every=20",
@@ -76,7 +77,7 @@ def _reference(scratch: Path, name: str) -> list[str]:
     code = killing.run(["fit", "--phase", "all", *SIZES, *PIPELINES[name], "--run_dir", str(scratch / name)], log)
     if code:
         raise SystemExit(f"{name}: the uninterrupted run failed\n{log.read_text()}")
-    phases: list[str] = json.loads((scratch / name / "plan.json").read_text())[0]["phases"]
+    phases: list[str] = read_plan(scratch / name)[0]["phases"]
     return phases
 
 

@@ -262,7 +262,7 @@ def test_a_disk_that_refuses_is_one_line_too(
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("o2o_lightning.callbacks.run_directory.write_atomically", full)
+    monkeypatch.setattr("o2o_lightning.checkpoint.run.write_atomically", full)
     assert o2o("fit", "--phase", "offline", "--trainer.max_steps", "2", "--run_dir", tmp_path / "run") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "config.yaml: No space left on device" in error

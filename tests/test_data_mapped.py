@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import killing
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,8 @@ from o2o_lightning.data.build import build_store
 from o2o_lightning.data.mapped import mapped_store
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.raw import RawDataset
-from o2o_lightning.errors import Failure, UserError
+from o2o_lightning.errors import UserError
+from o2o_lightning.launch import note_once
 from o2o_lightning.methods.o2 import td3
 from o2o_lightning.methods.td3_bc import TD3BC
 from o2o_lightning.nn.normalizer import Normalizer
@@ -85,15 +88,46 @@ def test_bad_data_leaves_no_map(tmp_path: Path) -> None:
     assert folders(tmp_path) == []
 
 
-def test_a_damaged_map_is_named_in_one_line(tmp_path: Path) -> None:
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def zero(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-64] + bytes(64))
+
+
+@pytest.mark.parametrize("file", ["index.pt", "table.memmap"])
+@pytest.mark.parametrize("damage", [cut, flip, zero, os.unlink])
+def test_a_map_that_has_changed_on_the_disk_is_said_and_made_anew(damage, file, tmp_path: Path, capsys) -> None:
+    note_once.cache_clear()
     mapped_store(toy(), env_of(), tmp_path)
     (folder,) = folders(tmp_path)
-    for file, damage in (("index.pt", b"rubbish"), ("table.memmap", b"short")):
-        whole = (folder / file).read_bytes()
-        (folder / file).write_bytes(damage)
-        with pytest.raises(Failure, match=r"its memory map \S+ cannot be read .* Delete that folder"):
-            mapped_store(toy(), env_of(), tmp_path)
-        (folder / file).write_bytes(whole)
+    damage(folder / file)
+    again = mapped_store(toy(), env_of(), tmp_path)
+    assert capsys.readouterr().err.count("is damaged") == 1
+    assert torch.equal(again.matrix, build_store(toy(), env_of()).matrix) and folders(tmp_path) == [folder]
+    mapped_store(toy(), env_of(), tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_damaged_map_in_a_cache_that_cannot_be_written_is_refused_in_one_line(tmp_path, monkeypatch) -> None:
+    mapped_store(toy(), env_of(), tmp_path)
+    (folder,) = folders(tmp_path)
+    flip(folder / "table.memmap")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(mapped, "FileLock", refuse)
+    with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\). Point the variable O2O_CACHE"):
+        mapped_store(toy(), env_of(), tmp_path)
 
 
 def test_what_a_run_writes_to_its_rows_never_reaches_the_map(tmp_path: Path) -> None:
@@ -103,11 +137,19 @@ def test_what_a_run_writes_to_its_rows_never_reaches_the_map(tmp_path: Path) -> 
     assert torch.equal(mapped_store(toy(), env_of(), tmp_path)["action"], build_store(toy(), env_of())["action"])
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(mapped.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
-    with pytest.raises(UserError, match=r"its memory map takes .* GB left. Point the variable O2O_CACHE"):
-        mapped_store(toy(), env_of(), tmp_path)
-    assert folders(tmp_path) == []
+def test_a_disk_that_fills_up_meanwhile_is_refused_and_kills_nothing(tmp_path: Path) -> None:
+    small, log = tmp_path / "small", tmp_path / "log"
+    small.mkdir()
+
+    def scenario() -> None:
+        space = os.statvfs(small)
+        (small / "other").write_bytes(b"x" * (space.f_bavail * space.f_frsize - 2**16))
+        with pytest.raises(UserError, match=r"its memory map of 1 MB .* \(No space left on device\). Point the"):
+            mapped_store(toy(30_000), env_of(), small / "cache")
+        assert folders(small / "cache") == []
+
+    if not killing.on_a_file_system_of_its_own(small, "4m", scenario, log):
+        pytest.skip("this kernel lets no user mount a tmpfs in a namespace of his own")
 
 
 def test_a_cache_that_cannot_be_written_is_named_in_one_line(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tensordict import TensorDict
 from test_faults import counted
 from test_resume import PENDULUM
 
+from o2o_lightning.checkpoint.run import read_config, write_config
 from o2o_lightning.cli.main import main
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.data.rollout import RolloutData
@@ -364,8 +365,8 @@ def test_another_number_of_processes_is_refused(reference, tmp_path, capsys, mon
     shutil.copytree(reference, folder)
     (folder / "online/summary.json").unlink()
     config = folder / "online/config.yaml"
-    text = config.read_text()
-    config.write_text(text.replace("devices: '2'", "devices: 1").replace("devices: 2", "devices: 1"))
+    text = read_config(config)
+    write_config(config, text.replace("devices: '2'", "devices: 1").replace("devices: 2", "devices: 1"))
     monkeypatch.setenv("O2O_RUN_DIR", "")
     assert main(["resume", str(folder)]) == 2
     assert "2 process(es) made it, now there are 1" in capsys.readouterr().err

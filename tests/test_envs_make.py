@@ -108,4 +108,4 @@ def test_antmaze_ends_at_its_goal_as_d4rls_does() -> None:
     reward, terminated, truncated = env.step(np.zeros(8, np.float32))[1:4]
     assert (reward, terminated, truncated) == (1.0, True, False)
     env.close()
-    assert make_env("AntMaze_UMaze-v4", 29, continuing_task=True).unwrapped.continuing_task  # type: ignore[attr-defined]
+    assert make_env("AntMaze_UMaze-v4", 29, (), {"continuing_task": True}).unwrapped.continuing_task  # type: ignore[attr-defined]

@@ -279,7 +279,8 @@ def test_an_environment_that_returns_nan_teaches_nothing(reference, tmp_path):
 
     broken = (np.full(3, np.nan, np.float32), 0.0, False, False, {})
     prepare = counted(Interaction, "step", 35, lambda: setattr(PendulumEnv, "step", lambda *_: broken))
-    fails_then_resumes(reference, tmp_path, prepare, 1, "Pendulum-v1", "non-finite reward or observation")
+    words = "environment Pendulum-v1: step 35 of an episode", "value 0 of its observation is NaN"
+    fails_then_resumes(reference, tmp_path, prepare, 1, *words)
 
 
 # ---- snapshots -----------------------------------------------------------------------------------------------------

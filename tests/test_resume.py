@@ -153,8 +153,9 @@ def test_a_phase_begun_anew_follows_the_command_that_was_given_last(tmp_path):
              "cwd": "/"}  # fmt: skip
     second = {**first, "options": ["--model.discount", "0.9"], "phases": ["reevaluate", "align"]}
     for command in (first, first, second, second):
-        add_to_plan(tmp_path, command)
-    assert read_plan(tmp_path) == [{**first, "phases": ["offline"]}, second]
+        add_to_plan(tmp_path, command, {"source": "a.hdf5", "sha256": "1" * 64})
+    datasets = {"datasets": {"a.hdf5": "1" * 64}}
+    assert read_plan(tmp_path) == [{**first, "phases": ["offline"], **datasets}, {**second, **datasets}]
 
 
 @pytest.mark.parametrize("change", [

@@ -4,6 +4,8 @@ import pickle
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -41,6 +43,17 @@ DAMAGED = (
     pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError,
     LookupError, TypeError, AttributeError, AssertionError,
 )  # fmt: skip
+
+
+@contextmanager
+def refusing(fails: str, advice: str, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Says that reading ``fails``, why, and what to do: on damaged or foreign bytes a reader raises just anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise kind(f"{fails} ({reason(error)}). {advice}") from error
 
 
 def reason(error: BaseException) -> str:

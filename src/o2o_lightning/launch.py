@@ -1,4 +1,4 @@
-"""Which process of a run this one is, before a Trainer knows: by the variables that launchers set; what it says."""
+"""Which process of a run this one is, before a Trainer knows, what it says, where it finds modules of the user's."""
 
 import functools
 import os
@@ -23,3 +23,9 @@ def note_once(line: str) -> None:
     """``o2o: <line>`` on stderr, once a process, from a run's first one only, where no command line is at hand."""
     if first_process():
         print(f"o2o: {line}", file=sys.stderr)
+
+
+def search_here() -> None:
+    """Has modules that the user names found in the working directory too, as ``python -m`` finds them."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)

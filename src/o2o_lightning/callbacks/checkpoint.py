@@ -207,6 +207,7 @@ def _check_same(path: str, phase: Watched, saved: dict[str, Any]) -> None:
     facts = (
         ("algorithm", saved["algorithm"], phase.algorithm),
         ("environment", saved["env_id"], phase.data.env_id),
+        ("env_kwargs", saved.get("env_kwargs", {}), phase.data.env_kwargs),
         ("dataset", saved["manifest"].get("sha256"), phase.data.manifest().get("sha256")),
     )
     for name, before, now in facts:

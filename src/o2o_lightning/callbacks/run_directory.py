@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import Callback
 
 from o2o_lightning.callbacks.hooks import Watched
 from o2o_lightning.callbacks.metrics import metrics_files
-from o2o_lightning.checkpoint.io import save_atomically, write_atomically, write_json
-from o2o_lightning.checkpoint.run import Busy, add_to_plan, lock
+from o2o_lightning.checkpoint.io import save_atomically, write_json
+from o2o_lightning.checkpoint.run import Busy, add_to_plan, lock, write_config
 from o2o_lightning.engine.health import NonFinite
 from o2o_lightning.envs.scores import score_or_return
 from o2o_lightning.errors import Failure
@@ -52,10 +52,10 @@ class RunDirectory(Callback):
             for file in metrics_files(trainer):
                 file.begin()
             if self.command is not None:
-                add_to_plan(self.run_dir, self.command)
+                add_to_plan(self.run_dir, self.command, phase.data.manifest())
             if trainer.ckpt_path is not None:  # a finished phase that goes on is unfinished until its new end
                 (config.parent / "summary.json").unlink(missing_ok=True)
-            write_atomically(config, self.config.encode())
+            write_config(config, self.config)
             write_json(self.run_dir / "manifest.json", phase.data.manifest())
 
     def on_fit_end(self, trainer: L.Trainer, phase: Any) -> None:

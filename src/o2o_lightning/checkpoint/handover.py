@@ -1,8 +1,8 @@
 """What one phase hands to the next: a self-describing part of every checkpoint, tensors and primitives only."""
 
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from o2o_lightning.errors import DAMAGED, UserError, reason
+from o2o_lightning.checkpoint import inert
+from o2o_lightning.errors import UserError, refusing
+from o2o_lightning.launch import note_once
 from o2o_lightning.nn.actor import Actor, Policy
 from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.critics import Critics, ValueNet
@@ -44,6 +46,7 @@ class Handover:
     origin: str = ""
     value: dict[str, Any] | None = None
     layout: list[str] = field(default_factory=list)
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, float | None] = field(default_factory=dict)
     returns: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -59,6 +62,10 @@ class Handover:
         """The part that is written under ``checkpoint["o2o"]``; the tensors are in the checkpoint already."""
         return {k: v for k, v in vars(self).items() if k not in ("path", "state", "adam")}
 
+    def kwargs_in(self, env_id: str | None) -> dict[str, Any]:
+        """What the environment was made with, where it is still that one; nothing in another."""
+        return self.env_kwargs if env_id == self.env_id else {}
+
     def build_policy(self, prefix: str = "actor") -> Policy:
         """The policy stored under ``prefix``, the actor itself where there is none of that name.
 
@@ -66,9 +73,7 @@ class Handover:
         """
         if (prefix == "offline_actor" and self.phase in POLICIES) or not self.has(prefix):
             prefix = "actor"
-        with _well_formed(self.path):
-            policy = build_policy(self.actor)
-        return self.load(policy, prefix)
+        return self._made(lambda: build_policy(self.actor), prefix)
 
     def build_actor(self, prefix: str = "actor") -> Actor:
         """As :meth:`build_policy`, where only a policy without memory will do."""
@@ -87,17 +92,13 @@ class Handover:
                 f"checkpoint {self.path}: it holds a policy without an action-value critic. "
                 "Run `--phase reevaluate` on it first."
             )
-        with _well_formed(self.path):
-            critics = Critics(**self.critic)
-        return self.load(critics, prefix)
+        spec: Any = self.critic
+        return self._made(lambda: Critics(**spec), prefix)
 
     def build_value(self) -> ValueNet | None:
         """The state-value network, None where the checkpoint has none."""
-        if self.value is None:
-            return None
-        with _well_formed(self.path):
-            value = ValueNet(**self.value)
-        return self.load(value, "value")
+        spec: Any = self.value
+        return None if spec is None else self._made(lambda: ValueNet(**spec), "value")
 
     def build_normalizer(self) -> Normalizer:
         """The observation normaliser that the policy was trained with."""
@@ -134,9 +135,21 @@ class Handover:
 
     def load(self, net: Net, prefix: str) -> Net:
         """``net`` with the tensors stored under ``prefix``."""
-        state = {key[len(prefix) + 1 :]: value for key, value in self.state.items() if key.startswith(prefix + ".")}
-        load_weights(net, state, f"checkpoint {self.path}: {prefix}")
+        load_weights(net, self._stored(prefix), f"checkpoint {self.path}: {prefix}")
         return net
+
+    def _made(self, make: Callable[[], Net], prefix: str) -> Net:
+        """The network stored under ``prefix``; of a size that its tensors do not have, nothing is allocated."""
+        with _well_formed(self.path):
+            if (layers := max(map(_layers, (self.actor, self.critic or {}, self.value or {})))) > len(self.state):
+                raise ValueError(f"it declares {layers:,} layers, and has {len(self.state)} tensors")
+            with torch.device("meta"):
+                _check_fit(make(), self._stored(prefix), f"checkpoint {self.path}: {prefix}")
+            net = make()
+        return self.load(net, prefix)
+
+    def _stored(self, prefix: str) -> dict[str, Tensor]:
+        return {key[len(prefix) + 1 :]: value for key, value in self.state.items() if key.startswith(prefix + ".")}
 
     def load_scalar(self, parameter: nn.Parameter, name: str) -> None:
         """``parameter`` as it is stored under ``name``, or as it is where nothing is."""
@@ -146,6 +159,11 @@ class Handover:
 
 def load_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Loads ``state`` strictly; another set of names or shapes is a one-line :class:`UserError`."""
+    _check_fit(net, state, where)
+    net.load_state_dict(state)
+
+
+def _check_fit(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
     expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     for key in expected.keys() | found.keys():
@@ -154,7 +172,6 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
                 f"{where}: '{key}' has shape {found.get(key, 'nothing')}, this network needs "
                 f"{expected.get(key, 'nothing')}. Pass a checkpoint of the same sizes."
             )
-    net.load_state_dict(state)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -163,17 +180,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         kind = "a directory" if path.is_dir() else "missing"
         raise UserError(f"checkpoint {path}: {kind}. Pass a file such as RUN_DIR/PHASE/checkpoints/last.ckpt.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"checkpoint {path}: it holds something other than tensors and plain values, so it was not loaded. "
-            "Pass a checkpoint that o2o wrote, or import a policy with `o2o policy import`."
-        ) from error
-    except DAMAGED as error:
-        raise UserError(
-            f"checkpoint {path}: it cannot be read ({reason(error)}). It may be cut off; pass another."
-        ) from error
+    with refusing(f"checkpoint {path}: it cannot be read", "It may be cut off or damaged; pass another."):
+        try:
+            checkpoint = inert.load(path)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"checkpoint {path}: it holds something other than tensors and plain values, so it was not loaded. "
+                "Pass a checkpoint that o2o wrote, or import a policy with `o2o policy import`."
+            ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
         raise UserError(
             f"checkpoint {path}: it was not written by o2o. Pass RUN_DIR/PHASE/checkpoints/last.ckpt, "
@@ -204,15 +218,30 @@ def read_handover(path: str | Path, accepts: tuple[str, ...] = PHASES, wanted_by
     return handover
 
 
-@contextmanager
-def _well_formed(path: str | Path) -> Iterator[None]:
+def _well_formed(path: str | Path) -> AbstractContextManager[None]:
     """Turns what another program's, or a hand-made, checkpoint trips over into one line."""
-    try:
-        yield
-    except DAMAGED as error:
+    return refusing(f"checkpoint {path}: its hand-over part is incomplete", "Pass another.")
+
+
+def check_dataset(where: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compares two datasets by their manifests: one of the same name and another content is refused.
+
+    Another one of another name is taken, and said: that may be what is wanted, and never goes unseen.
+    """
+    old, new = before.get("sha256"), now.get("sha256")
+    if old is None or new is None or old == new:
+        return
+    if before["source"] == now["source"]:
         raise UserError(
-            f"checkpoint {path}: its hand-over part is incomplete ({reason(error)}). Pass another."
-        ) from error
+            f"dataset {now['source']}: its content is not what {where} learned from (sha256 {old[:12]}… then, "
+            f"{new[:12]}… now). Restore it; what is meant to be other data needs another name, and a run of its own."
+        )
+    note_once(f"dataset {now['source']}: it is not what {where} learned from, which was {before['source']}.")
+
+
+def _layers(spec: dict[str, Any]) -> int:
+    """How many a network of these sizes has at least, whatever its family."""
+    return len(spec.get("hidden", ())) * int(spec.get("count", 1)) + int(spec.get("layers", 0))
 
 
 def _network_name(key: str) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from o2o_lightning.checkpoint import inert
 from o2o_lightning.errors import Failure
 
 TEMPORARY = ".tmp"
@@ -68,6 +69,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         save_atomically(path, checkpoint)
+
+    def load_checkpoint(self, path: Any, *options: Any, **more: Any) -> dict[str, Any]:
+        """What :func:`inert.load` takes; ``options``, of devices and of trust, are left unused."""
+        return dict(inert.load(path))
 
 
 class _Watched(io.BufferedWriter):

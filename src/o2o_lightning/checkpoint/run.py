@@ -1,5 +1,9 @@
-"""A run directory as a whole: who is writing it, and what it was asked to hold."""
+"""A run directory as a whole: who is writing it, and what it was asked to hold.
 
+Texts that a run goes on from carry their SHA-256: ``plan.json`` beside the commands, ``config.yaml`` in its last line.
+"""
+
+import hashlib
 import json
 import os
 from itertools import takewhile
@@ -8,11 +12,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from o2o_lightning.checkpoint.handover import PHASES
-from o2o_lightning.checkpoint.io import write_json
-from o2o_lightning.errors import UserError
+from o2o_lightning.checkpoint.handover import PHASES, check_dataset
+from o2o_lightning.checkpoint.io import write_atomically, write_json
+from o2o_lightning.errors import UserError, refusing
 
 LOCK, PLAN = ".lock", "plan.json"
+SEAL = "# sha256 "
 _held: dict[Path, FileLock] = {}
 
 
@@ -50,16 +55,25 @@ def unlock(run_dir: str | Path) -> None:
         held.release()
 
 
-def add_to_plan(run_dir: Path, command: dict[str, Any]) -> None:
+def add_to_plan(run_dir: Path, command: dict[str, Any], dataset: dict[str, Any]) -> None:
     """Keeps what ``o2o fit`` was asked for, so that a resumed run knows which phases follow.
 
     A phase that is begun anew, and those that were to follow it, are the new command's: earlier ones lose them.
+    ``dataset``, a manifest, is of the phase that begins; the plan remembers the digest of each that the command names.
+
+    Raises:
+        UserError: the dataset's content has changed since the command was first given.
     """
-    plan = read_plan(run_dir)
-    if command in plan:
-        return
-    kept = []
+    plan, kept = read_plan(run_dir), []
+    known: dict[str, str] = next((entry.get("datasets", {}) for entry in plan if _asks(entry) == _asks(command)), {})
+    command = {**_asks(command), "datasets": {**known}}
+    if name := dataset.get("source"):
+        before = command["datasets"].setdefault(name, dataset["sha256"])
+        check_dataset(f"the run in {run_dir}", {"source": name, "sha256": before}, dataset)
     for entry in plan:
+        if _asks(entry) == _asks(command):
+            write_plan(run_dir, [command if other is entry else other for other in plan])
+            return
         phases = [*takewhile(lambda phase: phase not in command["phases"], entry["phases"])]
         kept += [{**entry, "phases": phases}] if phases else []
     write_plan(run_dir, [*kept, command])
@@ -68,20 +82,43 @@ def add_to_plan(run_dir: Path, command: dict[str, Any]) -> None:
 def write_plan(run_dir: Path, plan: list[dict[str, Any]]) -> None:
     """Replaces the plan, where there is one or something to plan."""
     if plan or (run_dir / PLAN).exists():
-        write_json(run_dir / PLAN, plan)
+        write_json(run_dir / PLAN, {"commands": plan, "sha256": _digest(json.dumps(plan))})
 
 
 def read_plan(run_dir: Path) -> list[dict[str, Any]]:
-    """The commands that have written to ``run_dir``, oldest first."""
+    """The commands that have written to ``run_dir``, oldest first; version 0.1 wrote them without a digest."""
     path = run_dir / PLAN
     if not path.is_file():
         return []
-    try:
-        plan = json.loads(path.read_text())
+    with refusing(f"{path}: it is not a plan that o2o wrote", "Remove the directory and run again."):
+        found = json.loads(path.read_text())
+        plan = found if isinstance(found, list) else found["commands"]
         keys = {"phase", "phases", "overrides", "options", "cwd"}
-        valid = all(keys <= set(item) and item["phases"] and {*item["phases"]} <= {*PHASES} for item in plan)
-    except (ValueError, TypeError):
-        valid = False
-    if not valid:
-        raise UserError(f"{path}: it is not a plan that o2o wrote. Remove the directory and run again.")
+        if not all(keys <= set(item) and item["phases"] and {*item["phases"]} <= {*PHASES} for item in plan):
+            raise ValueError("its entries are no commands")
+        if plan is not found and found["sha256"] != _digest(json.dumps(plan)):
+            raise ValueError("it has changed since")
     return list(plan)
+
+
+def _asks(command: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in command.items() if key != "datasets"}
+
+
+def write_config(path: Path, text: str) -> None:
+    """Writes a phase's ``config.yaml``."""
+    write_atomically(path, f"{text}{SEAL}{_digest(text)}\n".encode())
+
+
+def read_config(path: Path) -> str:
+    """What :func:`write_config` wrote; refused where it has changed, as by hand, since."""
+    advice = "Without it the run cannot go on: undo the change, or start a new run with `o2o fit --config`."
+    with refusing(f"{path}: it cannot be read", advice):
+        text, seal, digest = path.read_text().rpartition(SEAL)
+        if not seal or digest.strip() != _digest(text):
+            raise ValueError("it is cut off, or has changed since o2o wrote it")
+    return text
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

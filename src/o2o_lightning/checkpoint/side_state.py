@@ -13,8 +13,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from o2o_lightning.checkpoint import inert
 from o2o_lightning.checkpoint.io import save_atomically
-from o2o_lightning.errors import DAMAGED, UserError
+from o2o_lightning.errors import UserError, refusing
 
 
 def write(checkpoint: str | Path, token: str, rank: int, state: dict[str, Any]) -> None:
@@ -28,10 +29,8 @@ def read(checkpoint: str | Path, token: str, rank: int) -> dict[str, Any]:
     advice = "Without it the run cannot go on; start a new one from this policy with --model.init_from."
     if not path.is_file():
         raise UserError(f"checkpoint {checkpoint}: its side state {path} is missing. {advice}")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGED as error:
-        raise UserError(f"checkpoint {checkpoint}: its side state {path} cannot be read. {advice}") from error
+    with refusing(f"checkpoint {checkpoint}: its side state {path} cannot be read", advice):
+        state = inert.load(path)
     if not isinstance(state, dict) or state.get("token") != token:
         raise UserError(f"checkpoint {checkpoint}: {path} belongs to another checkpoint. {advice}")
     return state

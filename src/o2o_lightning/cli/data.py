@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (info, check):
         command.add_argument("spec", metavar="SPEC", help=spec_help)
         command.add_argument("--env_id", help="environment to hold it against (default: the dataset's own)")
+        command.add_argument("--env_kwargs", **KWARGS)
         command.add_argument("--json", action="store_true", help="print JSON")
     check.add_argument("--replay_rows", type=int, default=200, help="rows replayed in the simulator (default: 200)")
 
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "make", help="record one: an environment is enough", description=MAKE, allow_abbrev=False
     )
     made.add_argument("--env", "--env_id", "--data.env_id", dest="env_id", metavar="ID", help="in Gymnasium")
+    made.add_argument("--env_kwargs", "--data.env_kwargs", dest="env_kwargs", **KWARGS)
     made.add_argument("--level", choices=LEVELS, help="of the policy that acts")
     made.add_argument("--transitions", type=int, help="rows; of medium-replay the newest (default: the whole replay)")
     made.add_argument("--output", help="file to write, or Minari's id; must not exist (default: ENV-LEVEL.hdf5)")
@@ -83,7 +85,7 @@ def show(arguments: argparse.Namespace) -> int:
     from o2o_lightning.envs.scores import normalized_score, reference_scores
 
     raw = load_raw(arguments.spec, env_id=arguments.env_id)
-    env, note = _environment(raw, arguments.env_id)
+    env, note = _environment(raw, arguments.env_id, arguments.env_kwargs or {})
     manifest = load_store(raw, env).manifest
     reference, mean = reference_scores(raw.source) or reference_scores(manifest.env_id or ""), manifest.return_mean
     score = None if reference is None or mean is None else normalized_score(mean, reference)
@@ -107,7 +109,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from o2o_lightning.data.spec import load_raw
 
     raw = load_raw(arguments.spec, check=False, env_id=arguments.env_id)
-    checks = check(raw, arguments.env_id, arguments.replay_rows)
+    checks = check(raw, arguments.env_id, arguments.replay_rows, kwargs=arguments.env_kwargs or {})
     code = 0 if passed(checks) else 1
     if arguments.json:
         report = {"spec": arguments.spec, "passed": code == 0, "checks": [row._asdict() for row in checks]}
@@ -160,7 +162,19 @@ def _cut(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _environment(raw: RawDataset, env_id: str | None) -> tuple[EnvSpec | None, str | None]:
+def _mapping(text: str) -> dict[str, Any]:
+    import yaml
+
+    value = yaml.safe_load(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text} is no mapping")
+    return value
+
+
+KWARGS: dict[str, Any] = {"type": _mapping, "metavar": "MAP", "help": "JSON or YAML for gymnasium.make: '{mass: 2.0}'"}
+
+
+def _environment(raw: RawDataset, env_id: str | None, kwargs: dict[str, Any]) -> tuple[EnvSpec | None, str | None]:
     """The environment's sizes, and a note where the dataset's own environment cannot be made here."""
     from o2o_lightning.envs.make import env_spec, foreign_id
     from o2o_lightning.errors import UserError
@@ -168,7 +182,9 @@ def _environment(raw: RawDataset, env_id: str | None) -> tuple[EnvSpec | None, s
     unnamed = "The dataset names no environment: actions are unchecked. Pass --env_id to hold it against one."
     try:
         wanted = env_id or foreign_id(raw.env_id, "the dataset")
-        return (None, unnamed) if wanted is None else (env_spec(wanted, raw.observations.shape[1], raw.layout), None)
+        if wanted is None:
+            return None, unnamed
+        return env_spec(wanted, raw.observations.shape[1], raw.layout, kwargs), None
     except UserError as error:
         if env_id is not None:
             raise

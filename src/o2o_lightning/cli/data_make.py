@@ -14,7 +14,7 @@ from o2o_lightning.cli.data import LEVELS, show
 from o2o_lightning.cli.data_train import RESERVED, Goal, Trained, train
 from o2o_lightning.cli.run import say
 from o2o_lightning.data.hdf5 import file_sha256
-from o2o_lightning.envs.make import EnvSpec, UnitAction, env_spec, foreign_id, make_env
+from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id, plain
 from o2o_lightning.envs.scores import reference_scores
 from o2o_lightning.errors import Failure, Interrupted, UserError, at_least
 from o2o_lightning.machine import library_versions
@@ -43,6 +43,7 @@ def make(arguments: argparse.Namespace) -> int:
         "env_id": env.env_id, "level": level, "transitions": arguments.transitions, "seed": arguments.seed,
         "goal": goal and list(goal), "policy": arguments.policy and file_sha256(Path(arguments.policy)),
         "run_dir": arguments.run_dir, "device": arguments.device, "rest": arguments.rest,
+        "env_kwargs": dict(env.kwargs),
     }  # fmt: skip
     working.open(request)
     try:
@@ -57,7 +58,7 @@ def make(arguments: argparse.Namespace) -> int:
         raise Failure(f"{error}{hint}") from error
     finally:
         working.release()
-    show(argparse.Namespace(spec=working.spec, env_id=env.env_id, json=arguments.json))
+    show(argparse.Namespace(spec=working.spec, env_id=env.env_id, env_kwargs=env.kwargs, json=arguments.json))
     if not arguments.json and working.sha256 is not None:
         print(f"sha256 {working.sha256}  {working.output}")
     return 0
@@ -96,8 +97,9 @@ def _environment(arguments: argparse.Namespace, source: Handover | None) -> EnvS
     if env_id is None:
         raise UserError("o2o data make: no environment. Pass --env ID, a Gymnasium environment.")
     if source is None:
-        return env_spec(env_id)
-    env = env_spec(env_id, source.actor["observation_dim"], source.layout)
+        return env_spec(env_id, kwargs=arguments.env_kwargs or {})
+    kwargs = source.kwargs_in(env_id) if arguments.env_kwargs is None else arguments.env_kwargs
+    env = env_spec(env_id, source.actor["observation_dim"], source.layout, kwargs)
     source.check_policy(None, (env.observation_dim, env.action_dim), "o2o data make")
     return env
 
@@ -125,9 +127,9 @@ def _fill(
     if source is None and arguments.level != "random":
         folder = Path(arguments.run_dir).absolute() if arguments.run_dir else working.path / "training"
         forget = partial(shutil.rmtree, working.path / ROLLOUTS, ignore_errors=True)  # of a policy that learns on
-        trained = train(folder, arguments, env.env_id, goal, forget)
+        trained = train(folder, arguments, env, goal, forget)
         source = read_handover(trained.checkpoint)
-        env = env_spec(env.env_id, source.actor["observation_dim"], source.layout)
+        env = env_spec(env.env_id, source.actor["observation_dim"], source.layout, env.kwargs)
         facts = trained.facts()
     elif arguments.policy is not None:
         facts = {"policy_file": Path(arguments.policy).name, "policy_sha256": file_sha256(Path(arguments.policy))}
@@ -139,23 +141,23 @@ def _fill(
     if source is not None:
         actor, normalizer = source.build_actor(), source.build_normalizer()
         group, behaviour = policy_group(actor, normalizer), PolicyBehaviour(actor, normalizer)
-    environment = partial(make_env, env.env_id, env.observation_dim, env.layout)
     if arguments.level == "medium-replay":
         assert trained is not None
-        block = _replay(trained, environment(), env, arguments.transitions)
+        block = _replay(trained, env, arguments.transitions)
         working.write(len(block["rewards"]), [block], env, facts, group)
         return
-    rollouts = Rollouts(working.path / ROLLOUTS, environment, behaviour, arguments.seed)
+    rollouts = Rollouts(working.path / ROLLOUTS, env.make, behaviour, arguments.seed)
     with transitions(arguments.transitions) as progress:
         rollouts.record(arguments.transitions, progress)
     working.write(arguments.transitions, rollouts.blocks(), env, facts, group)
 
 
-def _replay(trained: Trained, live: UnitAction, env: EnvSpec, newest: int | None) -> Block:
+def _replay(trained: Trained, env: EnvSpec, newest: int | None) -> Block:
     state = trained.buffer()
     size = len(state["rows"]["reward"])
     if newest is not None and newest > size:
         say(f"the replay has {size:,} transitions, fewer than --transitions {newest}: all of them are written")
+    live = env.make()
     live.reset(seed=0)
     record = read_record(trained.record, live, trained.env_steps)
     live.close()
@@ -168,6 +170,8 @@ def _provenance(level: str, seed: int, env: EnvSpec, source: Handover | None, fa
     metadata = {"env_id": env.env_id, "level": level, "seed": seed, "versions": versions, **facts}
     if env.layout:
         metadata["obs_layout"] = ",".join(env.layout)
+    if env.kwargs:
+        metadata["env_kwargs"] = plain(env.kwargs)
     if source is None:
         origin = "uniformly random actions, recorded by o2o-lightning"
         protocol = f"rollout, at most {env.horizon} steps an episode; {ENDS}"

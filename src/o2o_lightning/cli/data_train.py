@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from o2o_lightning.checkpoint import side_state
 from o2o_lightning.checkpoint.handover import read_checkpoint
 from o2o_lightning.checkpoint.io import write_json
+from o2o_lightning.envs.make import EnvSpec, plain
 from o2o_lightning.errors import Failure, UserError
 
 TRAIN_STEPS = 1_000_000
@@ -18,10 +19,10 @@ RECORD = "record.f32"
 REQUEST = "make.json"
 LAST = Path("online", "checkpoints", "last.ckpt")
 # Options and keys of `o2o fit` that are set here.
-RESERVED = ("phase", "phases", "online", "experiment", "config", "c", "data.env_id", "data.env_steps", "steps.env",
-            "data.dataset", "dataset", "data.mix", "model", "model.init_from", "trainer.devices", "trainer.num_nodes",
-            "trainer.strategy", "trainer.accelerator", "data", "print_config", "trainer.callbacks",
-            "trainer.callbacks+", "seed_everything")  # fmt: skip
+RESERVED = ("phase", "phases", "online", "experiment", "config", "c", "data.env_id", "data.env_kwargs",
+            "data.env_steps", "steps.env", "data.dataset", "dataset", "data.mix", "model", "model.init_from",
+            "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accelerator", "data", "print_config",
+            "trainer.callbacks", "trainer.callbacks+", "seed_everything")  # fmt: skip
 
 
 class Goal(NamedTuple):
@@ -71,7 +72,7 @@ class Trained:
 
 
 def train(
-    folder: Path, arguments: argparse.Namespace, env_id: str, goal: Goal | None, before: Callable[[], None]
+    folder: Path, arguments: argparse.Namespace, env: EnvSpec, goal: Goal | None, before: Callable[[], None]
 ) -> Trained:
     """Trains, goes on with a training, or finds one finished in ``folder``; calls ``before`` when the policy changes.
 
@@ -82,14 +83,14 @@ def train(
     from o2o_lightning.cli import resume
 
     steps = arguments.train_steps or TRAIN_STEPS
-    request = {"env_id": env_id, "goal": goal and list(goal), "seed": arguments.seed, "device": arguments.device}
-    _claim(folder, {**request, "rest": arguments.rest})
+    request = {"env_id": env.env_id, "goal": goal and list(goal), "seed": arguments.seed, "device": arguments.device}
+    _claim(folder, {**request, "rest": arguments.rest, "env_kwargs": dict(env.kwargs)})
     found = _found(folder, goal)
     finished = (folder / "online" / "summary.json").exists()
     if not (found and finished and (found.reached or found.env_steps >= steps)):
         before()
         if found is None:
-            _start(folder, arguments, env_id, goal, steps)
+            _start(folder, arguments, env, goal, steps)
         else:
             resume.main([str(folder), "--data.env_steps", str(steps)])
         found = _found(folder, goal)
@@ -111,14 +112,15 @@ def train(
     return found
 
 
-def _start(folder: Path, arguments: argparse.Namespace, env_id: str, goal: Goal | None, steps: int) -> None:
+def _start(folder: Path, arguments: argparse.Namespace, env: EnvSpec, goal: Goal | None, steps: int) -> None:
     from o2o_lightning.cli import fit
 
     for leftover in ("online", "plan.json", "manifest.json"):  # killed before its first checkpoint
         path = folder / leftover
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     argv = ["--phase", "online", "online=sac", "experiment=scratch", "--run_dir", str(folder)]
-    argv += ["--data.env_id", env_id, "--data.env_steps", str(steps), "--seed_everything", str(arguments.seed)]
+    argv += ["--data.env_id", env.env_id, "--data.env_kwargs", plain(env.kwargs), "--data.env_steps", str(steps)]
+    argv += ["--seed_everything", str(arguments.seed)]
     argv += arguments.rest
     if arguments.device is not None:
         argv += ["--trainer.accelerator", arguments.device]

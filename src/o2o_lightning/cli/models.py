@@ -2,9 +2,7 @@
 
 import dataclasses
 import inspect
-import os
 import re
-import sys
 from functools import cache
 from pkgutil import resolve_name
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
 from o2o_lightning.errors import UserError
+from o2o_lightning.launch import search_here
 from o2o_lightning.methods.method import Method
 
 # An option of a class's argument; what jsonargparse adds to each class is none
@@ -37,8 +36,7 @@ FORMER = {f"o2o_lightning.phases.{old}": f"o2o_lightning.methods.{new}" for old,
 
 def rule_of(path: str) -> type[Method]:
     """A user's own method, ``my_package.my_rule:MyRule``, from a module that Python finds here or is installed."""
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
+    search_here()
     try:
         found = resolve_name(path.replace(":", "."))
     except Exception as error:  # the user's module may fail in any way

@@ -135,7 +135,7 @@ def _export(arguments: argparse.Namespace) -> int:
     env_id = arguments.env_id or foreign_id(source.env_id, f"checkpoint {arguments.file}")
     low, high, units = -np.ones(sizes[1], np.float32), np.ones(sizes[1], np.float32), "[-1, 1]"
     if env_id is not None:
-        env = env_spec(env_id, sizes[0], source.layout)
+        env = env_spec(env_id, sizes[0], source.layout, source.kwargs_in(env_id))
         if env.action_dim != sizes[1]:
             raise UserError(
                 f"environment {env_id}: it takes {env.action_dim} action values, the policy gives {sizes[1]}. Pass the "

@@ -10,7 +10,7 @@ import yaml
 from o2o_lightning.callbacks.metrics import MetricsFile
 from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
 from o2o_lightning.checkpoint.io import remove_temporaries
-from o2o_lightning.checkpoint.run import lock, read_plan
+from o2o_lightning.checkpoint.run import lock, read_config, read_plan
 from o2o_lightning.cli.command import Option, split
 from o2o_lightning.cli.lightning import PhaseCLI
 from o2o_lightning.cli.models import place, rule_of
@@ -105,17 +105,14 @@ def _continue(phase: str, run_dir: Path, changes: list[Option]) -> None:
     """Goes on with one phase from its last checkpoint."""
     checkpoint, written = run_dir / phase / LAST, run_dir / phase / "config.yaml"
     read_handover(checkpoint, (phase,), "o2o resume")
-    try:
-        config = yaml.safe_load(written.read_text())
-        trainer, _ = config["trainer"], config["data"]["class_path"]  # a file that was cut off has lost its end
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{written}: it cannot be read ({error}). Without it the run cannot go on.") from error
     found = read_checkpoint(checkpoint)
     if any(name.startswith("agent.") for name in found["state_dict"]):
         raise UserError(
             f"checkpoint {checkpoint}: version 0.1 began this phase, and its training can't go on here. Finish it with "
             f"0.1, or start anew from the phase before it: `o2o fit --phase {phase} --model.init_from CKPT`."
         )
+    config = yaml.safe_load(read_config(written))
+    trainer = config["trainer"]
     clock = found["o2o_progress"]["env_steps" if phase == "online" else "updates"]
     if trainer.get("logger") is not None:
         trainer["logger"] = going_on(trainer["logger"], clock, found.get("o2o_resume", {}).get("loggers", []))

@@ -55,7 +55,8 @@ def main(name: str, argv: list[str]) -> int:
     target = run_dir / ("actions.npz" if name == "predict" else f"{name}.json")
     if name == "predict" or command.run_dir:
         refuse_existing("--run_dir", target)
-    data = {"env_id": env_id, "eval_episodes": episodes, "observation_layout": source.layout}
+    data: dict[str, Any] = {"env_id": env_id, "eval_episodes": episodes, "observation_layout": source.layout}
+    data["env_kwargs"] = source.kwargs_in(env_id)
     if name == "predict":
         data["dataset"] = source.manifest.get("source")
     config["model"] = {"class_path": MODEL, "init_args": {"init_from": path}}

@@ -3,7 +3,7 @@
 The replay asks: is this the physics, and this the reward, that the dataset was recorded with?
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from o2o_lightning.data.raw import RawDataset, validate
-from o2o_lightning.envs.make import EnvSpec, FlatObservation, env_spec, foreign_id, make_env
+from o2o_lightning.envs.make import NO_KWARGS, EnvSpec, FlatObservation, env_spec, foreign_id
 from o2o_lightning.envs.snapshot import simulator_of, simulator_state
 from o2o_lightning.errors import UserError
 
@@ -31,11 +31,17 @@ class Check(NamedTuple):
     detail: str
 
 
-def check(raw: RawDataset, env_id: str | None = None, replay_rows: int = 200, seed: int = 0) -> list[Check]:
+def check(
+    raw: RawDataset,
+    env_id: str | None = None,
+    replay_rows: int = 200,
+    seed: int = 0,
+    kwargs: Mapping[str, Any] = NO_KWARGS,
+) -> list[Check]:
     """All checks of a dataset, cheap ones first; the rest is left out when the form is wrong.
 
-    It is held against ``env_id``, by default the one it names; ``replay_rows`` random rows, chosen by ``seed``, are
-    replayed in the simulator.
+    It is held against ``env_id``, by default the one it names, made with ``kwargs``; ``replay_rows`` random rows,
+    chosen by ``seed``, are replayed in the simulator.
     """
     try:
         validate(raw)
@@ -46,12 +52,12 @@ def check(raw: RawDataset, env_id: str | None = None, replay_rows: int = 200, se
         env_id = env_id or foreign_id(raw.env_id, "the dataset")
         if env_id is None:
             return [*rows, Check("environment", "skip", "the dataset names none; pass --env_id")]
-        env = env_spec(env_id, raw.observations.shape[1], raw.layout)
+        env = env_spec(env_id, raw.observations.shape[1], raw.layout, kwargs)
     except UserError as error:
         return [*rows, Check("environment", "fail", str(error))]
     fits = raw.actions.shape[1] == env.action_dim
     rows += [*_environment_checks(raw, env, fits)]
-    return [*rows, *replay_check(raw, env_id, replay_rows, seed)] if fits else rows
+    return [*rows, *replay_check(raw, env, replay_rows, seed)] if fits else rows
 
 
 def passed(checks: list[Check]) -> bool:
@@ -123,25 +129,25 @@ def successor_errors(raw: RawDataset, rows: int) -> NDArray[np.int64]:
     return np.flatnonzero(inside & (observation != successor).any(axis=1))
 
 
-def replay_check(raw: RawDataset, env_id: str, count: int, seed: int) -> list[Check]:
+def replay_check(raw: RawDataset, spec: EnvSpec, count: int, seed: int) -> list[Check]:
     """Sets ``count`` random recorded states, steps with the recorded action, compares next observation and reward.
 
     Rows of the report: one for the next observation and one for the reward, or one that says why not.
     """
     if "qpos" not in raw.infos or "qvel" not in raw.infos:
         return [Check("replay", "skip", "no infos/qpos and infos/qvel in the dataset")]
-    with closing(make_env(env_id, raw.observations.shape[1], raw.layout)) as env:
+    with closing(spec.make()) as env:
         env.reset(seed=seed)
-        return _replay(raw, env_id, env.env, count, seed)
+        return _replay(raw, spec, env.env, count, seed)
 
 
-def _replay(raw: RawDataset, env_id: str, flat: Any, count: int, seed: int) -> list[Check]:
+def _replay(raw: RawDataset, spec: EnvSpec, flat: Any, count: int, seed: int) -> list[Check]:
     assert isinstance(flat, FlatObservation)
     # the inner environment is stepped: wrappers count steps and would end the episode
     inner: Any = flat.unwrapped
     simulator = simulator_of(inner)
     if simulator is None:
-        return [Check("replay", "skip", f"{env_id} offers no set_state on a MuJoCo model")]
+        return [Check("replay", "skip", f"{spec.env_id} offers no set_state on a MuJoCo model")]
     states = [np.asarray(raw.infos[key], np.float64) for key in ("qpos", "qvel")]
     sizes, needed = [state.shape[-1] for state in states], [simulator.model.nq, simulator.model.nv]
     if sizes != needed:
@@ -152,8 +158,8 @@ def _replay(raw: RawDataset, env_id: str, flat: Any, count: int, seed: int) -> l
             return [Check("replay", "skip", "cannot replay a goal environment without infos/goal")]
         goals = np.asarray(raw.infos["goal"], np.float64)
 
-    if not _determined(env_id, flat):
-        return [Check("replay", "skip", f"{env_id} has state beyond qpos and qvel, a target for instance")]
+    if not _determined(spec):
+        return [Check("replay", "skip", f"{spec.env_id} has state beyond qpos and qvel, a target for instance")]
     rows = _usable_rows(raw, count, seed)
     errors = np.empty((len(rows), 2))
     for i, row in enumerate(rows.tolist()):
@@ -170,10 +176,9 @@ def _set_state(inner: Any, qpos: Any, qvel: Any, goal: Any = None) -> None:
         inner.goal = goal
 
 
-def _determined(env_id: str, like: FlatObservation) -> bool:
+def _determined(spec: EnvSpec) -> bool:
     """Whether what is recorded is all the state there is: put into another episode, it leads to the same successor."""
-    first, second = (make_env(env_id, layout=like.layout) for _ in range(2))
-    with closing(first) as original, closing(second) as other:
+    with closing(spec.make()) as original, closing(spec.make()) as other:
         original.action_space.seed(0)
         original.reset(seed=1)
         other.reset(seed=2)

@@ -8,7 +8,6 @@ import numpy as np
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.raw import wrong
 from o2o_lightning.data.stream import Chunks
-from o2o_lightning.envs.make import make_env
 from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.replay.interaction import Interaction
 from o2o_lightning.replay.ring import Ring
@@ -73,8 +72,7 @@ class InteractingData(OfflineData):
 
     def _start(self, ring: Ring, seed: int) -> Interaction:
         """A training environment at its first start state, writing to ``ring``."""
-        if self.env_id is None:
+        if self.env is None:
             unnamed = "it does not name its environment, and the online phase needs one. Pass --data.env_id."
             raise wrong(f"{self.dataset}", unnamed)
-        env_id, width, layout = self.env_id, self.sizes()[0], self.layout
-        return Interaction(lambda: make_env(env_id, width, layout), ring, seed)
+        return Interaction(self.env.make, ring, seed)

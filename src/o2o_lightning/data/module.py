@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -17,7 +17,7 @@ from o2o_lightning.blocks import blocks
 from o2o_lightning.data.mapped import Opened, open_dataset
 from o2o_lightning.data.stream import Chunks, OfflineStream, prepare, prepare_rows
 from o2o_lightning.envs.episodes import Act, Evaluation, Evaluator, Player
-from o2o_lightning.envs.make import EnvSpec, env_spec
+from o2o_lightning.envs.make import EnvSpec, env_spec, plain
 from o2o_lightning.envs.scores import reference_scores
 from o2o_lightning.errors import UserError, at_least
 from o2o_lightning.nn.normalizer import Normalizer
@@ -39,6 +39,7 @@ class OfflineData(L.LightningDataModule):
     Args:
         dataset: ``path.hdf5``, ``d4rl:NAME``, ``minari:ID`` or ``embedded:hopper-medium``.
         env_id: Gymnasium id to evaluate in; the dataset's own by default.
+        env_kwargs: what ``gymnasium.make`` gets beside the id, plain values by name; checkpoints keep them.
         batch_size: transitions a gradient update, of each process.
         chunk: gradient updates a ``training_step``; changes speed, never results' counts.
         normalize: standardise observations with the dataset's mean and deviation.
@@ -60,6 +61,7 @@ class OfflineData(L.LightningDataModule):
 
     dataset: str | None = None
     env_id: str | None = None
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 256
     chunk: int = 16
     normalize: bool = True
@@ -87,7 +89,8 @@ class OfflineData(L.LightningDataModule):
             at_least(f"--data.{name}", getattr(self, name), least)
         self.rewards = RewardMap(self.reward_scale, self.reward_shift)
         self.layout = tuple(self.observation_layout)
-        self._asked = (self.dataset, self.env_id, self.layout, self.memmap, self.memory_limit_gb)
+        made = self.env_id, plain(self.env_kwargs)
+        self._asked = (self.dataset, *made, self.layout, self.memmap, self.memory_limit_gb)
         self._opened: Opened | None = None
         self._before: OfflineData | None = None
         self.normalizer: Normalizer | None = None
@@ -108,9 +111,10 @@ class OfflineData(L.LightningDataModule):
             self._opened, self.buffer = self._before._opened, self._before.buffer
         elif self.dataset is not None:
             limit = int(self.memory_limit_gb * 2**30)
-            self._opened = open_dataset(self.dataset, self.env_id, self.layout, self.memmap, limit)
+            self._opened = open_dataset(self.dataset, self.env_id, self.layout, self.memmap, limit, self.env_kwargs)
         elif self.env_id is not None:
-            self._opened = Opened(None, env_spec(self.env_id, layout=self.layout), self.env_id, self.layout)
+            env = env_spec(self.env_id, layout=self.layout, kwargs=self.env_kwargs)
+            self._opened = Opened(None, env, self.env_id, self.layout)
         else:
             sources = "path.hdf5, d4rl:NAME, minari:ID or embedded:hopper-medium"
             raise UserError(f"no dataset: pass --data.dataset {sources}.")
@@ -242,7 +246,8 @@ class OfflineData(L.LightningDataModule):
         assert self.env_id is not None
         reference = reference_scores(self.dataset or "") or reference_scores(self.env_id)
         width, episodes = self.sizes()[0], self.eval_episodes
-        return partial(Evaluator, self.env_id, width, episodes, self.eval_seed, reference, self.layout)
+        seed, kwargs = self.eval_seed, self.env_kwargs
+        return partial(Evaluator, self.env_id, width, episodes, seed, reference, self.layout, kwargs)
 
     def blocks(self) -> Iterator[slice]:
         """The dataset's rows in blocks that a network takes at once."""

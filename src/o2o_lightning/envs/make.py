@@ -3,9 +3,13 @@
 import contextlib
 import importlib
 import io
+import json
+import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium as gym
@@ -13,8 +17,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from o2o_lightning.errors import UserError
-from o2o_lightning.launch import note_once
+from o2o_lightning.envs.checked import flagged, observed, rewarded
+from o2o_lightning.errors import Failure, UserError
+from o2o_lightning.launch import note_once, search_here
 
 FloatArray = NDArray[np.float32]
 FlatEnv = gym.Env[FloatArray, FloatArray]
@@ -28,14 +33,18 @@ GOAL_LAYOUTS = (
     ("achieved_goal", "observation", "desired_goal"),
 )
 GOAL_KEYS = {"observation", "achieved_goal", "desired_goal"}
+Registered = gym.envs.registration.EnvSpec
 EPISODE_STEPS = 1000  # where an environment is registered without a limit
+NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
+ROBOTICS = "Install it with `pip install 'o2o-lightning[robotics]'`."
+CHECK = "Check --data.env_kwargs and the versions of its packages; O2O_TRACEBACK=1 shows where."
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """Sizes and bounds of an environment, after flattening and before action rescaling.
+    """Sizes and bounds of an environment, after flattening and before action rescaling, and how it is made.
 
-    ``action_low`` and ``action_high`` are the simulator's own bounds ``[A]``.
+    ``action_low`` and ``action_high`` are the simulator's own bounds ``[A]``; ``kwargs`` what ``gymnasium.make`` got.
     """
 
     env_id: str
@@ -45,6 +54,11 @@ class EnvSpec:
     action_high: FloatArray
     horizon: int | None
     layout: tuple[str, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self) -> "UnitAction":
+        """One of these environments."""
+        return make_env(self.env_id, self.observation_dim, self.layout, self.kwargs)
 
 
 class FlatObservation(gym.ObservationWrapper[FloatArray, FloatArray, Any]):
@@ -62,15 +76,36 @@ class FlatObservation(gym.ObservationWrapper[FloatArray, FloatArray, Any]):
 
 
 class UnitAction(gym.ActionWrapper[Any, FloatArray, FloatArray]):
-    """Maps actions of ``[-1, 1]^A`` linearly to the simulator's bounds, clipping what lies outside."""
+    """Maps actions of ``[-1, 1]^A`` linearly to the simulator's bounds, clipping what lies outside.
 
-    def __init__(self, env: gym.Env[Any, FloatArray]) -> None:
+    What it returns has been checked: finite observations as wide as the space, a reward that is a float, flags that
+    are bools.
+    """
+
+    def __init__(self, env: gym.Env[Any, FloatArray], env_id: str) -> None:
         super().__init__(env)
+        self.env_id, self.steps = env_id, 0
+        assert env.observation_space.shape is not None
+        self.width = env.observation_space.shape[0]
         box = env.action_space
         assert isinstance(box, spaces.Box)
         self.low, self.high = box.low.ravel().astype(np.float32), box.high.ravel().astype(np.float32)
         self._shape, self._dtype = box.shape, box.dtype
         self.action_space = spaces.Box(-1.0, 1.0, self.low.shape, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = super().reset(seed=seed, options=options)
+        self.steps = 0
+        return observed(observation, self.width, f"environment {self.env_id}: after a reset"), info
+
+    def step(self, action: FloatArray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        where = f"environment {self.env_id}: step {self.steps + 1} of an episode"
+        if not np.isfinite(action).all():
+            raise Failure(f"{where}: the policy's action is not finite.")
+        observation, reward, terminated, truncated, info = super().step(action)
+        self.steps += 1
+        flags = flagged(terminated, "'terminated'", where), flagged(truncated, "'truncated'", where)
+        return observed(observation, self.width, where), rewarded(reward, where), *flags, info
 
     def action(self, action: FloatArray) -> FloatArray:
         native = native_actions(action, self.low, self.high)
@@ -89,18 +124,22 @@ def unit_actions(actions: FloatArray, low: FloatArray, high: FloatArray) -> Floa
     return ((actions - low) / (high - low) * 2 - 1).astype(np.float32)
 
 
-def make_env(env_id: str, observation_dim: int | None = None, layout: Sequence[str] = (), **kwargs: Any) -> UnitAction:
+def make_env(
+    env_id: str, observation_dim: int | None = None, layout: Sequence[str] = (), kwargs: Mapping[str, Any] = NO_KWARGS
+) -> UnitAction:
     """Makes ``env_id`` with flat float32 observations ``[S]`` and actions in ``[-1, 1]^A``.
 
     Args:
         env_id: a registered Gymnasium id; Gymnasium-Robotics ids are registered on demand.
         observation_dim: width that the dataset or checkpoint has; chooses the layout of a goal environment.
         layout: keys of a dictionary observation in the order to concatenate them; by width when empty.
+        kwargs: for ``gymnasium.make``.
 
     Raises:
-        UserError: unknown id, missing simulator, discrete, unbounded or fixed actions, or another observation width.
+        UserError: unknown id, missing simulator, discrete, unbounded or fixed actions, images, or another observation
+            width.
     """
-    env = _make(env_id, **kwargs)
+    env = _make(env_id, kwargs)
     box = env.action_space
     if not isinstance(box, spaces.Box):
         raise UserError(
@@ -109,8 +148,8 @@ def make_env(env_id: str, observation_dim: int | None = None, layout: Sequence[s
         )
     if not (np.isfinite(box.low).all() and np.isfinite(box.high).all()):
         raise UserError(
-            f"environment {env_id}: its action bounds are infinite ({box}). Wrap it in "
-            "gymnasium.wrappers.RescaleAction or give the space finite bounds."
+            f"environment {env_id}: its action bounds are infinite ({box}). Register an id whose entry point wraps it: "
+            "gymnasium.wrappers.TransformAction(env, lambda action: action, Box(low, high)) with finite low and high."
         )
     low, high = box.low.ravel(), box.high.ravel()
     if len(fixed := np.flatnonzero(low >= high)):
@@ -119,12 +158,22 @@ def make_env(env_id: str, observation_dim: int | None = None, layout: Sequence[s
             f"{high[fixed[0]]:g}, so there is nothing to choose. Wrap it so that it takes the others alone."
         )
     chosen = _choose_layout(env_id, env.observation_space, observation_dim, tuple(layout))
-    return UnitAction(FlatObservation(_limited(env, env_id), chosen))
+    return UnitAction(FlatObservation(_limited(env, env_id), chosen), env_id)
+
+
+def plain(kwargs: Mapping[str, Any]) -> str:
+    """``--data.env_kwargs`` as text; refused unless it is values that a checkpoint and a configuration can hold."""
+    try:
+        return json.dumps(dict(kwargs), sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--data.env_kwargs {kwargs}: {error}. Pass texts and numbers by name.") from error
 
 
 def foreign_id(env_id: str | None, where: str) -> str | None:
     """An environment id that a file names: it may choose among registered ones, not have a module imported."""
-    if env_id is not None and (not isinstance(env_id, str) or ":" in env_id):
+    if env_id is not None and not isinstance(env_id, str):
+        raise UserError(f"{where}: its env_id is {env_id!r}, no name. Pass --data.env_id.")
+    if env_id is not None and ":" in env_id:
         raise UserError(
             f"{where}: its environment '{env_id}' lies in a Python module, which would be run. If you trust it, pass "
             f"--data.env_id {env_id}."
@@ -132,15 +181,17 @@ def foreign_id(env_id: str | None, where: str) -> str | None:
     return env_id
 
 
-def env_spec(env_id: str, observation_dim: int | None = None, layout: Sequence[str] = ()) -> EnvSpec:
+def env_spec(
+    env_id: str, observation_dim: int | None = None, layout: Sequence[str] = (), kwargs: Mapping[str, Any] = NO_KWARGS
+) -> EnvSpec:
     """Sizes, native action bounds and horizon of ``env_id``; raises as :func:`make_env` does."""
-    with contextlib.closing(make_env(env_id, observation_dim, layout)) as env:
+    with contextlib.closing(make_env(env_id, observation_dim, layout, kwargs)) as env:
         assert isinstance(env.env, FlatObservation) and env.observation_space.shape
         width, horizon = env.observation_space.shape[0], env.spec.max_episode_steps if env.spec else None
-        return EnvSpec(env_id, width, len(env.low), env.low, env.high, horizon, env.env.layout)
+        return EnvSpec(env_id, width, len(env.low), env.low, env.high, horizon, env.env.layout, dict(kwargs))
 
 
-def registered(env_id: str) -> gym.envs.registration.EnvSpec | None:
+def registered(env_id: str) -> Registered | None:
     """What is registered under ``env_id``, without making it; a module that it names is imported."""
     if env_id not in gym.registry and ":" not in env_id:
         with contextlib.suppress(ImportError), warnings.catch_warnings():
@@ -150,12 +201,13 @@ def registered(env_id: str) -> gym.envs.registration.EnvSpec | None:
             gym.register_envs(gymnasium_robotics)
     module, _, name = env_id.rpartition(":")
     if module:
+        search_here()
         with contextlib.suppress(Exception):  # making it will say what is wrong
             importlib.import_module(module)
     return gym.registry.get(name)
 
 
-def _make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+def _make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     found = registered(env_id)
     if found and "AntMaze_" in found.id and str(found.entry_point).startswith("gymnasium_robotics"):
         # D4RL's task ends at the goal, and its scores of 0 to 1 count that once; the default here stays and collects
@@ -166,8 +218,7 @@ def _make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
             return gym.make(env_id, disable_env_checker=True, **kwargs)
         except gym.error.DependencyNotInstalled as error:
             raise UserError(
-                f"environment {env_id}: its simulator is missing ({error}). "
-                "Install it with `pip install 'o2o-lightning[robotics]'`."
+                f"environment {env_id}: its simulator is missing ({error}). {_newer(found, error) or ROBOTICS}"
             ) from error
         except (gym.error.Error, ModuleNotFoundError) as error:
             raise UserError(
@@ -175,10 +226,33 @@ def _make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
                 "packages take the form `package.module:Env-v0`, and Gymnasium-Robotics needs the extra [robotics]."
             ) from error
         except Exception as error:  # whatever the environment's own constructor trips over
-            raise UserError(
-                f"environment {env_id}: making it raised {type(error).__name__}: {error}. Check the versions of its "
-                "packages; O2O_TRACEBACK=1 shows where."
-            ) from error
+            said = f"{type(error).__name__}: {error}".rstrip(".: ")
+            remedy = _clash(found) or _newer(found, error) or CHECK
+            raise UserError(f"environment {env_id}: making it raised {said}. {remedy}") from error
+
+
+def _newer(found: Registered | None, error: Exception) -> str | None:
+    """Where an environment is one of the former mujoco-py: the versions of it that are not."""
+    if found is None or found.version is None or "mujoco" not in f"{found.entry_point} {error}":
+        return None
+    others = sorted(spec.version or 0 for spec in gym.registry.values() if spec.name == found.name)
+    newer = [f"{found.name}-v{number}" for number in others if number > max(found.version, 3)]
+    return f"It is one of mujoco-py, which nobody keeps any more. Use {' or '.join(newer)}." if newer else None
+
+
+def _clash(found: Registered | None) -> str | None:
+    """Where the simulator is newer than what the environment's package was written for."""
+    simulator = version("mujoco")
+    if not f"{found and found.entry_point}".startswith("gymnasium_robotics") or _release(simulator) < (3, 4):
+        return None
+    return (
+        f"mujoco {simulator} is newer than gymnasium-robotics {version('gymnasium-robotics')} knows. "
+        "Install one that it knows: `pip install 'mujoco<3.4'`."
+    )
+
+
+def _release(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)[:2]))
 
 
 def _limited(env: gym.Env[Any, Any], env_id: str) -> gym.Env[Any, Any]:
@@ -201,11 +275,6 @@ def _choose_layout(
     env_id: str, space: spaces.Space[Any], observation_dim: int | None, layout: tuple[str, ...]
 ) -> tuple[str, ...]:
     parts = dict(space.items()) if isinstance(space, spaces.Dict) else {}
-    if not all(isinstance(part, spaces.Box) for part in parts.values() or [space]):
-        raise UserError(
-            f"environment {env_id}: its observations are {space}, and only Box observations, or dictionaries of "
-            "them, can be flattened. Wrap the environment so that it returns a vector."
-        )
     if not set(layout) <= set(parts):
         names = ", ".join(parts) or "no named parts"
         raise UserError(
@@ -215,6 +284,10 @@ def _choose_layout(
     candidates: tuple[tuple[str, ...], ...] = (layout or tuple(sorted(parts)),)
     if not layout and set(parts) == GOAL_KEYS:
         candidates = GOAL_LAYOUTS
+    refusals = [_no_vector(parts, names) if names else _no_vector({"": space}, ("",)) for names in candidates]
+    if all(refusals):
+        raise UserError(f"environment {env_id}: {refusals[0]}")
+    candidates = tuple(names for names, why in zip(candidates, refusals, strict=True) if not why)
     sizes = [_layout_size(space, layout) for layout in candidates]
     if observation_dim is None:
         return candidates[0]
@@ -224,3 +297,25 @@ def _choose_layout(
             f"checkpoint has {observation_dim}. Pass the --data.env_id that belongs to it."
         )
     return candidates[sizes.index(observation_dim)]
+
+
+def _no_vector(parts: Mapping[str, spaces.Space[Any]], names: Sequence[str]) -> str | None:
+    """Why those of the ``parts`` that are named make no vector; None where they do."""
+    for name in names:
+        part, what = parts[name], f"its observation '{name}'" if name else "its observation"
+        if not isinstance(part, spaces.Box):
+            return (
+                f"{what} is {part}, and only a Box, or a dictionary of them, can be flattened. Wrap the environment so "
+                "that it returns a vector, or name the parts to take in --data.observation_layout."
+            )
+        if is_image(part.shape, part.dtype):
+            return (
+                f"{what} is an image, {part.shape} of {part.dtype}, and the methods here take vectors. Wrap the "
+                "environment so that it returns features, or name its other parts in --data.observation_layout."
+            )
+    return None
+
+
+def is_image(shape: Sequence[int], dtype: Any) -> bool:
+    """Whether an observation of ``shape`` is a picture, to be refused where its pixels would become a vector."""
+    return len(shape) > 2 or (len(shape) == 2 and dtype == np.uint8)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from o2o_lightning.callbacks.evaluation_loop import EvaluationLoop
 from o2o_lightning.callbacks.hooks import PhaseCallback
-from o2o_lightning.checkpoint.handover import KEY, Handover, read_handover
+from o2o_lightning.checkpoint.handover import KEY, Handover, check_dataset, read_handover
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.engine.compiled import CompiledEngine
 from o2o_lightning.engine.engine import Engine
@@ -138,6 +138,7 @@ class Phase(L.LightningModule):
             self.normalizer = self.source.build_normalizer()
             self.scores, self.returns = dict(self.source.scores), dict(self.source.returns)
             self.source.check_policy(self.method.actor_kind, data.sizes(), self.method.name)
+            check_dataset(f"checkpoint {self.init_from}", self.source.manifest, data.manifest())
         else:
             self.normalizer = data.fit_normalizer()
         data.normalizer = self.normalizer
@@ -213,6 +214,7 @@ class Phase(L.LightningModule):
             env_id=self.data.env_id,
             manifest=self.data.manifest(),
             layout=list(self.data.layout),
+            env_kwargs=dict(self.data.env_kwargs),
             scores=self.scores,
             returns=self.returns,
             versions=library_versions(),

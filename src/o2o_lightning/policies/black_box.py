@@ -6,8 +6,6 @@ named as such, never by detection.
 
 import importlib
 import io
-import os
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from o2o_lightning.envs.make import EnvSpec, unit_actions
+from o2o_lightning.launch import search_here
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies.history import Teacher
 from o2o_lightning.policies.program import load_program
@@ -69,8 +68,7 @@ def black_box(spec: str, format: str, sizes: tuple[int, int], env: EnvSpec | Non
 
 def _callable(spec: str) -> Function:
     module, _, name = spec.partition(":")
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
+    search_here()
     with readable("it cannot be imported", "Name a function of an importable module: module:function."):
         found: Any = importlib.import_module(module)
         for part in name.split("."):

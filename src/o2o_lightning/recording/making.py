@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from o2o_lightning.checkpoint import inert
 from o2o_lightning.checkpoint.io import save_atomically
 from o2o_lightning.envs.make import UnitAction, native_actions
 from o2o_lightning.envs.snapshot import pack, simulator_state, unpack
-from o2o_lightning.errors import DAMAGED, UserError
+from o2o_lightning.errors import refusing
 from o2o_lightning.recording.behaviour import LOG_PROB, Behaviour
 from o2o_lightning.recording.writer import Block
 from o2o_lightning.replay.interaction import Interaction
@@ -129,8 +130,5 @@ def replay(state: dict[str, Any], record: dict[str, NDArray[Any]], low: Any, hig
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        chunk: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGED as error:
-        raise UserError(f"{path}: it cannot be read. Remove it and the files after it; they are made again.") from error
-    return chunk
+    with refusing(f"{path}: it cannot be read", "Remove it and the files after it; they are made again."):
+        return dict(inert.load(path))

@@ -38,13 +38,8 @@ class Interaction:
     def step(self, explore: Callable[[FloatArray], FloatArray]) -> None:
         """One environment step."""
         action = explore(self.observation)
-        if not np.isfinite(action).all():
-            raise self._failure(": the policy's action is not finite.")
         observation, reward, terminated, truncated, _ = self._guarded(lambda: self.env.step(action))
-        reward = float(reward)
-        if not (np.isfinite(reward) and np.isfinite(observation).all()):
-            raise self._failure(f" returned a non-finite reward or observation (reward {reward}). {REMEDY}")
-        self.buffer.add(self.observation, action, reward, observation, bool(terminated), bool(truncated))
+        self.buffer.add(self.observation, action, reward, observation, terminated, truncated)
         self.observation = observation
         self.episode_return += reward
         self.episode_length += 1
