@@ -44,8 +44,9 @@ def run(argv: list[str], log: Path, prepare: Callable[[], None] = lambda: None, 
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
         os._exit(code)
 
 

@@ -49,9 +49,8 @@ def no_evaluator() -> Evaluator:
 
 
 @pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Any:
+def serve() -> Any:
     """``serve(make)`` is the worker's loop in a thread: what it does, without the seconds that a process takes."""
-    monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
 
     def start(make: Any) -> Any:
         here, there = multiprocessing.Pipe()
@@ -114,6 +113,18 @@ def test_a_second_process_that_is_killed_is_one_line() -> None:
     with pytest.raises(Failure, match=r"the evaluation process ended unexpectedly \(exit code -9"):
         remote.result()
     remote.close()
+
+
+def test_a_signal_to_all_processes_of_a_job_leaves_the_evaluation_to_training() -> None:
+    remote = EvaluationWorker(pendulum_evaluator)
+    remote.submit(policy())
+    for number in (signal.SIGTERM, signal.SIGINT):  # it has not even imported what it needs
+        os.kill(remote._process.pid, number)
+    assert remote.result() == pendulum_evaluator().run(policy().player())
+    process = remote._process
+    remote.close()
+    assert process.exitcode == -signal.SIGKILL
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
 def test_online_results_have_their_own_step_and_training_is_the_same(fit: Fit, chain, pendulum, monkeypatch) -> None:

@@ -19,6 +19,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from o2o_lightning.callbacks.checkpoint import StopSignals
 from o2o_lightning.callbacks.metrics import MetricsFile
 from o2o_lightning.checkpoint import io, side_state
 from o2o_lightning.checkpoint.handover import read_handover
@@ -28,7 +29,7 @@ from o2o_lightning.cli.resume import going_on
 from o2o_lightning.data.stream import count_chunks, next_boundary
 from o2o_lightning.envs.make import make_env
 from o2o_lightning.envs.snapshot import can_restore, restore, snapshot
-from o2o_lightning.errors import Failure, UserError
+from o2o_lightning.errors import Failure, Interrupted, UserError
 from o2o_lightning.replay.interaction import Interaction
 from o2o_lightning.replay.ring import Ring
 
@@ -195,6 +196,16 @@ def test_a_signal_finishes_the_chunk_saves_and_says_how_to_go_on(reference, tmp_
     prepare = counted(Interaction, "step", 33, lambda: os.kill(os.getpid(), number))
     words = (number.name, f"o2o resume {tmp_path / 'run'}", "40 env steps")
     fails_then_resumes(reference, tmp_path, prepare, code, *words, clock=40)
+
+
+def test_the_same_signal_from_two_sides_is_one_and_a_later_one_stops_at_once(monkeypatch):
+    signals, clock = StopSignals(), [0.0]
+    monkeypatch.setattr("o2o_lightning.callbacks.checkpoint.time.monotonic", lambda: clock[0])
+    for clock[0] in (10.0, 11.9):  # to a whole job, and by what has started this process
+        signals._note(signal.SIGTERM, None)
+    clock[0] = 12.1
+    with pytest.raises(Interrupted, match="stopped at once"):
+        signals._note(signal.SIGTERM, None)
 
 
 # ---- two runs on one directory -----------------------------------------------------------------------------------

@@ -1,11 +1,15 @@
 """The exceptions that reach a user as a single line instead of a traceback."""
 
 import pickle
+import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# C0 and C1 but for tab, line feed and carriage return, and what turns the direction of reading
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
@@ -17,7 +21,7 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(visible(" ".join(message.split())))
 
 
 class Failure(UserError):
@@ -43,6 +47,11 @@ DAMAGED = (
     pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError,
     LookupError, TypeError, AttributeError, AssertionError,
 )  # fmt: skip
+
+
+def visible(text: str) -> str:
+    """``text`` with its control characters spelled out: a terminal would obey those that a file has brought."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ import functools
 import os
 import sys
 
+from o2o_lightning.errors import visible
+
 
 def first_process() -> bool:
     """Whether this process writes and speaks for all."""
@@ -22,7 +24,7 @@ def launched_with_others() -> bool:
 def note_once(line: str) -> None:
     """``o2o: <line>`` on stderr, once a process, from a run's first one only, where no command line is at hand."""
     if first_process():
-        print(f"o2o: {line}", file=sys.stderr)
+        print(f"o2o: {visible(line)}", file=sys.stderr)
 
 
 def search_here() -> None:

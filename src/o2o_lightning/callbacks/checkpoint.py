@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import threading
+import time
 import uuid
 from pathlib import Path
 from types import FrameType
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from o2o_lightning.callbacks.hooks import PhaseCallback, Watched
 from o2o_lightning.callbacks.metrics import metrics_files
+from o2o_lightning.callbacks.worker import REQUESTS
 from o2o_lightning.checkpoint import side_state
 from o2o_lightning.checkpoint.handover import KEY
 from o2o_lightning.engine.health import check_weights
@@ -21,22 +23,23 @@ from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.errors import Interrupted, UserError
 
 RESUME = f"{KEY}_resume"
-WATCHED = (signal.SIGINT, signal.SIGTERM)  # requests: the chunk is finished and saved first
+ECHO = 2.0  # seconds in which SIGTERM counts once: a job manager sends it to all, and so may what has started this one
 OPTIMIZER_CLOCK = "epoch_loop.manual_optimization.optim_step_progress"
 
 
 class StopSignals:
-    """Remembers the first SIGINT or SIGTERM; a second one stops at once."""
+    """Remembers the first SIGINT or SIGTERM, so that the chunk is finished and saved; a second one stops at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._at = 0.0
         self._previous: dict[int, Any] = {}
 
     def watch(self) -> None:
         """Takes the signals over, where Python lets a thread do so."""
         if self._previous or threading.current_thread() is not threading.main_thread():
             return
-        for number in WATCHED:
+        for number in REQUESTS:
             self._previous[number] = signal.signal(number, self._note)
 
     def release(self) -> None:
@@ -47,9 +50,10 @@ class StopSignals:
         self._previous = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received, self._at = number, time.monotonic()
+        elif number == signal.SIGINT or time.monotonic() - self._at > ECHO:
             raise Interrupted("stopped at once; `o2o resume RUN_DIR` goes on from the last checkpoint.", number)
-        self.received = number
 
 
 class PhaseCheckpoint(PhaseCallback, ModelCheckpoint):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import multiprocessing
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,6 +23,8 @@ from o2o_lightning.nn.actor import Policy
 from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies.history import player_of
+
+REQUESTS = (signal.SIGINT, signal.SIGTERM)  # to stop in good order
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,9 @@ class EvaluationWorker:
             self._connection, other = context.Pipe()
             arguments = (other, self.make, torch.get_num_threads())
             self._process = context.Process(target=_serve, args=arguments, daemon=True, name="o2o evaluation")
-            self._process.start()
+            with _deaf_children():
+                self._process.start()
+            atexit.register(self.close)  # Python's own end of it is a signal that it does not hear
             other.close()
         content = io.BytesIO()
         torch.save(asdict(policy), content)
@@ -92,10 +99,25 @@ class EvaluationWorker:
     def close(self) -> None:
         """Ends the process, whatever it is doing."""
         if self._connection is not None:
+            atexit.unregister(self.close)
             self._connection.close()
-            self._process.terminate()
+            self._process.kill()
             self._process.join()
             self._connection = self._process = None
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that are started hear neither SIGINT nor SIGTERM: they reach a whole job, and training decides.
+
+    From their first moment: to import what they need takes seconds. This process hears of them at the end.
+    """
+    resource_tracker.ensure_running()  # or it is started meanwhile, and takes the mask off
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _send(connection: Connection[Any, Any], content: bytes) -> None:
@@ -104,7 +126,8 @@ def _send(connection: Connection[Any, Any], content: bytes) -> None:
 
 
 def _serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes, and training decides
+    if training := multiprocessing.parent_process():
+        threading.Thread(target=_end_with, args=(training,), daemon=True).start()
     torch.set_num_threads(threads)  # as over there: another number may round differently
     evaluator = None
     while True:
@@ -121,3 +144,8 @@ def _serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], thre
             connection.send(str(error))
         except Exception as error:
             connection.send(f"an evaluation raised {type(error).__name__}: {error}. See the policy's checkpoint.")
+
+
+def _end_with(training: Any) -> None:
+    training.join()
+    os._exit(1)  # whatever the environment is doing: nobody waits for it

@@ -6,6 +6,7 @@ import os
 import sys
 from importlib.metadata import version
 
+from o2o_lightning.cli.streams import guarded
 from o2o_lightning.errors import Failure, Lost, UserError
 from o2o_lightning.launch import first_process
 
@@ -32,26 +33,15 @@ EVALUATIONS = ("test", "validate", "predict")  # one module, which is told which
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0
-    name, rest = argv[0], argv[1:]
-    try:
-        if name == "--version":
-            print(version("o2o-lightning"))
-            return 0
-        if name == "--print_completion":
-            from o2o_lightning.cli.completion import script
+    with guarded():
+        return _main(sys.argv[1:] if argv is None else argv)
 
-            print(script(rest, COMMANDS), end="")
-            return 0
-        if name not in COMMANDS:
-            close = difflib.get_close_matches(name, COMMANDS, 1)
-            choice = f"Did you mean '{close[0]}'?" if close else f"Choose one of {', '.join(COMMANDS)}."
-            raise UserError(f"unknown command '{name}'. {choice} `o2o -h` lists them.")
-        module = importlib.import_module(f"o2o_lightning.cli.{'validate' if name in EVALUATIONS else name}")
-        return int(module.main(name, rest) if name in EVALUATIONS else module.main(rest))
+
+def _main(argv: list[str]) -> int:
+    try:
+        code = _run(argv)
+        sys.stdout.flush()  # what a full disk refuses is said, and not left to the interpreter's exit
+        return code
     except UserError as error:
         if os.environ.get("O2O_TRACEBACK"):
             raise
@@ -68,6 +58,27 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except SystemExit as exit:  # argparse and jsonargparse end a process that may be a test's
         return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name == "--version":
+        print(version("o2o-lightning"))
+        return 0
+    if name == "--print_completion":
+        from o2o_lightning.cli.completion import script
+
+        print(script(rest, COMMANDS), end="")
+        return 0
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, 1)
+        choice = f"Did you mean '{close[0]}'?" if close else f"Choose one of {', '.join(COMMANDS)}."
+        raise UserError(f"unknown command '{name}'. {choice} `o2o -h` lists them.")
+    module = importlib.import_module(f"o2o_lightning.cli.{'validate' if name in EVALUATIONS else name}")
+    return int(module.main(name, rest) if name in EVALUATIONS else module.main(rest))
 
 
 def _speaks(error: UserError) -> bool:

@@ -17,7 +17,7 @@ from o2o_lightning.cli.lightning import Built
 from o2o_lightning.cli.plan import Step, check
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.engine.health import NonFinite
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import UserError, visible
 from o2o_lightning.launch import first_process
 
 LAST = "checkpoints/last.ckpt"
@@ -89,7 +89,7 @@ def say(*lines: str) -> None:
     """Lines for the user, on stderr and from one process only."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     for line in lines if first_process() else ():
-        console.print(line)
+        console.print(visible(line))
 
 
 def write_run_summary(run_dir: Path) -> None:

@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import UserError, visible
 
 
 def say(line: str) -> None:
     """One line for the user, however long."""
-    Console(highlight=False, markup=False, soft_wrap=True).print(line)
+    Console(highlight=False, markup=False, soft_wrap=True).print(visible(line))
 
 
 def refuse_existing(options: str, *paths: Path) -> None:
@@ -24,11 +24,11 @@ def refuse_existing(options: str, *paths: Path) -> None:
 
 def show_facts(title: str, *sections: Mapping[str, str]) -> None:
     """Names and texts, a rule between the sections."""
-    table = Table(title=escape(title), show_header=False)
+    table = Table(title=escape(visible(title)), show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for section in sections:
         for name, text in section.items():
-            table.add_row(name, escape(text))
+            table.add_row(name, escape(visible(text)))
         table.add_section()
     Console().print(table)
