@@ -85,6 +85,8 @@ def _shared_meaning(kind: type, name: str) -> str:
 def _shown(value: Any) -> str:
     if value is REQUIRED:
         return "…"
+    if repr(value) == "<factory>":  # how a signature shows the default of a field that is made anew: env_kwargs
+        return "{}"
     text: str = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=1000)
     return text.removesuffix("\n").removesuffix("\n...")
 
