@@ -219,6 +219,9 @@ def test_options_of_all_phases_reach_those_that_know_them() -> None:
 
 def test_a_run_of_later_phases_starts_from_a_checkpoint(chain: dict[str, Any]) -> None:
     start = str(chain["offline"].checkpoint)
+    best = planned("best_of=[align]")
+    starts = [best[phase]["model"]["init_args"]["init_from"] for phase in ("align", "online")]
+    assert starts == ["$RUN_DIR/reevaluate/checkpoints/last.ckpt", "$RUN_DIR/align/checkpoints/best.ckpt"]
     found = planned("phases=[reevaluate,align]", "--model.init_from", start)
     assert [config["model"]["init_args"]["init_from"] for config in found.values()] == [
         start, "$RUN_DIR/reevaluate/checkpoints/last.ckpt"

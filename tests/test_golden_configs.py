@@ -14,11 +14,17 @@ GOLDEN = golden_configs.unpacked(golden_configs.FILE.read_text())
 # Options that these had not when the file was made: a method has those of the rule that it extends, and what can be
 # compiled is the engine's affair. With the values that leave the method as it was.
 EVERY: golden_configs.Row = {"data.env_kwargs": {}}
+CONSTRAINED: golden_configs.Row = {
+    "model.hand_on": "aligned",
+    "model.judge_episodes": 30,
+    "model.actor_moments": "carried",
+}
 NEW: dict[str, golden_configs.Row] = {
     "offline offline=cql": {"model.critics": 2, "model.layer_norm": False, "model.temperature_lr": None},
     "offline offline=td3_bc": {"model.exploration_noise": 0.1, "model.layer_norm": False},
     "offline offline=dt": {"model.compile": False},
     "offline offline=odt": {"model.compile": False},
+    **{f"online online={method}": CONSTRAINED for method in ("o2td3", "o2sac", "td3", "sac")},
 }
 
 

@@ -220,6 +220,39 @@ def test_the_first_reference_is_the_better_policy_or_the_one_asked_for(
     assert run.module.returns["offline"] == offline
 
 
+@pytest.mark.parametrize(("aligned", "offline", "goes"), [((3, 5), (0, 2), "actor"), ((3, 5), (2, 4), "offline_actor")])
+def test_the_policy_that_goes_online_is_the_better_one_only_where_returns_tell_them_apart(
+    chain: dict[str, Run], fit: Fit, pendulum: str, aligned: Any, offline: Any, goes: str
+) -> None:
+    # of gaps of 3 and of 1 with a deviation of √2 each: 2.1 and 0.7 standard errors, of which 1.28 are asked for
+    class Judged(Online):
+        def judge(self, policy: Any, episodes: int) -> Any:
+            returns = aligned if policy is self.method.actor else offline
+            return Evaluation([float(x) for x in returns], [1, 1], None)
+
+    run = fit(
+        lambda: Judged(td3.Online(hand_on="better"), str(chain["align"].checkpoint)),
+        lambda: OnlineData(dataset=pendulum, env_steps=1, eval_episodes=1),
+    )
+    before = part(chain["align"].end(), f"method.{goes}")
+    assert same(part(run.start, "method.actor"), before)
+    assert same(part(run.start, "method.target_actor"), before)
+
+
+def test_the_offline_policy_goes_online_with_the_aligned_critic_if_asked_for(
+    chain: dict[str, Run], fit: Fit, pendulum: str
+) -> None:
+    run = fit(
+        lambda: Online(td3.Online(hand_on="offline"), str(chain["align"].checkpoint)),
+        lambda: OnlineData(dataset=pendulum, env_steps=1, eval_episodes=1),
+    )
+    end = chain["align"].end()
+    for name in ("actor", "target_actor", "reference_policy"):
+        assert same(part(run.start, f"method.{name}"), part(end, "method.offline_actor"))
+    assert same(part(run.start, "method.critic"), part(end, "method.critic"))
+    assert run.module.returns["aligned"] == run.module.returns["offline"]
+
+
 # ---- optimizer states --------------------------------------------------------------------------------------------
 
 
@@ -260,6 +293,32 @@ def test_the_moments_of_actor_and_critic_go_from_alignment_into_fine_tuning(
     run, _ = online(fit, chain, pendulum, [1.0] * 3, Reference(), 1)
     assert_same_moments(run.start_moments, ends_with(chain["align"], "method."))
     assert {name.split(".")[1] for name in run.start_moments} == {"actor", "critic"}
+
+
+@pytest.mark.parametrize("moments", ["fresh", "rescaled"])
+def test_the_policys_moments_may_begin_anew_or_at_the_size_of_the_online_loss(
+    chain: dict[str, Run], fit: Fit, pendulum: str, moments: Any
+) -> None:
+    run = fit(
+        lambda: Online(td3.Online(actor_moments=moments), str(chain["align"].checkpoint)),
+        lambda: OnlineData(dataset=pendulum, env_steps=1, eval_episodes=1),
+    )
+    before = ends_with(chain["align"], "method.")
+    critic = {name: state for name, state in before.items() if name.startswith("method.critic")}
+    assert_same_moments({name: run.start_moments[name] for name in critic}, critic)
+    actor = {name: run.start_moments[name] for name in before.keys() - critic.keys() if name in run.start_moments}
+    if moments == "fresh":
+        assert actor == {}
+        return
+    # the online loss is the alignment's over mean|Q_1(s, π(s))|, of some states of the dataset
+    method, batch = run.module.method, run.module.sampled()
+    with torch.no_grad():
+        q = method.critic.first(batch["observation"], run.module.policy()(batch["observation"])).abs().mean()
+    for name, state in actor.items():
+        torch.testing.assert_close(state["exp_avg"] * q, before[name]["exp_avg"], rtol=1e-3, atol=0)
+        torch.testing.assert_close(state["exp_avg_sq"] * q**2, before[name]["exp_avg_sq"], rtol=1e-3, atol=0)
+        assert state["step"] == before[name]["step"]
+    assert actor
 
 
 def test_learning_rates_are_the_online_phases_own_and_not_the_carried_ones(

@@ -1,7 +1,7 @@
 """What one phase hands to the next: a self-describing part of every checkpoint, tensors and primitives only."""
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,15 +123,24 @@ class Handover:
         """Whether a network is stored under ``prefix``."""
         return any(key.startswith(prefix + ".") for key in self.state)
 
-    def carry_moments(self, optimizer: torch.optim.Optimizer) -> None:
-        """Gives each parameter that this phase trained as well the Adam moments that it had there."""
+    def carry_moments(self, optimizer: torch.optim.Optimizer, scales: Mapping[str, float] | None = None) -> None:
+        """Gives each parameter that this phase trained as well the Adam moments that it had there.
+
+        ``scales``, by name of a group, is how many times as large its gradients are from now on: the moments are then
+        those of so scaled gradients. 0 leaves the group without any.
+        """
         for group in optimizer.param_groups:
+            scale = (scales or {}).get(group["name"], 1.0)
+            if scale == 0.0:
+                continue
             for name, parameter in zip(group["param_names"], group["params"], strict=True):
                 moments = self.adam.get(_network_name(name) or "")
                 if moments is not None and moments["exp_avg"].shape == parameter.shape:
                     # all of it where the parameter is: Lightning would leave the step's count behind, on the CPU
                     own = {key: value.to(parameter.device, copy=True) for key, value in moments.items()}
-                    optimizer.state[parameter] = own | {key: laid_out_as(parameter, own[key]) for key in MOMENTS}
+                    for key, factor in zip(MOMENTS, (scale, scale**2), strict=True):
+                        own[key] = laid_out_as(parameter, own[key] if scale == 1.0 else own[key] * factor)
+                    optimizer.state[parameter] = own
 
     def load(self, net: Net, prefix: str) -> Net:
         """``net`` with the tensors stored under ``prefix``."""

@@ -31,7 +31,8 @@ def plan(command: Command) -> tuple[list[Step], list[str]]:
         composed = compose(phase, command)
         if "class_path" in composed["model"]:
             config = lightning_config(phase, composed)
-            _start_from(next(reversed(configs), None), config["model"])
+            previous = next(reversed(configs), None)
+            _start_from(previous, "best" if previous in composed["best_of"] else "last", config["model"])
             configs[phase] = config
         else:
             notes.append(f"{phase}: {composed['model']['note']}")
@@ -85,12 +86,12 @@ def check(built: list[Built]) -> None:
         )
 
 
-def _start_from(previous: str | None, model: dict[str, Any]) -> None:
+def _start_from(previous: str | None, checkpoint: str, model: dict[str, Any]) -> None:
     if not accepts(model["class_path"], "init_from"):
         return
     arguments = model.setdefault("init_args", {})
     if previous is not None:
-        arguments["init_from"] = f"$RUN_DIR/{previous}/checkpoints/last.ckpt"
+        arguments["init_from"] = f"$RUN_DIR/{previous}/checkpoints/{checkpoint}.ckpt"
     elif default(model["class_path"], "init_from") is REQUIRED:
         arguments.setdefault("init_from", MISSING)
 

@@ -241,12 +241,16 @@ class OfflineData(L.LightningDataModule):
             self._evaluator = self.evaluator()(ranks=self.ranks)
         return self._evaluator.run(act)
 
-    def evaluator(self) -> Callable[..., Evaluator]:
-        """What makes an evaluator of this data's policies, here or in another process."""
+    def evaluator(self, episodes: int | None = None, seed: int | None = None) -> Callable[..., Evaluator]:
+        """What makes an evaluator of this data's policies, here or in another process.
+
+        By default, of as many episodes as an evaluation has, and from the same start states.
+        """
         assert self.env_id is not None
         reference = reference_scores(self.dataset or "") or reference_scores(self.env_id)
-        width, episodes = self.sizes()[0], self.eval_episodes
-        seed, kwargs = self.eval_seed, self.env_kwargs
+        episodes = self.eval_episodes if episodes is None else episodes
+        seed = self.eval_seed if seed is None else seed
+        width, kwargs = self.sizes()[0], self.env_kwargs
         return partial(Evaluator, self.env_id, width, episodes, seed, reference, self.layout, kwargs)
 
     def blocks(self) -> Iterator[slice]:

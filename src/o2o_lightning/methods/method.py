@@ -199,6 +199,13 @@ class Method(nn.Module):
         """The one optimizer of all :meth:`learners`."""
         return Adam(groups)
 
+    def moment_scales(self, sampled: Callable[[], Batch]) -> dict[str, float]:
+        """How many times as large the gradients of those :meth:`learners` are as in the phase before, where they are.
+
+        Their Adam moments are scaled alike, and left out by a 0. ``sampled`` brings some of the dataset's transitions.
+        """
+        return {}
+
     def cache(self, batch: Batch) -> dict[str, Tensor]:
         """What depends only on frozen networks and the dataset: computed once a transition before the phase."""
         return {}

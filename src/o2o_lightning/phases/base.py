@@ -165,7 +165,7 @@ class Phase(L.LightningModule):
             groups.append({"params": named, "lr": rate, "name": name})
         optimizer = self.method.optimizer(groups)
         if self.source is not None and self.source.phase in self.method.carries_moments:
-            self.source.carry_moments(optimizer)
+            self.source.carry_moments(optimizer, self.method.moment_scales(self.sampled))
         return optimizer
 
     def configure_callbacks(self) -> list[Callback]:
@@ -275,6 +275,11 @@ class Phase(L.LightningModule):
         if self.compiles:
             return f"compiling, which takes some seconds to a minute and {earned}"
         return f"--model.compile true {earned}" if updates >= 2 * pays_back else None
+
+    def sampled(self, count: int = 2048) -> TensorDictBase:
+        """Transitions ``[count]`` of the dataset, ready for the networks, and always the same: a measurement's own."""
+        store = self.data.needed("what an option asks for is measured on its states")
+        return self.data.prepare(store.gather(store.sample_rows(count, torch.Generator().manual_seed(0))), self.device)
 
     def log_means(self, metrics: dict[str, Tensor]) -> None:
         """One row of the means of ``metrics`` over their elements and all processes."""

@@ -14,8 +14,11 @@ from o2o_lightning.data.online import OnlineData
 from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.methods.method import Method
 from o2o_lightning.methods.o2.constraint import Constrained, Referenced
+from o2o_lightning.nn.actor import Policy
 from o2o_lightning.nn.targets import hard_update
+from o2o_lightning.objectives.diagnostics import ONE_SIDED, standardized_gap
 from o2o_lightning.phases.base import Phase
+from o2o_lightning.policies.history import player_of
 
 FloatArray = NDArray[np.float32]
 
@@ -117,6 +120,11 @@ class Online(Phase):
         return callbacks
 
     def run_evaluation(self) -> Evaluation:
+        method = self.method
+        if self.env_steps == 0 and isinstance(method, Constrained) and method.hand_on == "better":
+            both = (self.judge(actor, method.judge_episodes) for actor in (self.policy(), method.offline_actor))
+            if standardized_gap(*(evaluation.returns for evaluation in both)) <= ONE_SIDED:
+                method.become(method.offline_actor)
         result = super().run_evaluation()
         if self.env_steps == 0:
             # both ends of the hand-over from the same start states: π_on just now, and π_off
@@ -124,6 +132,13 @@ class Online(Phase):
             self.start_values = {"aligned": result.value, "offline": offline.value}
             self.scores |= {"aligned": result.score, "offline": offline.score}
             self.returns |= {"aligned": result.return_mean, "offline": offline.return_mean}
+        return result
+
+    def judge(self, policy: Policy, episodes: int) -> Evaluation:
+        """Evaluates ``policy`` by so many episodes from start states that no evaluation begins at."""
+        make = self.data.evaluator(episodes, self.data.eval_seed + self.data.eval_episodes)
+        result = make(ranks=self.ranks).run(player_of(policy, self.normalizer))
+        self.eval_env_steps += result.env_steps
         return result
 
     def set_reference(self, actor: nn.Module, score: float) -> None:

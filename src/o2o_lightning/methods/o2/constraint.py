@@ -1,6 +1,7 @@
 """What constrained fine-tuning is told: the multiplier, the threshold, the reference policy."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from o2o_lightning.errors import UserError, at_least
-from o2o_lightning.methods.method import Method, Moment
-from o2o_lightning.nn.targets import frozen_copy
+from o2o_lightning.methods.method import Batch, Method, Moment, Source, Task
+from o2o_lightning.nn.targets import frozen_copy, hard_update
 from o2o_lightning.objectives.constraint import multiplier_loss
 
 
@@ -109,6 +110,12 @@ class Constrained(Referenced):
         constraint: False sets λ ≡ 0 and drops the reference policy.
         multiplier, threshold: see :class:`Multiplier` and :class:`Threshold`.
         actor_grad_clip: largest norm of the actor's gradient; None for none, 0.25 in some fixed-interval runs (D15).
+        hand_on: which policy goes online with the critics that are given: ``aligned``, π_on, which the alignment has
+            let climb its critic all along; ``offline``, π_off; ``better``, π_on where ``judge_episodes`` of both tell
+            it from π_off, else π_off.
+        judge_episodes: of each policy, for ``better``; from other start states than the evaluations'.
+        actor_moments: Adam moments of the policy: ``carried`` from the alignment (D47), whose loss is another;
+            ``fresh``; ``rescaled``, as if the alignment's loss had been of this phase's size.
     """
 
     needs_critic: ClassVar[bool] = True
@@ -116,6 +123,32 @@ class Constrained(Referenced):
     multiplier: Multiplier = Multiplier()
     threshold: Threshold = Threshold()
     actor_grad_clip: float | None = None
+    hand_on: Literal["aligned", "offline", "better"] = "aligned"
+    judge_episodes: int = 30
+    actor_moments: Literal["carried", "fresh", "rescaled"] = "carried"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("--model.judge_episodes", self.judge_episodes, 2)
+
+    def build(self, task: Task, source: Source | None = None) -> None:
+        super().build(task, source)
+        if self.hand_on == "offline":
+            self.become(self.offline_actor)
+        self.take_reference()
+
+    def become(self, actor: nn.Module) -> None:
+        """The policy, and what follows it, are copies of ``actor`` from now on."""
+        hard_update(self.actor, actor)
+
+    def moment_scales(self, sampled: Callable[[], Batch]) -> dict[str, float]:
+        if self.actor_moments == "rescaled":
+            return {"actor": self.loss_scale(sampled())}
+        return {"actor": 0.0} if self.actor_moments == "fresh" else {}
+
+    def loss_scale(self, batch: Batch) -> float:
+        """How many times as large as in the alignment the policy's loss is."""
+        return 1.0
 
     @property
     def follows(self) -> bool:

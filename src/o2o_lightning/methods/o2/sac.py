@@ -169,10 +169,6 @@ class Online(Constrained, SAC):
     log_prob_floor: float = -50.0
     threshold: Threshold = Threshold(start=0.125, end=2.0)
 
-    def build(self, task: Task, source: Source | None = None) -> None:
-        super().build(task, source)
-        self.take_reference()
-
     def learners(self) -> Learners:
         return {**super().learners(), "multiplier": (self.log_multiplier, self.multiplier.lr)}
 

@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from o2o_lightning.methods.actor_critic import ActorCritic
 from o2o_lightning.methods.method import (
@@ -23,6 +23,7 @@ from o2o_lightning.methods.o2.constraint import Constrained
 from o2o_lightning.methods.td3 import TD3, TD3Critic
 from o2o_lightning.nn.actor import DeterministicActor
 from o2o_lightning.nn.critics import Critics
+from o2o_lightning.nn.targets import hard_update
 from o2o_lightning.objectives.alignment import (
     action_distance,
     alignment_loss,
@@ -151,10 +152,6 @@ class Online(Constrained, TD3):
     normalize_q: bool = True
     penalty: Literal["state", "batch"] = "state"
 
-    def build(self, task: Task, source: Source | None = None) -> None:
-        super().build(task, source)
-        self.take_reference()
-
     def learners(self) -> Learners:
         return {**super().learners(), "multiplier": (self.log_multiplier, self.multiplier.lr)}
 
@@ -187,6 +184,15 @@ class Online(Constrained, TD3):
         multiplier = self.log_multiplier.detach().exp()
         metrics |= {"divergence": divergence, "multiplier": multiplier, "threshold": self.threshold_now}
         return Loss(loss + multiplier * divergence.mean(), metrics)
+
+    def become(self, actor: nn.Module) -> None:
+        super().become(actor)
+        hard_update(self.target_actor, actor)
+
+    @torch.no_grad()
+    def loss_scale(self, batch: Batch) -> float:
+        q = self.critic.first(batch["observation"], self.actor(batch["observation"]))
+        return 1.0 / float(self.mean_magnitude(q)) if self.normalize_q else 1.0
 
     def policy_and_multiplier_step(self, batch: Batch, noise: Noise) -> Loss:
         loss = self.policy_step(batch, noise)
