@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from data_files import env_of, raw_of
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from policy_files import d4rl_file, perceptron, sb3_ppo, sb3_sac, sb3_td3, sb3_zip, vecnormalize
 from torch import nn
@@ -20,10 +21,13 @@ from torch import nn
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.main import main
 from o2o_lightning.data.mapped import load_store
-from o2o_lightning.nn.actor import FloatArray
-from o2o_lightning.policies.black_box import black_box, load_onnx
-from o2o_lightning.policies.export import onnx_model
-from o2o_lightning.policies.source import BadPolicy
+from o2o_lightning.errors import UserError
+from o2o_lightning.nn.actor import DeterministicActor, FloatArray
+from o2o_lightning.nn.mlp import ACTIVATIONS
+from o2o_lightning.nn.normalizer import Normalizer
+from o2o_lightning.policies.black_box import black_box
+from o2o_lightning.policies.export import DeployedActor, export
+from o2o_lightning.policies.onnx_file import write_onnx
 
 STATES = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 
@@ -68,12 +72,32 @@ def test_an_onnx_file_acts_as_the_checkpoint_in_the_environments_units(checkpoin
 
 
 def test_onnx_runtime_runs_the_onnx_file(checkpoint: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
     assert main(["policy", "export", str(checkpoint), "--format", "onnx"]) == 0
     session = onnxruntime.InferenceSession(checkpoint.parent / "policy.onnx", providers=["CPUExecutionProvider"])
     for rows in (1, 64):
         found = session.run(None, {"observation": STATES[:rows]})[0]
         np.testing.assert_allclose(found, native(checkpoint, STATES[:rows]), atol=2e-6)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_goes_out_to_onnx(tmp_path: Path, activation: str) -> None:
+    torch.manual_seed(0)
+    actor = DeterministicActor(3, 1, (8, 8), activation)
+    policy = DeployedActor(actor, Normalizer.identity(3), -np.ones(1, np.float32), np.ones(1, np.float32))
+    assert export(policy, tmp_path / "a.onnx", "onnx") < 1e-6
+
+
+def test_without_its_packages_onnx_is_one_line(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "o2o_lightning.policies.onnx_file")
+    monkeypatch.delattr("o2o_lightning.policies.onnx_file")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match="pip install"):
+        black_box("a.onnx", "onnx", (3, 1), None)
+    assert main(["policy", "export", str(checkpoint), "--format", "onnx"]) == 2
+    assert "pip install 'o2o-lightning[onnx]'" in capsys.readouterr().err
+    assert main(["policy", "export", str(checkpoint), "--format", "torch"]) == 0
 
 
 @pytest.fixture
@@ -106,13 +130,13 @@ def test_a_policy_that_float32_rounds_by_more_than_others_is_exported(
 def test_a_file_with_another_weight_than_the_checkpoints_is_removed_again(
     rough: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def another(policy: Any) -> onnx.ModelProto:
-        model = onnx_model(policy)
+    def another(*policy: Any) -> onnx.ModelProto:
+        model = write_onnx(*policy)
         bias = next(tensor for tensor in model.graph.initializer if tensor.name == "bias2")
         bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.01), "bias2"))
         return model
 
-    monkeypatch.setattr("o2o_lightning.policies.export.onnx_model", another)
+    monkeypatch.setattr("o2o_lightning.policies.onnx_file.write_onnx", another)
     assert main(["policy", "export", str(rough), "--format", "onnx"]) == 2
     assert "so it was removed again" in capsys.readouterr().err and not (rough.parent / "policy.onnx").exists()
 
@@ -200,70 +224,6 @@ def test_a_function_that_writes_into_its_input_does_not_change_the_dataset(modul
     labels = teacher.label(store, torch.device("cpu"))
     assert torch.equal(store.leaves["observation"], before)
     torch.testing.assert_close(labels, torch.tanh(before[:, :1] - 5))
-
-
-def graph_of(node: onnx.NodeProto, weight: onnx.TensorProto, kind: int = onnx.TensorProto.FLOAT) -> onnx.ModelProto:
-    """``node`` from observations and ``weight`` "w" to actions, three of both."""
-    ends = [helper.make_tensor_value_info(name, kind, ["batch", 3]) for name in ("observation", "y")]
-    graph = helper.make_graph([node], "policy", ends[:1], ends[1:], [weight])
-    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)])
-
-
-def test_a_foreign_onnx_file_of_other_operators_and_types_is_run(tmp_path: Path) -> None:
-    softplus = helper.make_node("Softplus", ["observation"], ["y"])
-    onnx.save(graph_of(softplus, numpy_helper.from_array(np.ones(2, np.float32), "w")), tmp_path / "a.onnx")
-    np.testing.assert_allclose(load_onnx(str(tmp_path / "a.onnx"))(STATES), np.log1p(np.exp(STATES)), rtol=1e-5)
-    for dtype in (np.float16, np.float64):
-        double = numpy_helper.from_array(np.array(2, dtype), "w")
-        node = helper.make_node("Mul", ["observation", "w"], ["y"])
-        onnx.save(graph_of(node, double, double.data_type), tmp_path / "b.onnx")
-        found = load_onnx(str(tmp_path / "b.onnx"))(STATES)
-        assert found.dtype == dtype
-        np.testing.assert_array_equal(found, STATES.astype(dtype) * 2)
-
-
-def test_an_onnx_file_that_could_do_more_than_compute_is_not_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("weights").write_bytes(np.ones(3, np.float32).tobytes())
-    weight = numpy_helper.from_array(np.ones(3, np.float32), "w")
-    outside = numpy_helper.from_array(np.ones(3, np.float32), "w")
-    onnx.external_data_helper.set_external_data(outside, "weights")
-    outside.ClearField("raw_data")
-    mul = helper.make_node("Mul", ["observation", "w"], ["y"])
-    constant, loop = helper.make_node("Constant", [], ["y"], value=outside), graph_of(mul, weight).graph
-    function = graph_of(mul, weight)
-    function.functions.append(helper.make_function("", "F", ["x"], ["x"], [], [helper.make_opsetid("", 13)]))
-    bad = {
-        "another file": [graph_of(mul, outside), graph_of(constant, weight)],
-        "not ONNX's own": [graph_of(helper.make_node("Mul", ["observation"], ["y"], domain="a.b"), weight), function],
-        "loops": [graph_of(helper.make_node("Loop", ["", "", "observation"], ["y"], body=loop), weight)],
-        "no ONNX file": [graph_of(helper.make_node("Nothing", ["observation"], ["y"]), weight)],
-    }
-    for said, models in bad.items():
-        for model in models:
-            Path("a.onnx").write_bytes(model.SerializeToString())
-            with pytest.raises(BadPolicy, match=said):
-                load_onnx("a.onnx")
-
-
-def test_a_damaged_onnx_file_is_one_line_and_no_traceback(tmp_path: Path) -> None:
-    weight = numpy_helper.from_array(np.ones(3, np.float32), "w")
-    good = graph_of(helper.make_node("Mul", ["observation", "w"], ["y"]), weight).SerializeToString()
-    path, draw = tmp_path / "a.onnx", np.random.default_rng(0)
-    for size in range(len(good)):
-        path.write_bytes(good[:size])
-        with pytest.raises(BadPolicy, match="no ONNX file that can be read"):
-            load_onnx(str(path))
-    for _ in range(300):
-        damaged = bytearray(good)
-        damaged[draw.integers(len(good))] = draw.integers(256)
-        path.write_bytes(damaged)
-        try:
-            load_onnx(str(path))
-        except BadPolicy as error:
-            assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("command", ["import", "clone"])

@@ -7,26 +7,23 @@ named as such, never by detection.
 import importlib
 import io
 from collections.abc import Callable
-from importlib.util import find_spec
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from onnx.reference import ReferenceEvaluator
 
 from o2o_lightning.envs.make import EnvSpec, unit_actions
+from o2o_lightning.errors import UserError, reason
 from o2o_lightning.launch import search_here
+from o2o_lightning.limits import bounded
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies.history import Teacher
 from o2o_lightning.policies.program import load_program
 from o2o_lightning.policies.source import BadPolicy, read_limited, readable, reading
 
-ONNX_VALUES = {onnx.AttributeProto.AttributeType.Value(name) for name in (
-    "FLOAT", "INT", "STRING", "TENSOR", "FLOATS", "INTS", "STRINGS",
-)}  # fmt: skip
-ELSEWHERE = "weights in another file"
 Function = Callable[[FloatArray], Any]
 
 
@@ -42,7 +39,8 @@ def black_box(spec: str, format: str, sizes: tuple[int, int], env: EnvSpec | Non
     with reading(spec):
         if format not in FORMATS:
             raise BadPolicy(f"it is a {format} file, no black box. Import it first: `o2o policy import {spec}`.")
-        function = FORMATS[format](spec)
+        with _limited(spec, format):
+            function = FORMATS[format](spec, sizes[1])
 
     @reading(spec)
     def act(observation: FloatArray) -> FloatArray:
@@ -62,11 +60,19 @@ def black_box(spec: str, format: str, sizes: tuple[int, int], env: EnvSpec | Non
         unit = actions if env is None else unit_actions(actions, env.action_low, env.action_high)
         return np.clip(unit, -1.0, 1.0)
 
-    act(np.zeros((2, sizes[0]), np.float32))
+    tried = np.zeros((2, sizes[0]), np.float32)
+    with _limited(spec, format), reading(spec):
+        if not np.array_equal(act(tried), act(tried)) and format != "callable":
+            raise BadPolicy("it draws its actions at random. Export its deterministic action.")
     return Teacher(act)
 
 
-def _callable(spec: str) -> Function:
+def _limited(spec: str, format: str) -> AbstractContextManager[None]:
+    """What a file may take; a function is the user's own."""
+    return nullcontext() if format == "callable" else bounded(f"policy {spec}")
+
+
+def _callable(spec: str, actions: int) -> Function:
     module, _, name = spec.partition(":")
     search_here()
     with readable("it cannot be imported", "Name a function of an importable module: module:function."):
@@ -79,52 +85,19 @@ def _callable(spec: str) -> Function:
     return function
 
 
-def load_onnx(spec: str) -> Function:
-    """The function of an ONNX file, run by ONNX's reference; by ONNX Runtime, if it is there, where only that can."""
-    content = read_limited(Path(spec))
-    with readable("it is no ONNX file that can be read", "Export it again."):
-        model = onnx.load_model_from_string(content)
-        if reason := _not_run(model):
-            if reason != ELSEWHERE and find_spec("onnxruntime") is not None:
-                return _onnxruntime(content)
-            raise BadPolicy(
-                f"it has {reason}, so it was not loaded. Export it again as one file of plain operators, or wrap it in "
-                "a Python function and clone that: `o2o policy clone module:function`."
-            )
-        onnx.checker.check_model(model)
-        evaluator = ReferenceEvaluator(model)
-        constants = {tensor.name for tensor in model.graph.initializer}  # older files name them as inputs too
-        taken = next(value for value in model.graph.input if value.name not in constants)
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(taken.type.tensor_type.elem_type)
-
-    def run(observation: FloatArray) -> Any:
-        return evaluator.run(None, {taken.name: observation.astype(dtype)})[0]  # type: ignore[index,unused-ignore]
-
-    return run
+def onnx_tools() -> ModuleType:
+    """What reads and writes ONNX, where its packages are installed."""
+    try:
+        from o2o_lightning.policies import onnx_file
+    except ImportError as error:
+        raise UserError(
+            f"ONNX: it is read, run and checked by the packages onnx and onnxruntime ({reason(error)}). Install them: "
+            "pip install 'o2o-lightning[onnx]'."
+        ) from error
+    return onnx_file
 
 
-def _onnxruntime(content: bytes) -> Function:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda observation: session.run(None, {name: observation})[0]
-
-
-def _not_run(model: onnx.ModelProto) -> str | None:
-    """What a policy's graph does without: without loops it ends, and no other file is opened."""
-    attributes = [attribute for node in model.graph.node for attribute in node.attribute]
-    tensors = [*model.graph.initializer, *(attribute.t for attribute in attributes)]
-    foreign = any(node.domain not in ("", "ai.onnx") for node in model.graph.node)
-    reasons = {
-        "functions or operators that are not ONNX's own": model.functions or foreign,
-        "loops, branches or sparse tensors": any(attribute.type not in ONNX_VALUES for attribute in attributes),
-        ELSEWHERE: any(tensor.data_location or tensor.external_data for tensor in tensors),
-    }
-    return next((text for text, holds in reasons.items() if holds), None)
-
-
-def _torchscript(spec: str) -> Function:
+def _torchscript(spec: str, actions: int) -> Function:
     content = io.BytesIO(read_limited(Path(spec)))
     with readable("it is no TorchScript file that can be read", "Save it again."):
         return _module(torch.jit.load(content, map_location="cpu").eval())  # type: ignore[no-untyped-call]
@@ -138,9 +111,10 @@ def _module(module: Any) -> Function:
     return run
 
 
-FORMATS: dict[str, Callable[[str], Function]] = {
+# by name: from what the user gave, and the number of actions that are wanted
+FORMATS: dict[str, Callable[[str, int], Function]] = {
     "callable": _callable,
-    "onnx": load_onnx,
+    "onnx": lambda spec, actions: onnx_tools().load_onnx(spec, actions),
     "torchscript": _torchscript,
-    "torch_export": lambda spec: _module(load_program(spec)),
+    "torch_export": lambda spec, actions: _module(load_program(spec)),
 }

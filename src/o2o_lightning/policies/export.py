@@ -3,12 +3,9 @@
 import copy
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from o2o_lightning.checkpoint.io import write_atomically
@@ -17,12 +14,10 @@ from o2o_lightning.nn.actor import Actor, FloatArray, Policy
 from o2o_lightning.nn.decision_transformer import SequencePolicy, Window
 from o2o_lightning.nn.mlp import MLP
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.nn.squashed_gaussian import ACTION_LIMIT
-from o2o_lightning.policies.black_box import load_onnx
+from o2o_lightning.policies.black_box import onnx_tools
 from o2o_lightning.policies.parity import tolerance
 from o2o_lightning.policies.program import load_program
 
-OPERATORS = {"relu": "Relu", "tanh": "Tanh", "elu": "Elu", "leaky_relu": "LeakyRelu"}
 CHECKED, CHECKED_WINDOWS = 256, 64  # made-up states, and windows of each length
 
 
@@ -132,8 +127,8 @@ def export(policy: Deployed, path: str | Path, format: str) -> float:
         program = load_program(str(path))
         found = [program(*inputs) for inputs in samples]
     else:
-        write_atomically(path, onnx_model(policy).SerializeToString())
-        function = load_onnx(str(path))
+        write_atomically(path, _onnx_bytes(policy))
+        function = onnx_tools().load_onnx(str(path), policy.policy.spec.action_dim)
         found = [torch.as_tensor(function(observation.numpy())) for (observation,) in samples]
     exact = copy.deepcopy(policy).double()
     doubled = [[part.double() if part.is_floating_point() else part for part in inputs] for inputs in samples]
@@ -158,47 +153,13 @@ def _torch_bytes(policy: Deployed, inputs: tuple[Tensor, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def onnx_model(policy: Deployed) -> onnx.ModelProto:
-    """The same computation as an ONNX graph of basic operators; the batch size is free."""
+def _onnx_bytes(policy: Deployed) -> bytes:
     if not isinstance(policy, DeployedActor):
         raise UserError(
             f"export: a {policy.policy.kind} is written as a torch.export program only. Pass --format torch, or clone "
             "it to a policy without memory first."
         )
-    actor, normalizer, spec = policy.policy, policy.normalizer, policy.policy.spec
-    if spec.activation not in OPERATORS:
-        raise UserError(f"export: ONNX is not written for the activation '{spec.activation}'. Pass --format torch.")
-    body = actor.body
+    actor, body = policy.policy, policy.policy.body
     assert isinstance(body, MLP)
-    nodes: list[onnx.NodeProto] = []
-    constants: list[onnx.TensorProto] = []
-    at = "observation"
-
-    def add(op: str, *others: tuple[str, Tensor], **attributes: Any) -> None:
-        nonlocal at
-        constants.extend(numpy_helper.from_array(value.detach().cpu().float().numpy(), name) for name, value in others)
-        nodes.append(helper.make_node(op, [at, *(name for name, _ in others)], [f"x{len(nodes)}"], **attributes))
-        at = nodes[-1].output[0]
-
-    add("Sub", ("mean", normalizer.mean))
-    add("Div", ("deviation", normalizer.std + normalizer.eps))
-    if normalizer.clip is not None:
-        add("Clip", ("lowest", torch.tensor(-normalizer.clip)), ("highest", torch.tensor(normalizer.clip)))
-    layers = [(part.weight, part.bias) for part in body.linears if isinstance(part, nn.Linear)]
-    for i, (weight, bias) in enumerate(layers):
-        rows = spec.action_dim if i == len(layers) - 1 else len(bias)  # the log σ half of the output is left out
-        add("Gemm", (f"weight{i}", weight[:rows]), (f"bias{i}", bias[:rows]), transB=1)
-        if i < len(layers) - 1:
-            add(OPERATORS[spec.activation])
-    if spec.kind != "gaussian" or spec.mean == "tanh":
-        add("Tanh")
-    limit = ACTION_LIMIT if spec.kind == "squashed_gaussian" else 1.0
-    add("Clip", ("least", torch.tensor(-limit)), ("most", torch.tensor(limit)))
-    add("Add", ("one", torch.ones(())))
-    add("Mul", ("reach", policy.reach))
-    add("Add", ("low", policy.low))
-    taken = helper.make_tensor_value_info("observation", onnx.TensorProto.FLOAT, ["batch", spec.observation_dim])
-    given = helper.make_tensor_value_info(at, onnx.TensorProto.FLOAT, ["batch", spec.action_dim])
-    graph = helper.make_graph(nodes, "policy", [taken], [given], constants)
-    opset = [helper.make_opsetid("", 13)]
-    return helper.make_model(graph, producer_name="o2o-lightning", ir_version=8, opset_imports=opset)
+    model = onnx_tools().write_onnx(body, actor.spec, policy.normalizer, policy.low, policy.reach)
+    return bytes(model.SerializeToString())
