@@ -284,3 +284,25 @@ def test_inspect_says_what_a_file_and_a_checkpoint_hold(tmp_path: Path, capsys: 
         found = json.loads(capsys.readouterr().out)
         assert (found["format"], found["kind"], found["hidden"]) == (format, "squashed_gaussian", [16, 8])
     assert found["action_dim"] == ACTIONS
+
+
+def test_inspect_shows_layers_and_spaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = sb3_zip(tmp_path / "agent.zip", sb3_ppo()[0])
+    assert main(["policy", "inspect", str(file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(layer["takes"], layer["gives"]) for layer in found["layers"][:3]] == [(3, 16), (16, 8), (8, 1)]
+    assert found["layers"][3]["layer"] == "log σ" and "[-2.0] to [2.0]" in found["spaces"]
+    assert main(["policy", "inspect", str(file)]) == 0
+    assert "hidden" in capsys.readouterr().out
+
+
+def test_list_shows_what_the_readers_declare(capsys: pytest.CaptureFixture[str]) -> None:
+    from o2o_lightning.policies.read import FORMATS, READERS
+
+    assert main(["policy", "list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["format"] for row in rows} == {*READERS} and {*FORMATS[1:4]} <= {*READERS}
+    families = {(row["library"], row["policies"]): row["family"] for row in rows}
+    assert families["CleanRL", "PPO (state dict)"] == "gaussian"
+    assert families["Stable-Baselines3", "SAC, TQC (zip)"] == "squashed_gaussian"
+    assert main(["policy", "list"]) == 0 and "Stable-Baselines3" in capsys.readouterr().out

@@ -1,20 +1,19 @@
 """``o2o policy``: bring a policy of another library, turn it into another family, take one away, look at one."""
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
-from o2o_lightning.cli.policy_import import facts_of, import_policy, read
-from o2o_lightning.cli.show import refuse_existing, say, show_facts
+from o2o_lightning.cli import policy_look
+from o2o_lightning.cli.policy_import import import_policy
+from o2o_lightning.cli.show import refuse_existing, say
 from o2o_lightning.envs.make import env_spec, foreign_id
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.decision_transformer import SequencePolicy
 from o2o_lightning.policies import black_box
-from o2o_lightning.policies.read import FORMATS, describe, recognise
+from o2o_lightning.policies.read import FORMATS, recognise
 
 DEFAULTS = {"states": 1000, "episodes": 10, "seed": 1000}  # of an import that compares and evaluates
 FAMILIES = ("deterministic", "gaussian", "squashed_gaussian")
@@ -26,7 +25,8 @@ def main(argv: list[str]) -> int:
     if rest and arguments.command not in ("clone", "import"):
         raise UserError(f"o2o policy: '{rest[0]}' is no option of it. See `o2o policy -h`.")
     arguments.rest = rest
-    runs = {"import": _import, "clone": _clone, "export": _export, "inspect": _inspect}
+    runs = {"import": _import, "clone": _clone, "export": _export, "inspect": _inspect,
+            "list": policy_look.show_list}  # fmt: skip
     return runs[arguments.command](arguments)
 
 
@@ -63,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = commands.add_parser("inspect", parents=[source], help="what a policy file or checkpoint holds")
     inspect.add_argument("--json", action="store_true", help="print JSON")
+    known = commands.add_parser("list", help="what can come in, by library and algorithm")
+    known.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -118,7 +120,7 @@ def _is_checkpoint(file: str) -> bool:
     return True
 
 
-# ---- export and inspect --------------------------------------------------------------------------------------------
+# ---- export --------------------------------------------------------------------------------------------
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -152,27 +154,4 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    if _is_checkpoint(arguments.file):
-        facts = _checkpoint_facts(arguments.file)
-    elif (found := _format(arguments))[0] in black_box.FORMATS:
-        facts = {"file": arguments.file, "format": found[0], "recognised_by": found[1], "notes": ["a black box"]}
-    else:
-        facts = facts_of(read(arguments, found[0]), *found)
-    if arguments.json:
-        print(json.dumps(facts, indent=2))
-        return 0
-    texts = {key: "; ".join(map(str, value)) if isinstance(value, list) else value for key, value in facts.items()}
-    shown = {key.replace("_", " "): "–" if text in (None, "") else str(text) for key, text in texts.items()}
-    show_facts(arguments.file, shown)
-    return 0
-
-
-def _checkpoint_facts(file: str) -> dict[str, Any]:
-    source = read_handover(file)
-    nets = ("actor", "offline_actor", "target_actor", "reference", "critic", "target_critic", "value")
-    return {
-        "file": file, "format": "o2o checkpoint", "phase": source.phase, "algorithm": source.algorithm, **source.actor,
-        "normalizer": describe(source.build_normalizer()), "env_id": source.env_id,
-        "dataset": source.manifest.get("source"), "networks": [name for name in nets if source.has(name)],
-        "scores": source.scores, "returns": source.returns, "versions": source.versions,
-    }  # fmt: skip
+    return policy_look.inspect(arguments, None if _is_checkpoint(arguments.file) else _format(arguments))

@@ -1,7 +1,8 @@
 """What a command with one answer prints, on stdout, and where it does not write."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,4 +32,12 @@ def show_facts(title: str, *sections: Mapping[str, str]) -> None:
         for name, text in section.items():
             table.add_row(name, escape(visible(text)))
         table.add_section()
+    Console().print(table)
+
+
+def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One line a row, its names at the head."""
+    table = Table(*rows[0], title=escape(visible(title)))
+    for row in rows:
+        table.add_row(*(escape(visible(str(value))) for value in row.values()))
     Console().print(table)

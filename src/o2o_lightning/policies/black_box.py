@@ -22,7 +22,7 @@ from o2o_lightning.limits import bounded
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies.history import Teacher
 from o2o_lightning.policies.program import load_program
-from o2o_lightning.policies.source import BadPolicy, read_limited, readable, reading
+from o2o_lightning.policies.source import BadPolicy, Taken, read_limited, readable, reading
 
 Function = Callable[[FloatArray], Any]
 
@@ -118,3 +118,9 @@ FORMATS: dict[str, Callable[[str, int], Function]] = {
     "torchscript": _torchscript,
     "torch_export": lambda spec, actions: _module(load_program(spec)),
 }
+_CLONED = "distilled: the --family that is asked for"
+TAKES = (
+    Taken("any", "a function module:function of float32 [B, S]", _CLONED),
+    Taken("any", "an ONNX model (extra `onnx`)", _CLONED),
+    *(Taken("PyTorch", f"a program, --format {name}", _CLONED) for name in ("torchscript", "torch_export")),
+)

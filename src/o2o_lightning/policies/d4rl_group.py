@@ -13,10 +13,13 @@ from o2o_lightning.nn.actor import Actor
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
-from o2o_lightning.policies.source import Array, BadPolicy, ImportedPolicy, Linear
+from o2o_lightning.policies.source import Array, BadPolicy, ImportedPolicy, Linear, Taken
 
 GROUP = "metadata/policy"
 DISTRIBUTIONS = {"squashed_gaussian": "tanh_gaussian", "gaussian": "gaussian", "deterministic": "deterministic"}
+TAKES = tuple(
+    Taken("D4RL, o2o data make", f"{GROUP} of a dataset: {name}", family) for family, name in DISTRIBUTIONS.items()
+)
 
 
 def read_d4rl(path: Path, time_feature: float | None = None) -> ImportedPolicy:

@@ -61,6 +61,17 @@ def load_onnx(spec: str, actions: int) -> Callable[[FloatArray], Any]:
         return _function(session, actions)
 
 
+def facts(spec: str) -> dict[str, list[str]]:
+    """Inputs, outputs and operators that an ONNX file says it has; its weights are not read."""
+    with readable("it is no ONNX file that can be read", "Export it again."):
+        graph = onnx.load_model_from_string(read_limited(Path(spec))).graph
+        ends = [
+            [f"{end.name}: {[d.dim_param or d.dim_value for d in end.type.tensor_type.shape.dim]}" for end in part]
+            for part in (graph.input, graph.output)
+        ]
+        return {"inputs": ends[0], "outputs": ends[1], "operators": sorted({node.op_type for node in graph.node})}
+
+
 def _function(session: Any, actions: int) -> Callable[[FloatArray], Any]:
     taken, names = session.get_inputs(), [output.name for output in session.get_outputs()]
     if len(taken) != 1 or taken[0].type not in INPUTS or len(taken[0].shape) not in (1, 2):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from o2o_lightning.limits import bounded
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.policies import black_box
+from o2o_lightning.policies import black_box, d4rl_group, sb3, state_dict
 from o2o_lightning.policies.d4rl_group import read_d4rl
 from o2o_lightning.policies.sb3 import read_sb3
 from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, check, check_file, readable, reading
@@ -14,6 +14,7 @@ from o2o_lightning.policies.state_dict import read_state_dict
 from o2o_lightning.policies.statistics import NotNormalizingError, read_statistics
 
 FORMATS = ("auto", "sb3", "d4rl", "state_dict", *black_box.FORMATS)
+READERS = {"sb3": sb3.TAKES, "d4rl": d4rl_group.TAKES, "state_dict": state_dict.TAKES, "black box": black_box.TAKES}
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 BESIDE = ("{stem}.vecnormalize.pkl", "{stem}.vecnormalize.json", "{stem}.vecnormalize.npz", "vecnormalize.pkl")
 

@@ -11,10 +11,24 @@ from typing import Any
 import numpy as np
 
 from o2o_lightning.limits import read_json
-from o2o_lightning.policies.source import Array, BadPolicy, ImportedPolicy, read_limited, readable, reading, unzip
+from o2o_lightning.policies.source import (
+    Array,
+    BadPolicy,
+    ImportedPolicy,
+    Taken,
+    read_limited,
+    readable,
+    reading,
+    unzip,
+)
 from o2o_lightning.policies.tensors import State, linear, load_tensors, numbers, sequence, tensors_of
 
 FORMAT = "Stable-Baselines3 zip"
+TAKES = (
+    Taken("Stable-Baselines3", "SAC, TQC (zip)", "squashed_gaussian"),
+    Taken("Stable-Baselines3", "TD3, DDPG (zip)", "deterministic"),
+    Taken("Stable-Baselines3", "PPO, TRPO, A2C (zip)", "gaussian"),
+)
 ACTIVATIONS = {"leakyrelu": "leaky_relu"}  # the others have the same names as ours
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -94,6 +95,14 @@ def packed(members: Mapping[str, bytes]) -> io.BytesIO:
             archive.writestr(name, content)
     buffer.seek(0)
     return buffer
+
+
+class Taken(NamedTuple):
+    """What a reader takes: whose policies, which of them, and what they become here."""
+
+    library: str
+    policies: str
+    family: str
 
 
 @dataclass

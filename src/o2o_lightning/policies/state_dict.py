@@ -11,7 +11,7 @@ from torch import Tensor
 
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies.layers import take_apart
-from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, read_limited
+from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, Taken, read_limited
 from o2o_lightning.policies.tensors import State, halves, load_tensors, numbers, sequence, tensors_of
 
 # where checkpoints keep the policy, or the agent that it is part of
@@ -50,6 +50,17 @@ HABITS = (
     Habit(r"actor\.\d+\.weight.* critic\.\d+\.weight", "RSL-RL's PPO", "elu"),
     Habit(r"log_std_parameter", "skrl's Gaussian", "elu"),
 )
+
+
+CORL_FAMILIES = {"cql": "squashed_gaussian", "awac": "gaussian", "iql": "gaussian", "td3_bc": "deterministic"}
+TAKES = (
+    *(Taken("CORL, official code", f"{name} (.pt)", CORL_FAMILIES[name]) for name, _ in CORL.values()),
+    *(Taken(library, f"{which} (state dict)", "gaussian") for library, _, which in
+      (habit.library.partition("'s ") for habit in HABITS)),
+    Taken("any", "a layer named as log σ: log_std, fc_logstd, log_std_linear, …", "squashed_gaussian"),
+    Taken("any", "a vector named as log σ or σ: log_std, actor_logstd, std, …", "gaussian"),
+    Taken("any", "layers alone: net.0, fc_mu, mu_layer, …", "deterministic"),
+)  # fmt: skip
 
 
 class Statistics(NamedTuple):
