@@ -129,7 +129,7 @@ def _compare(
         verdict = f"with {policy.altered}: {verdict}"
     report: dict[str, Any] = {"states_from": where, "parity": parity, "verdict": verdict}
     if env is not None and arguments.episodes > 0:
-        reference = reference_scores(raw.source if raw is not None else "") or reference_scores(env.env_id)
+        reference = reference_scores(env.env_id)
         width, episodes = policy.observation_dim, arguments.episodes
         found = Evaluator(env.env_id, width, episodes, arguments.seed, reference, env.layout).run(act)
         score = {"return_mean": found.return_mean, "score": found.score, "episodes": len(found.returns)}

@@ -5,7 +5,6 @@ digests: the first download is trusted and its digest kept beside it, unless ``d
 """
 
 import contextlib
-import dataclasses
 import difflib
 import os
 import re
@@ -31,7 +30,6 @@ class D4RLTask:
     path: str  # relative to BASE_URL
     env_id: str | None  # None where no present-day environment matches
     horizon: int  # splits episodes in files without `timeouts`
-    layout: tuple[str, ...] = ()  # order of a goal environment's parts
 
     @property
     def url(self) -> str:
@@ -48,16 +46,12 @@ def _tasks() -> dict[str, D4RLTask]:
         for level in GYM_LEVELS:
             path = f"gym_mujoco_v2/{family}_{level.replace('-', '_')}-v2.hdf5"
             tasks[f"{family}-{level}-v2"] = D4RLTask(path, env_id, 1000)
-    # D4RL evaluates at one far goal; Gymnasium-Robotics draws the goal over the maze. Same ant, easier on average.
-    mazes = {"umaze": ("u-maze", "UMaze", 700), "medium": ("big-maze", "Medium", 1000)}
-    mazes["large"] = ("hardest-maze", "Large", 1000)
+    mazes = {"umaze": ("u-maze", 700), "medium": ("big-maze", 1000), "large": ("hardest-maze", 1000)}
     for name in ANTMAZES:
-        file, env, horizon = mazes[name.split("-")[0]]
+        file, horizon = mazes[name.split("-")[0]]
         start, goal = name != "umaze", name.endswith("diverse")
         path = f"ant_maze_v2/Ant_maze_{file}_noisy_multistart_{start}_multigoal_{goal}_sparse_fixed.hdf5"
-        # their goal is hidden, and the ant's place comes first
-        layout = ("achieved_goal", "observation")
-        tasks[f"antmaze-{name}-v2"] = D4RLTask(path, f"AntMaze_{env}-v4", horizon, layout)
+        tasks[f"antmaze-{name}-v2"] = D4RLTask(path, f"antmaze-{name}-v2", horizon)
     # no env_id: maze2d has one hidden goal, PointMaze a random one
     for maze, horizon in (("umaze", 300), ("medium", 600), ("large", 800)):
         tasks[f"maze2d-{maze}-v1"] = D4RLTask(f"maze2d/maze2d-{maze}-sparse-v1.hdf5", None, horizon)
@@ -113,7 +107,7 @@ def load_d4rl(spec: str) -> RawDataset:
             partial = sidecar.with_name(f"{sidecar.name}.{os.getpid()}")
             partial.write_text(f"{found}  {path.name}\n")
             os.replace(partial, sidecar)
-    return dataclasses.replace(raw, layout=task.layout)
+    return raw
 
 
 def _parse(spec: str) -> tuple[str, str | None]:

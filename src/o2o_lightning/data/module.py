@@ -247,7 +247,7 @@ class OfflineData(L.LightningDataModule):
         By default, of as many episodes as an evaluation has, and from the same start states.
         """
         assert self.env_id is not None
-        reference = reference_scores(self.dataset or "") or reference_scores(self.env_id)
+        reference = reference_scores(self.env_id)  # of the task that is played, whatever was learned from
         episodes = self.eval_episodes if episodes is None else episodes
         seed = self.eval_seed if seed is None else seed
         width, kwargs = self.sizes()[0], self.env_kwargs

@@ -18,6 +18,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from o2o_lightning.envs.checked import flagged, observed, rewarded
+from o2o_lightning.envs.scores import ANTMAZES
 from o2o_lightning.errors import Failure, UserError
 from o2o_lightning.launch import note_once, search_here
 
@@ -37,6 +38,11 @@ Registered = gym.envs.registration.EnvSpec
 EPISODE_STEPS = 1000  # where an environment is registered without a limit
 NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 ROBOTICS = "Install it with `pip install 'o2o-lightning[robotics]'`."
+for _name in ANTMAZES:  # D4RL's own tasks; Gymnasium-Robotics' AntMaze_* are others
+    _maze = _name.split("-")[0]
+    _steps = 700 if _maze == "umaze" else 1000
+    _where = {"entry_point": "o2o_lightning.envs.antmaze:AntMaze", "kwargs": {"maze": _maze}}
+    gym.register(f"antmaze-{_name}-v2", max_episode_steps=_steps, **_where)
 CHECK = "Check --data.env_kwargs and the versions of its packages; O2O_TRACEBACK=1 shows where."
 
 
@@ -210,7 +216,7 @@ def registered(env_id: str) -> Registered | None:
 def _make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     found = registered(env_id)
     if found and "AntMaze_" in found.id and str(found.entry_point).startswith("gymnasium_robotics"):
-        # D4RL's task ends at the goal, and its scores of 0 to 1 count that once; the default here stays and collects
+        # an episode ends at the goal, as it does in D4RL's own mazes; the default here stays and collects
         kwargs = {"continuing_task": found.kwargs.get("continuing_task", False), **kwargs}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(out of date|deprecated|precision lowered).*")
