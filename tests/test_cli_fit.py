@@ -233,7 +233,7 @@ def test_a_goal_environments_dictionary_observations_are_flattened(o2o: O2O, hom
         names = ("observations", "actions", "rewards", "terminals", "timeouts")
         for name, values in zip(names, zip(*rows, strict=True), strict=True):
             file[name] = np.array(values, np.bool_ if name in ("terminals", "timeouts") else np.float32)
-        file["metadata/env_id"] = "PointMaze_UMaze-v3"
+        file["metadata/env_id"], file["metadata/obs_layout"] = "PointMaze_UMaze-v3", "observation,desired_goal"
     options = ("--data.dataset", "maze.hdf5", *DATA[2:], *SMALL[8:], "--data.env_steps", 12, "--data.warmup_steps", 4)
     assert o2o("fit", "--phase", "all", *COUNTS, *options, "--run_dir", "runs/maze") == 0
     found = summary(Path("runs/maze"))

@@ -132,16 +132,29 @@ def test_a_minari_dataset_keeps_each_episodes_own_successors(monkeypatch: pytest
     assert store.td_rows is None and store.episodes.tolist() == [[0, 3], [3, 6]]
 
 
-def test_a_goal_environments_observation_is_joined_with_its_goal(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+PARTS = {"achieved_goal": 1.0, "desired_goal": 2.0, "observation": 3.0}
+
+
+@pytest.mark.parametrize("asked, row", [
+    ((), [1, 1, 2, 2, 3, 3]),
+    (("observation", "desired_goal"), [3, 3, 2, 2]),
+])  # fmt: skip
+def test_a_dictionarys_parts_are_joined_in_their_spaces_order_or_the_one_asked_for(
+    asked: tuple[str, ...], row: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    parts = {"achieved_goal": 1.0, "desired_goal": 2.0, "observation": 3.0}
-    space = spaces.Dict({key: spaces.Box(-9, 9, (2,), np.float32) for key in parts})
-    rows = lambda number: {key: np.full((4, 2), value, np.float32) for key, value in parts.items()}  # noqa: E731
+    space = spaces.Dict({key: spaces.Box(-9, 9, (2,), np.float32) for key in PARTS})
+    rows = lambda number: {key: np.full((4, 2), value, np.float32) for key, value in PARTS.items()}  # noqa: E731
     make_minari(monkeypatch, tmp_path, space, rows)
-    raw = load_raw("minari:toy/test-v0")
-    assert np.asarray(raw.observations)[0].tolist() == [3, 3, 2, 2]
-    assert raw.layout == ("observation", "desired_goal")
+    raw = load_raw("minari:toy/test-v0", layout=asked)
+    assert np.asarray(raw.observations)[0].tolist() == row
+    assert raw.layout == (asked or tuple(space.spaces))
+
+
+def test_images_in_a_minari_dataset_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    make_minari(monkeypatch, tmp_path, space, lambda _: np.zeros((4, 8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match="is an image"):
+        load_raw("minari:toy/test-v0")
 
 
 def test_what_the_recorded_environment_had_of_its_own_is_said_once(

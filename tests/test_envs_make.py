@@ -12,6 +12,7 @@ import pytest
 from data_files import arrays, write
 from gymnasium import spaces
 
+from o2o_lightning.checkpoint.handover import Handover
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.envs.episodes import Evaluator
 from o2o_lightning.envs.make import env_spec, make_env
@@ -21,13 +22,17 @@ from o2o_lightning.errors import UserError
 class Toy(gym.Env[Any, Any]):
     """Observes ``parts`` in their own order, each filled with its number; never ends an episode."""
 
-    def __init__(self, parts: tuple[str, ...] = (), low: tuple[float, ...] = (-1.0,)) -> None:
+    def __init__(self, parts: tuple[str, ...] = (), low: tuple[float, ...] = (-1.0,), space: Any = None) -> None:
         box = spaces.Box(-9, 9, (2,), np.float32)
-        self.parts = parts
-        self.observation_space = spaces.Dict(OrderedDict((part, box) for part in parts)) if parts else box
+        self.parts, self.space = parts, space
+        own = spaces.Dict(OrderedDict((part, box) for part in parts)) if parts else box
+        self.observation_space = own if space is None else space
         self.action_space = spaces.Box(np.array(low, np.float32), np.ones(len(low), np.float32))
 
     def _observation(self) -> Any:
+        if self.space is not None:
+            self.space.seed(0)
+            return self.space.sample()
         values = OrderedDict((part, np.full(2, i, np.float32)) for i, part in enumerate(self.parts))
         return values or np.zeros(2, np.float32)
 
@@ -47,9 +52,17 @@ def toys() -> Any:
     gym.register("O2OEndless-v0", Toy)
     gym.register("O2OOrdered-v0", Toy, max_episode_steps=5, kwargs={"parts": ("zebra", "ant")})
     gym.register("O2OGoal-v0", Toy, max_episode_steps=5, kwargs={"parts": GOAL})
+    image, one = spaces.Box(0, 255, (96, 96, 3), np.uint8), spaces.Box(-1, 1, (1,))
+    made = {
+        "Keywords": spaces.Dict(z=one, y=spaces.Box(-1, 1, (3,)), a=one),
+        "Nested": spaces.Dict(OrderedDict(z=spaces.Dict(OrderedDict(b=one, a=one)), c=one)),
+        "Camera": spaces.Dict(camera=image, state=one),
+    }
+    for name, space in made.items():
+        gym.register(f"O2O{name}-v0", Toy, max_episode_steps=5, kwargs={"space": space})
     gym.register("O2OFixed-v0", Toy, max_episode_steps=5, kwargs={"low": (-1.0, 1.0)})
     yield
-    for name in ("Endless", "Ordered", "Goal", "Fixed"):
+    for name in ("Endless", "Ordered", "Goal", "Fixed", *made):
         del gym.registry[f"O2O{name}-v0"]
 
 
@@ -65,9 +78,37 @@ def test_an_action_dimension_without_a_choice_is_refused() -> None:
         make_env("O2OFixed-v0")
 
 
-def test_a_dictionary_is_joined_by_its_sorted_keys() -> None:
-    env = make_env("O2OOrdered-v0")
-    assert env.reset(seed=0)[0].tolist() == [1, 1, 0, 0]
+@pytest.mark.parametrize("env_id", ["O2OOrdered-v0", "O2OGoal-v0", "O2OKeywords-v0", "O2ONested-v0"])
+def test_a_dictionary_is_joined_as_gymnasiums_flatten_observation_joins_it(env_id: str) -> None:
+    flat = gym.wrappers.FlattenObservation(gym.make(env_id, disable_env_checker=True))
+    env = make_env(env_id, flat.observation_space.shape[0])  # type: ignore[index]
+    expected = flat.reset(seed=0)[0]
+    assert len(np.unique(expected)) > 1
+    assert env.reset(seed=0)[0].tolist() == expected.tolist()
+
+
+def test_a_width_that_several_orders_have_is_refused_with_their_names() -> None:
+    with pytest.raises(UserError, match=r"achieved_goal,observation.*nothing tells which.*--layout"):
+        make_env("O2OGoal-v0", 4)
+    assert make_env("O2OGoal-v0", 4, ("desired_goal", "observation")).reset(seed=0)[0].tolist() == [2, 2, 0, 0]
+
+
+def test_a_width_that_one_part_alone_has_is_that_part() -> None:
+    assert env_spec("O2OKeywords-v0", 3).layout == ("y",)
+
+
+def test_a_camera_among_the_parts_may_be_left_out_by_name() -> None:
+    with pytest.raises(UserError, match="its observation 'camera' is an image"):
+        env_spec("O2OCamera-v0")
+    assert env_spec("O2OCamera-v0", layout=("state",)).observation_dim == 1
+
+
+def test_a_checkpoints_columns_are_not_fed_in_another_order() -> None:
+    actor = {"kind": "deterministic", "observation_dim": 4, "action_dim": 1}
+    source = Handover("import", "sac", actor, None, {}, None, {}, layout=["b", "a"])
+    source.check_policy(None, (4, 1), "", ("b", "a"))
+    with pytest.raises(UserError, match=r"--data.observation_layout \[b,a\]"):
+        source.check_policy(None, (4, 1), "", ("a", "b"))
 
 
 @pytest.mark.parametrize("said, wanted", [

@@ -1,7 +1,7 @@
 """What one phase hands to the next: a self-describing part of every checkpoint, tensors and primitives only."""
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,12 +105,23 @@ class Handover:
         with _well_formed(self.path):
             return Normalizer.from_state(self.normalizer)
 
-    def check_policy(self, kind: str | None, sizes: tuple[int, int], algorithm: str) -> None:
-        """Refuses a policy of another family than ``kind`` (None for any), or of other sizes than the data's."""
+    def check_policy(
+        self, kind: str | None, sizes: tuple[int, int], algorithm: str, layout: Sequence[str] = ()
+    ) -> None:
+        """Refuses a policy of another family than ``kind`` (None for any), of other sizes or columns than the data's.
+
+        ``layout``: parts of a dictionary observation in the data's order.
+        """
         if kind not in (None, self.actor["kind"]):
             raise UserError(
                 f"checkpoint {self.path}: its policy is {self.actor['kind']}, {algorithm} fine-tunes a {kind} one. "
                 f"Clone it first: `o2o fit --phase clone --model.init_from {self.path} --model.family {kind}`."
+            )
+        if self.layout and layout and [*layout] != self.layout:
+            raise UserError(
+                f"checkpoint {self.path}: its policy takes the observation's parts as {','.join(self.layout)}, the "
+                f"data has them as {','.join(layout)}. Pass --data.observation_layout [{','.join(self.layout)}], or a "
+                "dataset of that order."
             )
         own = (self.actor["observation_dim"], self.actor["action_dim"])
         if own != sizes:

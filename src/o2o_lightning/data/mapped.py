@@ -58,7 +58,7 @@ def open_dataset(
     env_kwargs: Mapping[str, Any],
 ) -> Opened:
     """The transitions of ``dataset``, to evaluate in ``env_id`` or their own environment; options as OfflineData's."""
-    raw = load_raw(dataset, env_id=env_id)
+    raw = load_raw(dataset, env_id=env_id, layout=layout)
     env_id = env_id or foreign_id(raw.env_id, f"dataset {dataset}")
     if raw.layout and layout and raw.layout != layout:
         note_once(
@@ -73,7 +73,7 @@ def open_dataset(
             f"dataset {dataset}: none of its {len(raw)} rows has a known successor, each is a time-out or the last "
             "one. Store 'next_observations', or correct 'timeouts'."
         )
-    return Opened(store, env, env_id, layout)
+    return Opened(store, env, env_id, layout if env is None else env.layout)
 
 
 def load_store(

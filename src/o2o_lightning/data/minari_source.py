@@ -4,7 +4,7 @@ TorchRL's own Minari reader returns zeros for local datasets, hence ``minari.loa
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -12,18 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o2o_lightning.data.raw import RawDataset, reading, wrong
-from o2o_lightning.envs.make import GOAL_KEYS, GOAL_LAYOUTS, registered
-from o2o_lightning.errors import UserError
+from o2o_lightning.envs.layout import Path, choose_layout, join, leaves
+from o2o_lightning.envs.make import registered
+from o2o_lightning.errors import reason
 from o2o_lightning.launch import note_once
 
 COLUMNS = ("observations", "next_observations", "actions", "rewards", "terminated", "truncated")
 
 
-def load_minari(spec: str, env_id: str | None = None) -> RawDataset:
+def load_minari(spec: str, env_id: str | None = None, layout: Sequence[str] = ()) -> RawDataset:
     """Reads ``minari:ID``, downloading it only if it is not in Minari's local store.
 
-    A goal environment's dictionary observations are joined as :data:`GOAL_LAYOUTS` says first; other dictionaries
-    by their sorted keys. Each row's successor is its episode's next observation, so all rows have one.
+    The parts of dictionary observations, which Minari stores by name, are joined as ``layout`` asks, else in their
+    space's own order. Each row's successor is its episode's next observation, so all rows have one.
 
     ``env_id`` is the environment that the user has chosen; without one, what the recorded one had of its own is noted.
 
@@ -49,19 +50,22 @@ def load_minari(spec: str, env_id: str | None = None) -> RawDataset:
         # Minari's hosts fail in the ways of their own clients (requests, google, huggingface): no common base class
         with reading(spec, fails, remedy):
             dataset = minari.load_dataset(dataset_id, download=True)
-    raw = _collect(dataset, spec)
+    raw = _collect(dataset, spec, layout)
     if env_id is None and raw.env_id is not None:
         _note_differences(dataset.env_spec, spec)
     return raw
 
 
-def _collect(dataset: Any, spec: str) -> RawDataset:
-    parts: list[tuple[NDArray[Any], ...]] = []
+def _collect(dataset: Any, spec: str, asked: Sequence[str]) -> RawDataset:
+    space, parts = dataset.observation_space, list[tuple[NDArray[Any], ...]]()
+    named = isinstance(space, gym.spaces.Dict)
+    layout = choose_layout(f"dataset {spec}", space, None, asked if named else ())
+    paths = [path for path, _ in leaves(space, layout)]
     for episode in _episodes(dataset, spec):
         steps = len(episode.rewards)
         if steps == 0:
             continue
-        observations = _flatten(episode.observations, spec)
+        observations = _flatten(episode.observations, paths, spec)
         truncated = np.asarray(episode.truncations, np.bool_).copy()
         # a recording may stop between flags; the next row belongs to another episode all the same
         truncated[-1] |= not episode.terminations[-1]
@@ -81,7 +85,7 @@ def _collect(dataset: Any, spec: str) -> RawDataset:
         source=spec,
         sha256=digest.hexdigest(),
         env_id=env_spec.id if env_spec is not None else None,
-        layout=_layout(dataset),
+        layout=layout if named else _written_layout(dataset),
     )
 
 
@@ -91,11 +95,8 @@ def _episodes(dataset: Any, spec: str) -> Iterator[Any]:
         yield from dataset.iterate_episodes()
 
 
-def _layout(dataset: Any) -> tuple[str, ...]:
-    """Order of a goal environment's parts: as joined here, or as `o2o data make` wrote them down."""
-    space = dataset.observation_space
-    if isinstance(space, gym.spaces.Dict):
-        return GOAL_LAYOUTS[0] if set(space) == GOAL_KEYS else ()
+def _written_layout(dataset: Any) -> tuple[str, ...]:
+    """Order of the parts in a dataset of vectors, as `o2o data make` wrote it down."""
     written = dataset.storage.metadata.get("o2o_obs_layout")
     return tuple(written.split(",")) if isinstance(written, str) else ()
 
@@ -115,19 +116,13 @@ def _note_differences(recorded: Any, spec: str) -> None:
         )
 
 
-def _flatten(observations: Any, spec: str) -> NDArray[np.float32]:
+def _flatten(observations: Any, paths: list[Path], spec: str) -> NDArray[np.float32]:
     """``[T+1, S]`` from an array or a dictionary of arrays with ``T+1`` rows each."""
-    if isinstance(observations, dict):
-        goal = set(observations) == GOAL_KEYS
-        parts = [observations[key] for key in (GOAL_LAYOUTS[0] if goal else sorted(observations))]
-    else:
-        parts = [observations]
-    if not all(isinstance(part, np.ndarray) and part.dtype.kind in "biuf" for part in parts):
-        raise UserError(
-            f"dataset {spec}: its observations are nested or not numeric, and cannot be flattened. "
-            "Choose a dataset with Box observations, or a dictionary of them."
-        )
-    return np.concatenate([np.asarray(part, np.float32).reshape(len(part), -1) for part in parts], axis=1)
+    try:
+        return join(observations, paths, batch=True)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        remedy = f"The files are damaged; copy them again, or try `minari download -f {spec.removeprefix('minari:')}`."
+        raise wrong(spec, f"its observations are not of its own space ({reason(error)}). {remedy}") from error
 
 
 def _actions(actions: Any, steps: int, spec: str) -> NDArray[np.float32]:

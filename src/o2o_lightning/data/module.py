@@ -114,7 +114,7 @@ class OfflineData(L.LightningDataModule):
             self._opened = open_dataset(self.dataset, self.env_id, self.layout, self.memmap, limit, self.env_kwargs)
         elif self.env_id is not None:
             env = env_spec(self.env_id, layout=self.layout, kwargs=self.env_kwargs)
-            self._opened = Opened(None, env, self.env_id, self.layout)
+            self._opened = Opened(None, env, self.env_id, env.layout)
         else:
             sources = "path.hdf5, d4rl:NAME, minari:ID or embedded:hopper-medium"
             raise UserError(f"no dataset: pass --data.dataset {sources}.")

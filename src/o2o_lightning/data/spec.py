@@ -1,6 +1,7 @@
 """Dataset specs: one string that names a dataset of any source."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ class SpecEntry(NamedTuple):
     where: str  # "package", "cached", "local", or "download" where it must be fetched first
 
 
-def load_raw(spec: str, check: bool = True, env_id: str | None = None) -> RawDataset:
+def load_raw(spec: str, check: bool = True, env_id: str | None = None, layout: Sequence[str] = ()) -> RawDataset:
     """Reads the dataset that ``spec`` names, downloading it if it must be.
 
     Args:
@@ -29,17 +30,18 @@ def load_raw(spec: str, check: bool = True, env_id: str | None = None) -> RawDat
         check: refuse arrays of wrong rank or length.
         env_id: the environment it is used for, where that is not the dataset's own; its time limit splits episodes
             where the file says nothing of time-outs.
+        layout: parts of dictionary observations in the order to join them, where the source has them by name.
 
     Raises:
         UserError: no such form or name, or the source's own errors.
     """
-    raw = _read(spec, env_id)
+    raw = _read(spec, env_id, layout)
     if check:
         check_shapes(raw)
     return raw
 
 
-def _read(spec: str, env_id: str | None) -> RawDataset:
+def _read(spec: str, env_id: str | None, layout: Sequence[str]) -> RawDataset:
     if spec.startswith("d4rl:"):
         from o2o_lightning.data.d4rl import load_d4rl
 
@@ -47,7 +49,7 @@ def _read(spec: str, env_id: str | None) -> RawDataset:
     if spec.startswith("minari:"):
         from o2o_lightning.data.minari_source import load_minari
 
-        return load_minari(spec, env_id)
+        return load_minari(spec, env_id, layout)
     from o2o_lightning.data.hdf5 import read_hdf5
 
     path = Path(spec)

@@ -18,6 +18,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from o2o_lightning.envs.checked import flagged, observed, rewarded
+from o2o_lightning.envs.layout import choose_layout, join, leaves
 from o2o_lightning.envs.scores import ANTMAZES
 from o2o_lightning.errors import Failure, UserError
 from o2o_lightning.launch import note_once, search_here
@@ -25,15 +26,6 @@ from o2o_lightning.launch import note_once, search_here
 FloatArray = NDArray[np.float32]
 FlatEnv = gym.Env[FloatArray, FloatArray]
 
-# Orders in which the parts of a goal environment's observation are concatenated; the first whose width equals the
-# dataset's is taken. AntMaze's first two are equally wide: D4RL's sets, whose goal is hidden, name theirs explicitly.
-GOAL_LAYOUTS = (
-    ("observation", "desired_goal"),
-    ("achieved_goal", "observation"),
-    ("observation",),
-    ("achieved_goal", "observation", "desired_goal"),
-)
-GOAL_KEYS = {"observation", "achieved_goal", "desired_goal"}
 Registered = gym.envs.registration.EnvSpec
 EPISODE_STEPS = 1000  # where an environment is registered without a limit
 NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
@@ -68,17 +60,18 @@ class EnvSpec:
 
 
 class FlatObservation(gym.ObservationWrapper[FloatArray, FloatArray, Any]):
-    """Concatenates the named parts of a dictionary observation (or flattens a Box) into float32 ``[S]``."""
+    """Joins the named parts of a dictionary observation (or flattens a Box) into float32 ``[S]``."""
 
     def __init__(self, env: gym.Env[Any, FloatArray], layout: tuple[str, ...]) -> None:
         super().__init__(env)
         self.layout = layout
-        size = _layout_size(env.observation_space, layout)
+        found = [*leaves(env.observation_space, layout)]
+        self.paths = [path for path, _ in found]
+        size = sum(int(np.prod(part.shape)) for _, part in found)
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
     def observation(self, observation: Any) -> FloatArray:
-        parts = [observation[key] for key in self.layout] if self.layout else [observation]
-        return np.concatenate([np.asarray(part, np.float32).ravel() for part in parts])
+        return join(observation, self.paths)
 
 
 class UnitAction(gym.ActionWrapper[Any, FloatArray, FloatArray]):
@@ -137,13 +130,13 @@ def make_env(
 
     Args:
         env_id: a registered Gymnasium id; Gymnasium-Robotics ids are registered on demand.
-        observation_dim: width that the dataset or checkpoint has; chooses the layout of a goal environment.
-        layout: keys of a dictionary observation in the order to concatenate them; by width when empty.
+        observation_dim: width that the dataset or checkpoint has.
+        layout: parts of a dictionary observation in the order to join them; see :func:`choose_layout`.
         kwargs: for ``gymnasium.make``.
 
     Raises:
-        UserError: unknown id, missing simulator, discrete, unbounded or fixed actions, images, or another observation
-            width.
+        UserError: unknown id, missing simulator, discrete, unbounded or fixed actions, or observations that are images,
+            of another width, or of an order that nothing tells.
     """
     env = _make(env_id, kwargs)
     box = env.action_space
@@ -163,7 +156,7 @@ def make_env(
             f"environment {env_id}: action dimension {fixed[0]} has the bounds {low[fixed[0]]:g} and "
             f"{high[fixed[0]]:g}, so there is nothing to choose. Wrap it so that it takes the others alone."
         )
-    chosen = _choose_layout(env_id, env.observation_space, observation_dim, tuple(layout))
+    chosen = choose_layout(f"environment {env_id}", env.observation_space, observation_dim, layout)
     return UnitAction(FlatObservation(_limited(env, env_id), chosen), env_id)
 
 
@@ -270,58 +263,3 @@ def _limited(env: gym.Env[Any, Any], env_id: str) -> gym.Env[Any, Any]:
         "here. Register it with max_episode_steps for another limit."
     )
     return gym.wrappers.TimeLimit(env, EPISODE_STEPS)
-
-
-def _layout_size(space: spaces.Space[Any], layout: tuple[str, ...]) -> int:
-    parts = [space[key] for key in layout] if layout and isinstance(space, spaces.Dict) else [space]
-    return sum(int(np.prod(part.shape or ())) for part in parts)
-
-
-def _choose_layout(
-    env_id: str, space: spaces.Space[Any], observation_dim: int | None, layout: tuple[str, ...]
-) -> tuple[str, ...]:
-    parts = dict(space.items()) if isinstance(space, spaces.Dict) else {}
-    if not set(layout) <= set(parts):
-        names = ", ".join(parts) or "no named parts"
-        raise UserError(
-            f"environment {env_id}: the observation layout names {', '.join(layout)}, its observation has "
-            f"{names}. Pass names that it has, or the --data.env_id that belongs to them."
-        )
-    candidates: tuple[tuple[str, ...], ...] = (layout or tuple(sorted(parts)),)
-    if not layout and set(parts) == GOAL_KEYS:
-        candidates = GOAL_LAYOUTS
-    refusals = [_no_vector(parts, names) if names else _no_vector({"": space}, ("",)) for names in candidates]
-    if all(refusals):
-        raise UserError(f"environment {env_id}: {refusals[0]}")
-    candidates = tuple(names for names, why in zip(candidates, refusals, strict=True) if not why)
-    sizes = [_layout_size(space, layout) for layout in candidates]
-    if observation_dim is None:
-        return candidates[0]
-    if observation_dim not in sizes:
-        raise UserError(
-            f"environment {env_id}: its observations have {' or '.join(map(str, sizes))} values, the dataset or "
-            f"checkpoint has {observation_dim}. Pass the --data.env_id that belongs to it."
-        )
-    return candidates[sizes.index(observation_dim)]
-
-
-def _no_vector(parts: Mapping[str, spaces.Space[Any]], names: Sequence[str]) -> str | None:
-    """Why those of the ``parts`` that are named make no vector; None where they do."""
-    for name in names:
-        part, what = parts[name], f"its observation '{name}'" if name else "its observation"
-        if not isinstance(part, spaces.Box):
-            return (
-                f"{what} is {part}, and only a Box, or a dictionary of them, can be flattened. Wrap the environment so "
-                "that it returns a vector, or name the parts to take in --data.observation_layout."
-            )
-        if is_image(part.shape, part.dtype):
-            return (
-                f"{what} is an image, {part.shape} of {part.dtype}, and the methods here take vectors. Wrap the "
-                "environment so that it returns features, or name its other parts in --data.observation_layout."
-            )
-    return None
-
-
-def is_image(shape: Sequence[int], dtype: Any) -> bool:
-    """Whether an observation of ``shape`` is a picture, to be refused where its pixels would become a vector."""
-    return len(shape) > 2 or (len(shape) == 2 and dtype == np.uint8)

@@ -137,7 +137,7 @@ class Phase(L.LightningModule):
             self.source = read_handover(self.init_from, self.accepts, f"--phase {self.phase}")
             self.normalizer = self.source.build_normalizer()
             self.scores, self.returns = dict(self.source.scores), dict(self.source.returns)
-            self.source.check_policy(self.method.actor_kind, data.sizes(), self.method.name)
+            self.source.check_policy(self.method.actor_kind, data.sizes(), self.method.name, data.layout)
             check_dataset(f"checkpoint {self.init_from}", self.source.manifest, data.manifest())
         else:
             self.normalizer = data.fit_normalizer()

@@ -37,7 +37,7 @@ class EvaluatePolicy(Phase):
         assert self.init_from is not None
         self.source = read_handover(self.init_from, self.accepts, f"o2o {stage}")
         self.normalizer = self.data.normalizer = self.source.build_normalizer()
-        self.source.check_policy(None, self.data.sizes(), "")
+        self.source.check_policy(None, self.data.sizes(), "", self.data.layout)
         keeps = self.source.has("reference_policy") and self.source.algorithm.startswith("o2")  # the others follow none
         if self.which == "reference" and not keeps:
             raise UserError(
