@@ -31,6 +31,7 @@ S, A, B, T = 5, 3, 16, 4
 HIDDEN = (8, 8)
 TASK = Task(S, A, total=100, horizon=20, best_return=10.0)
 WINDOWS: dict[str, Any] = {"context": T, "acting_context": T, "width": 8, "layers": 1, "heads": 2, "dropout": 0.0}
+CONTROLLED = Multiplier(rule="pi", integral=0.3)
 
 METHODS: dict[str, Callable[[], Method]] = {
     "td3": lambda: TD3(hidden=HIDDEN),
@@ -55,6 +56,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "o2td3 align": td3.Align,
     "o2td3 online": td3.Online,
     "o2td3 online, multiplier every third": lambda: td3.Online(multiplier=Multiplier(every=3)),
+    "o2td3 online, controlled multiplier": lambda: td3.Online(multiplier=CONTROLLED, penalty_limit=0.1),
+    "o2sac online, controlled multiplier": lambda: sac.Online(multiplier=CONTROLLED, penalty_limit=0.1),
     "o2sac reevaluate": lambda: sac.Reevaluate(hidden=HIDDEN),
     "o2sac align": sac.Align,
     "o2sac online": sac.Online,

@@ -126,7 +126,12 @@ def test_each_order_of_steps_has_a_graph_of_its_own() -> None:
         captured(moments, batches(method, 1), noises(method, 1))
     assert captured.graphs == 2
     assert order_of(method, Moment(0, 1)) == ("critic_step",)
-    assert order_of(method, Moment(1, 2)) == ("critic_step", "policy_and_multiplier_step", "follow", "follow")
+    assert order_of(method, Moment(1, 2)) == (
+        "critic_step",
+        "policy_and_multiplier_step",
+        "follow 0.005",
+        "follow 0.005",
+    )
 
 
 def test_no_step_is_made_from_a_loss_that_is_not_finite_on() -> None:

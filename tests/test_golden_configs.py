@@ -18,6 +18,13 @@ CONSTRAINED: golden_configs.Row = {
     "model.hand_on": "aligned",
     "model.judge_episodes": 30,
     "model.actor_moments": "carried",
+    "model.penalty_limit": None,
+    "model.policy_after": 0,
+    "model.multiplier.rule": "adam",
+    "model.multiplier.integral": 0.02,
+    "model.multiplier.proportional": 0.5,
+    "model.multiplier.least": 0.001,
+    "model.multiplier.cap": 100.0,
 }
 NEW: dict[str, golden_configs.Row] = {
     "offline offline=cql": {"model.critics": 2, "model.layer_norm": False, "model.temperature_lr": None},

@@ -46,7 +46,7 @@ class CompiledEngine(Engine):
         if not self.replays:
             return loss
         # the next replay writes to the same memory, and the chunk's record outlives it
-        return Loss(loss.value.clone(), {name: value.clone() for name, value in loss.metrics.items()})
+        return Loss(loss.value.clone(), {name: value.clone() for name, value in loss.metrics.items()}, loss.state)
 
 
 class CompiledStep:
@@ -59,12 +59,13 @@ class CompiledStep:
         self.parameters = [p for p, gradient in zip(learners, found, strict=True) if gradient is not None]
         parameters = self.parameters
 
-        def joint(batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
+        def joint(batch: Batch, noise: Noise) -> tuple[Loss, tuple[Tensor, ...]]:
             loss = step(batch, noise)
             with torch.autocast(loss.value.device.type, enabled=False):  # gradients keep the precision of the products
                 gradients = torch.autograd.grad(loss.value, parameters)
             # detached: else the graph would carry a gradient for each of them
-            return loss.value.detach(), {name: value.detach() for name, value in loss.metrics.items()}, gradients
+            metrics, state = ({name: value.detach() for name, value in part.items()} for part in loss[1:])
+            return Loss(loss.value.detach(), metrics, state), gradients
 
         # dynamo finds its graphs by the code object: with one of its own, no guard has to tell this step from others
         code = joint.__code__.replace(co_name=f"{step.__name__}_{id(self)}")
@@ -72,8 +73,9 @@ class CompiledStep:
         self._run = torch.compile(own, fullgraph=True, dynamic=False, backend=engine.backend, options=engine.options)
 
     def __call__(self, batch: Batch, noise: Noise) -> Loss:
-        value, metrics, gradients = self._run(batch, noise)
-        return Loss(KnownGradients.apply(value, list(gradients), *self.parameters), metrics)  # type: ignore[no-untyped-call]
+        loss, gradients = self._run(batch, noise)
+        value = KnownGradients.apply(loss.value, list(gradients), *self.parameters)  # type: ignore[no-untyped-call]
+        return loss._replace(value=value)  # type: ignore[no-any-return]
 
 
 class KnownGradients(torch.autograd.Function):

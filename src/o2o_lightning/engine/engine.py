@@ -26,7 +26,11 @@ class Engine:
             if isinstance(item, Follow):
                 self.follow(item)
             else:
-                yield self.evaluate(item, batch, noise)
+                loss = self.evaluate(item, batch, noise)
+                yield loss
+                with torch.no_grad():
+                    for name, value in loss.state.items():
+                        getattr(self.method, name).copy_(value)
 
     def evaluate(self, step: Step, batch: Batch, noise: Noise) -> Loss:
         """The loss of one step."""

@@ -120,8 +120,8 @@ class Captured:
 
 
 def order_of(method: Method, moment: Moment) -> tuple[str, ...]:
-    """The names of an update's steps, which decide what a recording of it holds."""
-    return tuple("follow" if isinstance(item, Follow) else item.__name__ for item in method.update(moment))
+    """The names of an update's steps, and the rates of what follows, which decide what a recording of it holds."""
+    return tuple(f"follow {item.rate}" if isinstance(item, Follow) else item.__name__ for item in method.update(moment))
 
 
 def static_graph(function: Function, inputs: list[Tensor], state: list[Tensor]) -> Function:

@@ -25,10 +25,14 @@ Learners = dict[str, tuple[nn.Module | nn.Parameter, float]]
 
 
 class Loss(NamedTuple):
-    """One scalar to descend, and what may be logged of it (tensors of any shape, averaged only when logged)."""
+    """One scalar to descend, and what may be logged of it (tensors of any shape, averaged only when logged).
+
+    ``state``: new values of scalars of the method by name, which they take when the loss has been descended.
+    """
 
     value: Tensor
     metrics: dict[str, Tensor]
+    state: dict[str, Tensor] = {}  # noqa: RUF012 (nobody writes to it)
 
 
 class Follow(NamedTuple):

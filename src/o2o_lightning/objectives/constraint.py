@@ -1,5 +1,7 @@
 """Constrained fine-tuning: divergence to the reference policy, its Lagrange multiplier, its threshold."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,30 @@ def multiplier_loss(
     slack = threshold - divergence.detach()
     weighted = torch.where(slack > 0, satisfied_weight * slack, violated_weight * slack)
     return log_multiplier.exp() * weighted.mean()
+
+
+def controlled_multiplier(
+    integral: Tensor, divergence: Tensor, threshold: Tensor, gains: tuple[float, float], weights: tuple[float, float],
+    limits: tuple[float, float],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    r"""A proportional-integral rule of log λ on the relative violation :math:`e = \mathrm{mean} f / \tau - 1`.
+
+    :math:`\ell \leftarrow \mathrm{clip}(\ell + k_i\,\omega e)` and :math:`\log\lambda = \mathrm{clip}(\ell + k_p\,e)`,
+    with e in [−1, 3] and ω as in Eq. 49. The integral never leaves the limits of λ, so that it has nothing to unwind.
+
+    Args: ``integral`` ℓ, scalar; ``divergence`` f of any shape; ``threshold`` τ, scalar; ``gains`` k_i, k_p;
+    ``weights`` ω where the constraint is satisfied, and where not; ``limits`` of λ. Returns the next ℓ and log λ.
+    """
+    low, high = map(math.log, limits)
+    excess = (divergence.detach().mean() / threshold.clamp(min=1e-12) - 1.0).clamp(-1.0, 3.0)
+    weight = torch.where(excess > 0, weights[1], weights[0])
+    integral = (integral.detach() + gains[0] * weight * excess).clamp(low, high)
+    return integral, (integral + gains[1] * excess).clamp(low, high)
+
+
+def bounded_penalty(penalty: Tensor, unit: Tensor, limit: float | None) -> Tensor:
+    """``penalty`` of any shape within ± ``limit`` times ``unit``, a scalar; as it is where the limit is None."""
+    return penalty if limit is None else torch.minimum(torch.maximum(penalty, -limit * unit), limit * unit)
 
 
 def threshold_at(env_steps: int, start: float, end: float, ramp_steps: int) -> float:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from o2o_lightning.errors import UserError, at_least
-from o2o_lightning.methods.method import Batch, Method, Moment, Source, Task
+from o2o_lightning.methods.method import Batch, Loss, Method, Moment, Source, Task
 from o2o_lightning.nn.targets import frozen_copy, hard_update
-from o2o_lightning.objectives.constraint import multiplier_loss
+from o2o_lightning.objectives.constraint import bounded_penalty, controlled_multiplier, multiplier_loss
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,17 @@ class Multiplier:
         every: environment steps between two multiplier updates; by default it moves with the first policy update of an
             environment step, which is every step for O2SAC and every second for O2TD3 (D33).
         satisfied_weight, violated_weight: ω of Eq. 49 where the constraint holds, and where it does not.
+        rule: ``adam``: the paper's, Adam on the loss of Eq. 49; ``pi``: proportional and integral in the relative
+            violation f/τ − 1, with gains ``proportional`` and ``integral``, an update each.
+        least, cap: limits of λ, for ``pi``. O2SAC's one-sample KL is noise, and a large λ makes steps of it.
     """
 
     start: float = 1.0
+    rule: Literal["adam", "pi"] = "adam"
+    integral: float = 0.02
+    proportional: float = 0.5
+    least: float = 1e-3
+    cap: float = 100.0
     lr: float = 5e-5
     every: int | None = None
     satisfied_weight: float = 0.3
@@ -38,6 +46,8 @@ class Multiplier:
                 f"--model.multiplier.start {self.start:g}: λ must be above 0. For λ ≡ 0 pass --model.constraint false."
             )
         at_least("--model.multiplier.lr", self.lr, 0)
+        at_least("--model.multiplier.least", self.least, 1e-12)
+        at_least("--model.multiplier.cap", self.cap, self.least)
         if self.every is not None:
             at_least("--model.multiplier.every", self.every, 1)
 
@@ -110,6 +120,9 @@ class Constrained(Referenced):
         constraint: False sets λ ≡ 0 and drops the reference policy.
         multiplier, threshold: see :class:`Multiplier` and :class:`Threshold`.
         actor_grad_clip: largest norm of the actor's gradient; None for none, 0.25 in some fixed-interval runs (D15).
+        penalty_limit: most that λ·f takes from a successor's value in the critics' target, in units of the batch's mean
+            absolute value; None for no limit, 0 for no penalty.
+        policy_after: environment steps before the policy and λ move; until then, the critics alone learn.
         hand_on: which policy goes online with the critics that are given: ``aligned``, π_on, which the alignment has
             let climb its critic all along; ``offline``, π_off; ``better``, π_on where ``judge_episodes`` of both tell
             it from π_off, else π_off.
@@ -123,6 +136,8 @@ class Constrained(Referenced):
     multiplier: Multiplier = Multiplier()
     threshold: Threshold = Threshold()
     actor_grad_clip: float | None = None
+    penalty_limit: float | None = None
+    policy_after: int = 0
     hand_on: Literal["aligned", "offline", "better"] = "aligned"
     judge_episodes: int = 30
     actor_moments: Literal["carried", "fresh", "rescaled"] = "carried"
@@ -130,6 +145,9 @@ class Constrained(Referenced):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("--model.judge_episodes", self.judge_episodes, 2)
+        at_least("--model.policy_after", self.policy_after, 0)
+        if self.penalty_limit is not None:
+            at_least("--model.penalty_limit", self.penalty_limit, 0)
 
     def build(self, task: Task, source: Source | None = None) -> None:
         super().build(task, source)
@@ -157,6 +175,8 @@ class Constrained(Referenced):
     def take_reference(self) -> None:
         super().take_reference()
         self.log_multiplier = nn.Parameter(torch.tensor(math.log(self.multiplier.start)))
+        if self.multiplier.rule == "pi":
+            self.register_buffer("integral", self.log_multiplier.detach().clone())
         # 0-d tensor, not a number: a schedule must not trigger a recompilation
         self.register_buffer("threshold_now", torch.tensor(self.threshold.start))
 
@@ -165,13 +185,33 @@ class Constrained(Referenced):
 
     def multiplier_due(self, moment: Moment, policy_update: bool, policy_delay: int = 1) -> bool:
         """Whether λ moves in this update: at most once an environment step, whatever the update-to-data ratio."""
-        if not self.constraint:
+        if not self.constraint or moment.env_steps < self.policy_after:
             return False
         if self.multiplier.every is None:  # the first policy update since the environment was stepped
             return policy_update and moment.place < policy_delay
         return moment.place == 0 and moment.env_steps % self.multiplier.every < moment.new_steps
 
-    def multiplier_loss(self, divergence: Tensor) -> Tensor:
-        """The multiplier's own loss on the divergence of this batch, Eq. 49."""
-        weights = (self.multiplier.satisfied_weight, self.multiplier.violated_weight)
-        return multiplier_loss(self.log_multiplier, divergence, self.threshold_now, *weights)
+    def rates(self, moment: Moment) -> dict[str, float]:
+        # the policy's moments are of this phase's loss when it begins to move
+        waits = self.policy_after > 0 and moment.env_steps < self.policy_after
+        return {"actor": 0.0 if waits else self.actor_lr} if self.policy_after else {}
+
+    def with_multiplier(self, loss: Loss, divergence: Tensor) -> Loss:
+        """``loss`` and what moves the multiplier by the divergence of this batch: a loss, Eq. 49, or its next value."""
+        rule = self.multiplier
+        weights = (rule.satisfied_weight, rule.violated_weight)
+        if rule.rule == "adam":
+            own = multiplier_loss(self.log_multiplier, divergence, self.threshold_now, *weights)
+            return loss._replace(value=loss.value + own)
+        divergence = self.ranks.mean(divergence.detach().mean())
+        integral, log_multiplier = controlled_multiplier(
+            self.integral, divergence, self.threshold_now, (rule.integral, rule.proportional), weights,
+            (rule.least, rule.cap),
+        )  # fmt: skip
+        state = {"integral": integral, "log_multiplier": log_multiplier}
+        return loss._replace(value=loss.value + 0.0 * self.log_multiplier, state=state)
+
+    def less_penalty(self, next_value: Tensor, divergence: Tensor) -> Tensor:
+        """What a successor is worth ``[B]`` behind the penalty λ·f for ``divergence`` f, of it or of the batch."""
+        unit = self.ranks.mean(next_value.abs().mean()) if self.penalty_limit is not None else next_value
+        return next_value - bounded_penalty(self.log_multiplier.detach().exp() * divergence, unit, self.penalty_limit)

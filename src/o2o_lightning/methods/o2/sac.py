@@ -187,13 +187,12 @@ class Online(Constrained, SAC):
 
     def step_with_multiplier(self, batch: Batch, noise: Noise) -> Loss:
         loss = self.step(batch, noise)
-        return loss._replace(value=loss.value + self.multiplier_loss(loss.metrics["divergence"]))
+        return self.with_multiplier(loss, loss.metrics["divergence"])
 
     def penalized(self, next_value: Tensor, batch: Batch, action: Tensor, log_prob: Tensor) -> Tensor:
         if not self.constraint:
             return next_value
-        multiplier = self.log_multiplier.detach().exp()
-        return next_value - multiplier * self.divergence(batch["next", "observation"], action, log_prob)
+        return self.less_penalty(next_value, self.divergence(batch["next", "observation"], action, log_prob))
 
     def divergence(self, observation: Tensor, action: Tensor, log_prob: Tensor) -> Tensor:
         """The one-sample KL ``[B]`` from π_ref at the policy's ``action``."""

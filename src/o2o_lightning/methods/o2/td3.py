@@ -171,7 +171,7 @@ class Online(Constrained, TD3):
             return next_value
         divergence = squared_divergence(*self.actions(batch["next", "observation"]))
         penalty = divergence.mean(-1) if self.penalty == "state" else self.ranks.mean(divergence.mean())
-        return next_value - self.log_multiplier.exp() * penalty
+        return self.less_penalty(next_value, penalty)
 
     def policy_loss(self, q: Tensor, action: Tensor, batch: Batch) -> Loss:
         loss = normalized_policy_loss(q, self.mean_magnitude(q)) if self.normalize_q else policy_loss(q)
@@ -196,12 +196,12 @@ class Online(Constrained, TD3):
 
     def policy_and_multiplier_step(self, batch: Batch, noise: Noise) -> Loss:
         loss = self.policy_step(batch, noise)
-        return loss._replace(value=loss.value + self.multiplier_loss(loss.metrics["divergence"]))
+        return self.with_multiplier(loss, loss.metrics["divergence"])
 
     def multiplier_step(self, batch: Batch, noise: Noise) -> Loss:
         with torch.no_grad():
             divergence = squared_divergence(*self.actions(batch["observation"]))
-        return Loss(self.multiplier_loss(divergence), {})
+        return self.with_multiplier(Loss(divergence.new_zeros(()), {}), divergence)
 
     def actions(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """The policy's and π_ref's actions ``[B, A]``."""
