@@ -19,6 +19,7 @@ from o2o_lightning.methods.method import (
     Updates,
 )
 from o2o_lightning.methods.o2.constraint import Constrained, Threshold
+from o2o_lightning.methods.o2.reevaluation import Hastened
 from o2o_lightning.methods.sac import SAC, SACActor, SACCritic
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian
@@ -29,7 +30,7 @@ from o2o_lightning.objectives.diagnostics import bellman_residual
 from o2o_lightning.objectives.sac import soft_value
 
 
-class Reevaluate(SACCritic):
+class Reevaluate(Hastened, SACCritic):
     """Fitted Q-evaluation of π_off by SAC's target, Eq. 3, with a fixed temperature.
 
     Learns: the critics, from random weights. Frozen: π_off and the temperature. Hands on: the offline policy and its
@@ -57,11 +58,7 @@ class Reevaluate(SACCritic):
         policy = self.offline_actor.distribution(batch["next", "observation"])
         return {"next_offline_mean": policy.mean, "next_offline_log_std": policy.log_std}
 
-    def update(self, moment: Moment) -> Updates:
-        yield self.step
-        yield Follow(self.target_critic, self.critic, self.polyak)
-
-    def step(self, batch: Batch, noise: Noise) -> Loss:
+    def critic_step(self, batch: Batch, noise: Noise) -> Loss:
         with torch.no_grad():
             target, log_prob = self.target(batch, self._next_policy(batch), noise["target"])
         q = self.critic(batch["observation"], batch["action"])

@@ -20,6 +20,7 @@ from o2o_lightning.methods.method import (
     Updates,
 )
 from o2o_lightning.methods.o2.constraint import Constrained
+from o2o_lightning.methods.o2.reevaluation import Hastened
 from o2o_lightning.methods.td3 import TD3, TD3Critic
 from o2o_lightning.nn.actor import DeterministicActor
 from o2o_lightning.nn.critics import Critics
@@ -36,7 +37,7 @@ from o2o_lightning.objectives.diagnostics import bellman_residual
 from o2o_lightning.objectives.td3 import normalized_policy_loss, policy_loss, smoothed_action
 
 
-class Reevaluate(TD3Critic):
+class Reevaluate(Hastened, TD3Critic):
     """Fitted Q-evaluation of π_off, which is also the target actor, Eq. 6.
 
     Learns: the critics, from random weights. Frozen: π_off. Hands on: the offline policy and its optimistic critics.
@@ -55,10 +56,6 @@ class Reevaluate(TD3Critic):
 
     def learners(self) -> Learners:
         return {"critic": (self.critic, self.critic_lr)}
-
-    def update(self, moment: Moment) -> Updates:
-        yield self.critic_step
-        yield Follow(self.target_critic, self.critic, self.polyak)
 
     def cache(self, batch: Batch) -> dict[str, Tensor]:
         return {"next_offline_action": self.offline_actor.mode(batch["next", "observation"])}
