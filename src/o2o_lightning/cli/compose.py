@@ -72,9 +72,12 @@ def _compose(phase: str, tokens: tuple[str, ...]) -> dict[str, Any]:
         warnings.filterwarnings("error", message=".*path=.* is not available")
         try:
             resolved = OmegaConf.to_container(hydra_compose("config", [*tokens, f"phase={phase}"]), resolve=True)
-        except (HydraException, OmegaConfBaseException, UserWarning) as error:
+        except (HydraException, OmegaConfBaseException, UserWarning, ValueError) as error:
             raise UserError(hydra_message(error, _known(phase))) from error
     assert isinstance(resolved, dict)
+    for part in ("model", "data", "trainer"):
+        if not isinstance(resolved[part], dict) or (part == "model" and not {"class_path", "note"} & {*resolved[part]}):
+            raise UserError(f"{part}: {resolved[part]} cannot be built. Write options as --{part}.NAME VALUE.")
     return {str(key): value for key, value in resolved.items()}
 
 

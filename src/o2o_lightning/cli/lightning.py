@@ -25,7 +25,7 @@ from o2o_lightning.callbacks.run_directory import RunDirectory
 from o2o_lightning.cli.messages import instantiation_message, parser_message
 from o2o_lightning.cli.models import held, known, said
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.errors import Failure, Interrupted, Lost, UserError
+from o2o_lightning.errors import Failure, Interrupted, Lost, UserError, reason
 from o2o_lightning.methods.method import Method
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.ranks import lost
@@ -36,6 +36,7 @@ set_parsing_settings(subclasses_enabled=[Method])  # a dataclass that is more th
 PARTS = ("model", "data")
 FORMER_LOGGER = ("o2o_lightning.report.metrics.", "o2o_lightning.callbacks.metrics.")  # as version 0.1 wrote it
 BAD_INPUT = (ArgumentError, MisconfigurationException, ModuleNotFoundError, TypeError, ValueError)
+SMALLER = "Lower --data.batch_size, --data.capacity or --model.hidden, or pass --data.memmap true."
 LOST = "another process of this run has ended; its own line says why. `o2o resume RUN_DIR` goes on from the checkpoint."
 
 
@@ -72,9 +73,11 @@ class Built:
             raise UserError(f"--trainer: {error}") from error
         except ProcessRaisedException as error:
             raise from_another_process(error) from error
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if self.trainer.world_size > 1 and lost(error):
                 raise Lost(LOST) from error
+            if isinstance(error, MemoryError) or "allocate" in str(error):  # torch's allocators have no type of theirs
+                raise Failure(f"phase {self.model.phase}: out of memory: {reason(error)}. {SMALLER}") from error
             raise
         except SystemExit:
             if self.trainer.interrupted:
@@ -109,6 +112,9 @@ class PhaseCLI(LightningCLI):
         except BAD_INPUT as error:
             options, names = parser._option_string_actions, {part: known(part, self.composed) for part in PARTS}
             raise UserError(parser_message(error, options, names, self.files, said(self.composed))) from error
+        seed = self.config["seed_everything"]
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise UserError(f"--seed_everything {seed}: it must be from 0 to {2**32 - 1}.")
 
     def _read(self, file: str) -> str:
         """A file with its options of the model sorted into the phase's and the method's; itself where it has none."""

@@ -146,6 +146,8 @@ def main(argv: list[str]) -> int:
     jobs, swept = _jobs(command)
     searchpath = tuple(token for token in own if token.startswith("hydra.searchpath="))
     job = Job(command.phase, tuple(command.tokens), searchpath, swept, typed, run_dir, os.getcwd())
+    if not jobs:
+        raise UserError(f"{' '.join(command.overrides)}: it chooses no value, so there is nothing to run.")
     if len({job.folder(tokens) for tokens in jobs}) < len(jobs):
         raise UserError("two jobs of the sweep have the same name. Give each choice once.")
     # what no job could take is refused by the first one, as `o2o fit` does before it starts

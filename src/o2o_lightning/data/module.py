@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -19,8 +19,9 @@ from o2o_lightning.data.stream import Chunks, OfflineStream, prepare, prepare_ro
 from o2o_lightning.envs.episodes import Act, Evaluation, Evaluator, Player
 from o2o_lightning.envs.make import EnvSpec, env_spec, plain
 from o2o_lightning.envs.scores import reference_scores
-from o2o_lightning.errors import UserError, at_least
+from o2o_lightning.errors import UserError
 from o2o_lightning.nn.normalizer import Normalizer
+from o2o_lightning.ranges import check_ranges
 from o2o_lightning.ranks import Ranks
 from o2o_lightning.replay.buffer import Replay
 from o2o_lightning.replay.rewards import RewardMap, return_range_scale
@@ -85,8 +86,7 @@ class OfflineData(L.LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
-        for name, least in {"batch_size": 2, "chunk": 1, "eval_every": 1, "eval_episodes": 1}.items():
-            at_least(f"--data.{name}", getattr(self, name), least)
+        check_ranges("data", {option.name: getattr(self, option.name) for option in fields(self)})
         self.rewards = RewardMap(self.reward_scale, self.reward_shift)
         self.layout = tuple(self.observation_layout)
         made = self.env_id, plain(self.env_kwargs)

@@ -42,8 +42,6 @@ class OnlineData(InteractingData):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.env_steps < 1 or self.utd < 1 or self.warmup_steps < 0 or self.capacity < 1:
-            raise UserError("--data.env_steps, utd and capacity must be at least 1, warmup_steps at least 0.")
         if self.dataset is None and self.mix != "none":
             raise UserError(
                 f"no dataset: --data.mix {self.mix} draws from one. Pass --data.dataset, or --data.mix none."

@@ -39,8 +39,6 @@ class RolloutData(InteractingData):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.env_steps < 1 or self.epochs < 1 or self.num_envs < 1 or self.rollout < 2:
-            raise UserError("--data.env_steps, epochs and num_envs must be at least 1, --data.rollout at least 2.")
         self.rollout = min(self.rollout, self.env_steps)
         self._check_stride(self.num_envs, f"--data.num_envs {self.num_envs}: it does")
         # whole steps of all environments, so that a chunk ends on a multiple as well

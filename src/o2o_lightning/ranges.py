@@ -1,0 +1,42 @@
+"""What the value of an option may be, by its name: it means the same in every method and DataModule."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from typing import Any
+
+from o2o_lightning.errors import UserError, at_least
+
+SHARES = ("discount", "gae_lambda", "polyak", "expectile", "dropout", "fraction")
+NOT_NEGATIVE = (
+    "policy_noise", "noise_clip", "exploration_noise", "weight_decay", "entropy", "conservative_weight", "bc_q_weight",
+    "mode_weight", "inverse_temperature", "curvature", "clip", "lr", "actor_lr", "critic_lr", "value_lr",
+    "temperature_lr", "start", "end", "scale", "normalize_eps", "memory_limit_gb", "eval_every_updates", "warmup_steps",
+)  # fmt: skip
+COUNTS = (
+    "chunk", "eval_every", "eval_episodes", "env_steps", "utd", "capacity", "epochs", "num_envs", "context",
+    "acting_context", "anneal_updates", "decay_env_steps",
+)  # fmt: skip
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(SHARES, (0, 1)),
+    **dict.fromkeys(NOT_NEGATIVE, (0, math.inf)),
+    **dict.fromkeys(COUNTS, (1, 2**53)),  # beyond, a count is no longer exact where it meets a float
+    **dict.fromkeys(("hidden", "critic_hidden", "value_hidden", "layers", "heads", "width"), (1, 2**20)),
+    **dict.fromkeys(("critics", "samples"), (1, 2**16)),
+    **dict.fromkeys(("batch_size", "rollout"), (2, 2**24)),
+    **dict.fromkeys(("reward_scale", "reward_shift", "target_entropy", "target_return"), (-1e30, 1e30)),
+    "eval_seed": (0, 2**32 - 1),
+}
+
+
+def check_ranges(part: str, options: dict[str, Any]) -> None:
+    """Refuses a value that makes no sense, NaN among them, of ``--part.name``; the fields of settings as well."""
+    for name, value in options.items():
+        if is_dataclass(value):
+            check_ranges(f"{part}.{name}", vars(value))
+        least, most = RANGES.get(name, (None, None))
+        for number in value if isinstance(value, Sequence) else (value,):
+            if isinstance(number, int | float) and least is not None and most is not None:
+                at_least(f"--{part}.{name}", number, least)
+                if number > most or number == math.inf:
+                    raise UserError(f"--{part}.{name} {number:g}: it must be at most {min(most, 1e30):,}.")
