@@ -1,16 +1,20 @@
 """Size before trust: what a file may declare is compared with what it holds before anything is allocated."""
 
 import json
+import math
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from o2o_lightning.errors import UserError
 
 SLACK, RATIO = 2**24, 64  # numbers that repeat compress well, but not ten thousand of them into one
 JSON_BYTES = 2**24
+YAML_ENTRIES = 10_000
 READING_BYTES = 2**32  # beyond what the process has
 
 
@@ -27,6 +31,38 @@ def read_json(content: bytes | str) -> Any:
         return json.loads(content)
     except RecursionError as error:
         raise ValueError("JSON of too many levels") from error
+
+
+def read_yaml(text: str, name: str) -> Any:
+    """``text`` parsed; UserError for what is too deep, or of aliases that come to more than they are written in."""
+    try:
+        content = yaml.safe_load(text)
+        if _entries(content, {}) > YAML_ENTRIES:
+            raise UserError(
+                f"{name}: it has more than {YAML_ENTRIES:,} entries. Write fewer, or leave out its aliases."
+            )
+    except RecursionError as error:
+        raise UserError(f"{name}: it has too many levels. Write fewer.") from error
+    return content
+
+
+def _entries(value: Any, known: dict[int, float]) -> float:
+    """How many there are in nested containers, aliases written out; infinitely many in one that holds itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf
+        inner = [*value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_entries(item, known) for item in inner)
+    return known[id(value)]
+
+
+def check_text(path: Path, name: str, limit: int = JSON_BYTES) -> None:
+    """Refuses what is no file, on which reading might wait for ever, or is too large for a text of ours."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{name}: it is {'a directory' if path.is_dir() else 'no file'}. Pass a file.")
+    if path.exists() and path.stat().st_size > limit:
+        raise UserError(f"{name}: it is larger than {limit >> 20} MB. Pass another file.")
 
 
 @contextmanager

@@ -155,7 +155,10 @@ class Handover:
 
     def load(self, net: Net, prefix: str) -> Net:
         """``net`` with the tensors stored under ``prefix``."""
-        load_weights(net, self._stored(prefix), f"checkpoint {self.path}: {prefix}")
+        state = self._stored(prefix)
+        load_weights(net, state, f"checkpoint {self.path}: {prefix}")
+        if bad := [name for name, value in state.items() if not torch.isfinite(value).all()]:
+            raise UserError(f"checkpoint {self.path}: '{prefix}.{bad[0]}' holds NaN or infinity. Pass another.")
         return net
 
     def _made(self, make: Callable[[], Net], prefix: str) -> Net:

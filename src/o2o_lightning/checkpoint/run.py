@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from o2o_lightning.checkpoint.handover import PHASES, check_dataset
 from o2o_lightning.checkpoint.io import write_atomically, write_json
 from o2o_lightning.errors import UserError, refusing
+from o2o_lightning.limits import check_text, read_json
 
 LOCK, PLAN = ".lock", "plan.json"
 SEAL = "# sha256 "
@@ -91,7 +92,8 @@ def read_plan(run_dir: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with refusing(f"{path}: it is not a plan that o2o wrote", "Remove the directory and run again."):
-        found = json.loads(path.read_text())
+        check_text(path, str(path))
+        found = read_json(path.read_text())
         plan = found if isinstance(found, list) else found["commands"]
         keys = {"phase", "phases", "overrides", "options", "cwd"}
         if not all(keys <= set(item) and item["phases"] and {*item["phases"]} <= {*PHASES} for item in plan):
@@ -105,6 +107,14 @@ def _asks(command: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in command.items() if key != "datasets"}
 
 
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The ``summary.json`` of a run or a phase."""
+    path = folder / "summary.json"
+    with refusing(f"{path}: it cannot be read", "Restore it, or remove the phase and run it again."):
+        check_text(path, str(path))
+        return dict(read_json(path.read_text()))
+
+
 def write_config(path: Path, text: str) -> None:
     """Writes a phase's ``config.yaml``."""
     write_atomically(path, f"{text}{SEAL}{_digest(text)}\n".encode())
@@ -114,6 +124,7 @@ def read_config(path: Path) -> str:
     """What :func:`write_config` wrote; refused where it has changed, as by hand, since."""
     advice = "Without it the run cannot go on: undo the change, or start a new run with `o2o fit --config`."
     with refusing(f"{path}: it cannot be read", advice):
+        check_text(path, str(path))
         text, seal, digest = path.read_text().rpartition(SEAL)
         if not seal or digest.strip() != _digest(text):
             raise ValueError("it is cut off, or has changed since o2o wrote it")

@@ -26,6 +26,7 @@ from o2o_lightning.cli.messages import instantiation_message, parser_message
 from o2o_lightning.cli.models import held, known, said
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.errors import Failure, Interrupted, Lost, UserError, reason
+from o2o_lightning.limits import check_text, read_yaml
 from o2o_lightning.methods.method import Method
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.ranks import lost
@@ -118,8 +119,9 @@ class PhaseCLI(LightningCLI):
 
     def _read(self, file: str) -> str:
         """A file with its options of the model sorted into the phase's and the method's; itself where it has none."""
+        check_text(Path(file), f"--config {file}")
         try:
-            content = yaml.safe_load(Path(file).read_text().replace(*FORMER_LOGGER))
+            content = read_yaml(Path(file).read_text().replace(*FORMER_LOGGER), f"--config {file}")
             if "model" in content:
                 composed = self.composed["model"]
                 content["model"] = held(resolve_name(composed["class_path"]).phase, content["model"], composed)

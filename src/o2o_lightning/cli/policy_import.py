@@ -1,13 +1,15 @@
 """``o2o policy import``: a policy of another library as a checkpoint, with the proof that it is the same policy."""
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from o2o_lightning.checkpoint.handover import KEY, Handover
-from o2o_lightning.checkpoint.io import save_atomically, write_json
+from o2o_lightning.checkpoint.io import TEMPORARY, save_atomically, write_json
 from o2o_lightning.cli.show import refuse_existing, say
 from o2o_lightning.data.raw import RawDataset
 from o2o_lightning.data.spec import load_raw
@@ -15,6 +17,7 @@ from o2o_lightning.envs.episodes import Evaluator
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id, make_env
 from o2o_lightning.envs.scores import reference_scores
 from o2o_lightning.errors import UserError
+from o2o_lightning.limits import read_json
 from o2o_lightning.machine import library_versions
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.nn.squashed_gaussian import ACTION_LIMIT
@@ -48,10 +51,9 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
     if policy.family == "gaussian" and policy.mean_kind == "linear" and policy.bounds is None and env is not None:
         _take_bounds(policy, env)
     report = _compare(arguments, policy, env, raw)
-    save_atomically(target, _checkpoint(policy, env_id, report.get("score"), raw))
     found = facts_of(policy, format, reason) | {"env_id": env_id, "checkpoint": str(target)}
     facts = {"phase": "import", **found, **report}
-    write_json(summary, facts)
+    _write(target, _checkpoint(policy, env_id, report.get("score"), raw), summary, facts)
     _print_import(policy, facts, reason)
     return 0
 
@@ -70,8 +72,29 @@ def _places(arguments: argparse.Namespace) -> tuple[Path, Path]:
     if target.suffix == ".json":
         raise UserError(f"--out {target}: the report goes there. Pass --out FILE.ckpt.")
     report = target.with_suffix(".json") if arguments.out else target.parent.parent / "summary.json"
-    refuse_existing("--run_dir or --out", target, report)
+    _refuse_finished(target, report)
     return target, report
+
+
+def _refuse_finished(target: Path, report: Path) -> None:
+    """The checkpoint comes last: a report of ours without it is of an import that was killed, and is made again."""
+    unfinished = False
+    if report.is_file() and not target.exists():
+        with contextlib.suppress(ValueError, LookupError, TypeError):
+            found = read_json(report.read_text())
+            unfinished = (found["phase"], found["checkpoint"]) == ("import", str(target))
+    refuse_existing("--run_dir or --out", target, *(() if unfinished else (report,)))
+
+
+def _write(target: Path, checkpoint: dict[str, Any], report: Path, facts: dict[str, Any]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock := target.with_name(f".{target.name}.lock")):
+        _refuse_finished(target, report)  # another import may have come first
+        for leftover in target.parent.glob(f".{target.name}.*{TEMPORARY}"):
+            leftover.unlink()
+        write_json(report, facts)
+        save_atomically(target, checkpoint)
+        lock.unlink()
 
 
 def _check_sizes(policy: ImportedPolicy, name: str, sizes: tuple[int, int]) -> None:

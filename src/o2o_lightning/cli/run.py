@@ -1,7 +1,6 @@
 """Running the phases that were planned, and the run directory that they leave."""
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from o2o_lightning.checkpoint.io import write_json
-from o2o_lightning.checkpoint.run import LOCK, PLAN, Busy, lock, read_plan, unlock, write_plan
+from o2o_lightning.checkpoint.run import LOCK, PLAN, Busy, lock, read_plan, read_summary, unlock, write_plan
 from o2o_lightning.cli.command import PHASES
 from o2o_lightning.cli.lightning import Built
 from o2o_lightning.cli.plan import Step, check
@@ -96,8 +95,8 @@ def write_run_summary(run_dir: Path) -> None:
     """``RUN_DIR/summary.json``: the last finished phase's facts, with every finished phase's under ``phases``."""
     if not first_process():
         return
-    found = {phase: run_dir / phase / "summary.json" for phase in PHASES}
-    summaries = {phase: json.loads(path.read_text()) for phase, path in found.items() if path.exists()}
+    finished = [phase for phase in PHASES if (run_dir / phase / "summary.json").exists()]
+    summaries = {phase: read_summary(run_dir / phase) for phase in finished}
     last = list(summaries)[-1]
     seconds = round(sum(summary["seconds"] for summary in summaries.values()), 3)
     write_json(run_dir / "summary.json", {**summaries[last], "seconds": seconds, "phases": summaries})
