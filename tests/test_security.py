@@ -27,6 +27,7 @@ from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import DeterministicActor
 from o2o_lightning.policies.program import load_program
 from o2o_lightning.policies.read import read_policy
+from o2o_lightning.policies.torchscript import load_torchscript
 
 
 class Evil:
@@ -217,3 +218,63 @@ def test_a_zip_that_unpacks_to_too_much_is_refused_whatever_its_directory_says(t
     for path, said in ((honest, "unpacks to more"), (lying, "broken")):
         with pytest.raises(UserError, match=said):
             read_policy(str(path), "sb3")
+
+
+class Doubling(torch.nn.Module):
+    """Calls its part twice, which calls its part twice, …"""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.part = Doubling(depth - 1) if depth else torch.nn.Identity()
+
+    def forward(self, x):
+        return self.part(self.part(x))
+
+
+def script(path: Path, body: str = "return torch.tanh(x)", more: str = "", net: Any = None) -> None:
+    """A TorchScript file, whose code then gets another body."""
+    torch.jit.save(torch.jit.script(net or torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Tanh())), path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            if name.endswith("activation.py"):
+                content = content.replace(b"return torch.tanh(input)", body.encode()) + more.encode()
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("body", "more"),
+    [
+        ("return torch.from_file('secret', False, 3)", ""),
+        ("return torch.save(input, 'owned')", ""),
+        ("return input # type: int", ""),
+        ("while True:\n      input = torch.tanh(input)\n    return input", ""),
+        ("return input", "  def __setstate__(self, state: Tensor) -> NoneType:\n    return None\n"),
+        ("return torch.zeros([100000, 100000])", ""),
+        ("return ops.aten.save(input, 'owned')", ""),
+        ("_0 = torch.save\n    _1 = _0(input, 'owned')\n    return input", ""),
+    ],
+)
+def test_a_torchscript_file_runs_nothing_but_plain_operators(body, more, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script(tmp_path / "a.pt", body, more)
+    with pytest.raises(UserError, match="more than tensors and plain operators"):
+        load_torchscript("a.pt")
+    assert not Path("owned").exists()
+
+
+def test_torchscript_that_never_ends_is_refused(tmp_path):
+    script(tmp_path / "a.pt", net=Doubling(20))
+    with pytest.raises(UserError, match="calls too much"):
+        load_torchscript(str(tmp_path / "a.pt"))
+
+
+def test_plain_torchscript_runs_traced_and_scripted(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.GELU(), torch.nn.LayerNorm(8), torch.nn.Linear(8, 1))
+    traced = torch.jit.trace(net.requires_grad_(False), torch.zeros(2, 3))
+    function = torch.jit.trace(lambda x: net(x).tanh().clamp(-1, 1), torch.zeros(1, 3))
+    x = torch.randn(5, 3)
+    for module, expected in ((traced, net(x)), (torch.jit.script(net), net(x)), (function, net(x).tanh())):
+        torch.jit.save(module, str(tmp_path / "a.pt"))
+        torch.testing.assert_close(load_torchscript(str(tmp_path / "a.pt"))(x), expected)

@@ -5,10 +5,8 @@ named as such, never by detection.
 """
 
 import importlib
-import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +20,8 @@ from o2o_lightning.limits import bounded
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies.history import Teacher
 from o2o_lightning.policies.program import load_program
-from o2o_lightning.policies.source import BadPolicy, Taken, read_limited, readable, reading
+from o2o_lightning.policies.source import BadPolicy, Taken, readable, reading
+from o2o_lightning.policies.torchscript import load_torchscript
 
 Function = Callable[[FloatArray], Any]
 
@@ -97,12 +96,6 @@ def onnx_tools() -> ModuleType:
     return onnx_file
 
 
-def _torchscript(spec: str, actions: int) -> Function:
-    content = io.BytesIO(read_limited(Path(spec)))
-    with readable("it is no TorchScript file that can be read", "Save it again."):
-        return _module(torch.jit.load(content, map_location="cpu").eval())  # type: ignore[no-untyped-call]
-
-
 def _module(module: Any) -> Function:
     def run(observation: FloatArray) -> Any:
         with torch.no_grad():
@@ -115,7 +108,7 @@ def _module(module: Any) -> Function:
 FORMATS: dict[str, Callable[[str, int], Function]] = {
     "callable": _callable,
     "onnx": lambda spec, actions: onnx_tools().load_onnx(spec, actions),
-    "torchscript": _torchscript,
+    "torchscript": lambda spec, actions: _module(load_torchscript(spec)),
     "torch_export": lambda spec, actions: _module(load_program(spec)),
 }
 _CLONED = "distilled: the --family that is asked for"
