@@ -47,7 +47,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, pendulum: str, chain: dict[
         "good": pendulum,
         "text": str(folder / "text.hdf5"),
         "no_rewards": dataset("no_rewards", rewards=None),
-        "flat_actions": dataset("flat_actions", actions=good["actions"][:, 0]),
+        "deep_actions": dataset("deep_actions", actions=good["actions"][:, :, None]),
         "short_rewards": dataset("short_rewards", rewards=good["rewards"][:-3]),
         "nan": dataset("nan", observations=with_nan),
         "beyond": dataset("beyond", actions=good["actions"] * 3),
@@ -64,7 +64,7 @@ CASES = {
     "missing file": (f"{FILE} nowhere.hdf5", ["nowhere.hdf5", "no file", "o2o data list"]),
     "not HDF5": (f"{FILE} {{text}}", ["text.hdf5", "HDF5"]),
     "missing key": (f"{FILE} {{no_rewards}}", ["no_rewards.hdf5", "'rewards' is missing", "add the array"]),
-    "wrong rank": (f"{FILE} {{flat_actions}}", ["flat_actions.hdf5", "'actions' has shape (480,)", "two axes"]),
+    "wrong rank": (f"{FILE} {{deep_actions}}", ["deep_actions.hdf5", "'actions' has shape (480, 1, 1)", "two axes"]),
     "wrong length": (f"{FILE} {{short_rewards}}", ["'rewards' has 477 rows", "'observations' has 480"]),
     "NaN": (f"{FILE} {{nan}}", ["nan.hdf5", "'observations' has NaN at row 17", "repair"]),
     "actions outside the space": (

@@ -109,7 +109,7 @@ def test_check_exits_1_on_nan_and_0_on_a_good_file(tmp_path: Path, capsys: pytes
 
 
 def test_check_reports_a_wrong_shape_as_a_failed_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path / "a.hdf5", actions=np.zeros(12, np.float32))
+    path = write(tmp_path / "a.hdf5", actions=np.zeros((12, 2, 1), np.float32))
     assert main(["check", str(path), "--json"]) == 1
     assert "two axes" in json.loads(capsys.readouterr().out)["checks"][0]["detail"]
 

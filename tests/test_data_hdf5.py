@@ -9,9 +9,11 @@ from data_files import arrays, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from o2o_lightning.data.hdf5 import FileColumn, file_sha256, read_hdf5, timeouts_from_horizon
+from o2o_lightning.data.columns import FileColumn
+from o2o_lightning.data.ends import timeouts_from_horizon
+from o2o_lightning.data.hdf5 import file_sha256, read_hdf5
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.data.raw import validate
+from o2o_lightning.data.raw import Said, validate
 from o2o_lightning.data.spec import load_raw
 from o2o_lightning.errors import UserError
 
@@ -57,7 +59,7 @@ def test_a_large_file_stays_on_disk_and_reads_the_same(tmp_path: Path) -> None:
 def test_without_timeouts_the_environments_horizon_splits_episodes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.hdf5", timeouts=None, **{"metadata/env_id": "Nowhere-v0"})
     assert not read_hdf5(path).truncated.any()
-    assert np.flatnonzero(read_hdf5(path, horizon=5).truncated).tolist() == [8]
+    assert np.flatnonzero(read_hdf5(path, said=Said(limit=5)).truncated).tolist() == [8]
     rows = 450
     long = arrays(rows, (), ())
     path = write(tmp_path / "b.hdf5", **long | {"timeouts": None}, **{"metadata/env_id": "Pendulum-v1"})
@@ -87,7 +89,7 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "phrase"),
     [
-        ({"actions": np.zeros(12, np.float32)}, r"'actions' has shape \(12,\), and two axes"),
+        ({"actions": np.zeros((12, 2, 1), np.float32)}, r"'actions' has shape \(12, 2, 1\), and two axes"),
         ({"rewards": np.zeros((12, 2), np.float32)}, r"'rewards' has shape \(12, 2\), and one value a row"),
         ({"rewards": np.zeros(11, np.float32)}, "'rewards' has 11 rows, 'observations' has 12"),
         ({"timeouts": np.zeros(3, np.bool_)}, "'timeouts' has 3 rows"),
@@ -226,7 +228,7 @@ def test_the_chosen_environment_splits_a_file_that_names_none(
 ) -> None:
     made = arrays(450, (), ())
     path = write(tmp_path / "a.hdf5", **made | {"actions": made["actions"][:, :1], "timeouts": None})
-    data = OfflineData(str(path), env_id="Pendulum-v1")
+    data = OfflineData(str(path), env_id="Pendulum-v1", actions="native")
     data.setup("fit")
     assert data.store is not None
     # steps 200 and 400 are cut by Pendulum's limit, and the last row's successor was not recorded
@@ -238,7 +240,7 @@ def test_the_chosen_environment_splits_a_file_that_names_none(
 
 
 def test_a_dataset_of_time_outs_alone_is_refused(tmp_path: Path) -> None:
-    made = arrays()
-    path = write(tmp_path / "a.hdf5", actions=made["actions"][:, :1], timeouts=np.ones(12, np.bool_))
+    made = arrays(terminals=(), timeouts=tuple(range(12)))
+    path = write(tmp_path / "a.hdf5", **made | {"actions": made["actions"][:, :1]})
     with pytest.raises(UserError, match="none of its 12 rows has a known successor"):
-        OfflineData(str(path), env_id="Pendulum-v1").setup("fit")
+        OfflineData(str(path), env_id="Pendulum-v1", actions="native").setup("fit")

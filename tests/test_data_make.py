@@ -338,13 +338,13 @@ def test_a_buffer_that_went_round_is_written_oldest_first():
     assert found["terminals"].tolist() == [False, False, True, False]
 
 
-def test_a_timeout_wins_over_a_termination_and_the_last_row_ends_its_episode(tmp_path):
+def test_both_flags_of_a_step_are_kept_and_the_last_row_ends_its_episode(tmp_path):
     flags = {"terminals": np.array([1, 1, 0, 0], np.bool_), "timeouts": np.array([0, 1, 0, 0], np.bool_)}
     rows = {"rewards": np.arange(4, dtype=np.float32), **flags}
     blocks = [{key: values[part] for key, values in rows.items()} for part in (slice(0, 1), slice(1, 4))]
     write_dataset(tmp_path / "a.hdf5", 4, closed(blocks), {}, {})
     found = columns(tmp_path / "a.hdf5")
-    assert found["terminals"].tolist() == [True, False, False, False]
+    assert found["terminals"].tolist() == [True, True, False, False]
     assert found["timeouts"].tolist() == [False, True, False, True]
 
 

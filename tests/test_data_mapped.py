@@ -64,7 +64,7 @@ def test_it_is_converted_once_and_found_under_another_name(tmp_path: Path, monke
 
 def test_what_changes_the_rows_makes_another_map(tmp_path: Path) -> None:
     mapped_store(toy(), env_of(), tmp_path)
-    native = mapped_store(toy(), env_of(-2.0, 2.0), tmp_path)
+    native = mapped_store(dataclasses.replace(toy(), units="native"), env_of(-2.0, 2.0), tmp_path)
     torch.testing.assert_close(native.leaves["action"] * 2, build_store(toy(), env_of()).leaves["action"])
     other = dataclasses.replace(toy(), sha256="1" * 64)
     mapped_store(other, env_of(), tmp_path)

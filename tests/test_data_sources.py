@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from o2o_lightning.data.build import build_store
 from o2o_lightning.data.d4rl import D4RL_TASKS
+from o2o_lightning.data.raw import Said
 from o2o_lightning.data.spec import EMBEDDED, list_specs, load_raw
 from o2o_lightning.envs.make import env_spec
 from o2o_lightning.envs.scores import normalized_score, reference_scores
@@ -49,7 +50,7 @@ def test_a_path_is_a_spec(tmp_path: Path) -> None:
 
 
 def test_a_wrong_shape_is_refused_when_loading_unless_asked_not_to(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.hdf5", actions=np.zeros(12, np.float32))
+    path = write(tmp_path / "a.hdf5", actions=np.zeros((12, 2, 1), np.float32))
     with pytest.raises(UserError, match="two axes"):
         load_raw(str(path))
     assert len(load_raw(str(path), check=False)) == 12
@@ -145,7 +146,7 @@ def test_a_dictionarys_parts_are_joined_in_their_spaces_order_or_the_one_asked_f
     space = spaces.Dict({key: spaces.Box(-9, 9, (2,), np.float32) for key in PARTS})
     rows = lambda number: {key: np.full((4, 2), value, np.float32) for key, value in PARTS.items()}  # noqa: E731
     make_minari(monkeypatch, tmp_path, space, rows)
-    raw = load_raw("minari:toy/test-v0", layout=asked)
+    raw = load_raw("minari:toy/test-v0", said=Said(layout=tuple(asked)))
     assert np.asarray(raw.observations)[0].tolist() == row
     assert raw.layout == (asked or tuple(space.spaces))
 
@@ -166,7 +167,7 @@ def test_what_the_recorded_environment_had_of_its_own_is_said_once(
     load_raw("minari:toy/test-v0")
     assert capsys.readouterr().err == ""
     make_minari(monkeypatch, tmp_path / "other", box, rows, g=2.0, max_episode_steps=50)
-    load_raw("minari:toy/test-v0", env_id="Pendulum-v1")
+    load_raw("minari:toy/test-v0", said=Said("Pendulum-v1"))
     assert capsys.readouterr().err == ""
     for _ in range(2):
         load_raw("minari:toy/test-v0")

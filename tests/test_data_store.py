@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -90,10 +91,11 @@ def test_a_timeout_keeps_its_bootstrap() -> None:
     assert not row["terminated"].item() and row["truncated"].item()
 
 
-def test_a_row_flagged_both_ways_counts_as_a_timeout() -> None:
-    store = build_store(raw_of(np.array([False, True, False]), np.array([False, True, False])), env_of())
-    assert store.leaves["next", "terminated"].tolist() == [False, False, False]
-    assert store.manifest.terminated == 0 and store.manifest.truncated == 1
+def test_a_row_flagged_both_ways_is_terminal_and_ends_its_episode() -> None:
+    store = build_store(raw_of(np.array([False, True, False]), np.array([False, True, False])), env_of(horizon=2))
+    assert store.leaves["next", "terminated"].tolist() == [False, True, False]
+    assert store.episodes.tolist() == [[0, 2], [2, 3]] and store.complete.tolist() == [True, False]
+    assert store.td_count == 2  # the last row has no successor; the terminal one needs none
 
 
 @quick
@@ -218,7 +220,7 @@ def test_blocks_do_not_show_in_the_successors(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_native_actions_become_unit_actions() -> None:
-    raw = raw_of(np.zeros(12, np.bool_), np.zeros(12, np.bool_))
+    raw = dataclasses.replace(raw_of(np.zeros(12, np.bool_), np.zeros(12, np.bool_)), units="native")
     store = build_store(raw, env_of(-2.0, 2.0))
     torch.testing.assert_close(store.leaves["action"], torch.from_numpy(np.asarray(raw.actions)) / 2)
     assert torch.equal(build_store(raw, None).leaves["action"], torch.from_numpy(np.asarray(raw.actions)))

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from o2o_lightning.data.raw import RawDataset
+    from o2o_lightning.data.raw import RawDataset, Said
     from o2o_lightning.envs.make import EnvSpec
 
 LEVELS = ("random", "medium", "medium-replay", "expert")
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("spec", metavar="SPEC", help=spec_help)
         command.add_argument("--env_id", help="environment to hold it against (default: the dataset's own)")
         command.add_argument("--env_kwargs", **KWARGS)
+        _meaning(command)
         command.add_argument("--json", action="store_true", help="print JSON")
     check.add_argument("--replay_rows", type=int, default=200, help="rows replayed in the simulator (default: 200)")
 
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     cut.add_argument("source", metavar="SRC", help="an HDF5 dataset")
     cut.add_argument("target", metavar="DST", help="the file to write; must not exist")
     cut.add_argument("--transitions", type=int, help="keep the first rows only")
+    _meaning(cut)
     cut.add_argument("--keep_infos", action="store_true", help="keep infos/* (simulator states, log-probabilities)")
     cut.add_argument("--keep_next", action="store_true", help="keep next_observations")
 
@@ -78,13 +80,37 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _meaning(command: argparse.ArgumentParser) -> None:
+    """Options of `o2o fit` that say what a dataset does not."""
+    units, ends = ("native", "unit", "clip"), ("terminated", "done")
+    command.add_argument(
+        "--actions", "--data.actions", dest="actions", choices=units, help="what actions are counted in"
+    )
+    command.add_argument("--terminals", "--data.terminals", dest="terminals", choices=ends, help="what they mean")
+    layout: dict[str, Any] = {"type": _names, "default": (), "metavar": "KEYS", "help": "parts of observations: a,b"}
+    command.add_argument("--layout", "--data.observation_layout", dest="layout", **layout)
+
+
+def _said(arguments: argparse.Namespace) -> Said:
+    from o2o_lightning.data.raw import Said
+
+    given = vars(arguments)
+    limit: int | None = (given.get("env_kwargs") or {}).get("max_episode_steps")
+    meaning: Any = given.get("terminals") or "auto"
+    return Said(given.get("env_id"), limit, given.get("actions"), meaning, given.get("layout", ()))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.strip("[]").split(","))
+
+
 def show(arguments: argparse.Namespace) -> int:
     """Prints what the dataset ``spec`` holds, for ``env_id`` and as ``json`` where asked."""
     from o2o_lightning.data.mapped import load_store
     from o2o_lightning.data.spec import load_raw
     from o2o_lightning.envs.scores import normalized_score, reference_scores
 
-    raw = load_raw(arguments.spec, env_id=arguments.env_id)
+    raw = load_raw(arguments.spec, said=_said(arguments))
     env, note = _environment(raw, arguments.env_id, arguments.env_kwargs or {})
     manifest = load_store(raw, env).manifest
     reference, mean = reference_scores(raw.source) or reference_scores(manifest.env_id or ""), manifest.return_mean
@@ -108,7 +134,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from o2o_lightning.data.check import check, passed
     from o2o_lightning.data.spec import load_raw
 
-    raw = load_raw(arguments.spec, check=False, env_id=arguments.env_id)
+    raw = load_raw(arguments.spec, check=False, said=_said(arguments))
     checks = check(raw, arguments.env_id, arguments.replay_rows, kwargs=arguments.env_kwargs or {})
     code = 0 if passed(checks) else 1
     if arguments.json:
@@ -156,7 +182,8 @@ def _cut(arguments: argparse.Namespace) -> int:
 
     from o2o_lightning.recording.writer import cut
 
-    rows = cut(arguments.source, arguments.target, arguments.transitions, arguments.keep_infos, arguments.keep_next)
+    kept = arguments.transitions, arguments.keep_infos, arguments.keep_next
+    rows = cut(arguments.source, arguments.target, *kept, _said(arguments))
     size = Path(arguments.target).stat().st_size / 1e6
     print(f"{arguments.target}: {rows} transitions, {size:.1f} MB")
     return 0

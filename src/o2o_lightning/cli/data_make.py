@@ -24,7 +24,7 @@ from o2o_lightning.recording.making import Rollouts, replay
 from o2o_lightning.recording.working import Working
 from o2o_lightning.recording.writer import Block
 
-ENDS = "a time-out wins over a termination in the same step; the last (cut) episode is flagged as a timeout"
+ENDS = "a step may be a terminal and a timeout in one; the last (cut) episode is flagged as a timeout"
 ROLLOUTS = "rollouts"
 MEDIUM_SCORE = 100 / 3  # D4RL: about a third of the expert
 
@@ -168,6 +168,7 @@ def _provenance(level: str, seed: int, env: EnvSpec, source: Handover | None, fa
     """The group ``metadata``, texts and numbers; ``facts`` of the training, or of the policy's file."""
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
     metadata = {"env_id": env.env_id, "level": level, "seed": seed, "versions": versions, **facts}
+    metadata |= {"action_units": "native", "terminals": "terminated"}
     if env.layout:
         metadata["obs_layout"] = ",".join(env.layout)
     if env.kwargs:

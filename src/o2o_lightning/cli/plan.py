@@ -79,7 +79,7 @@ def check(built: list[Built]) -> None:
     _check_critics(built)
     last, data = built[-1], built[-1].datamodule
     unnamed = len(built) > 1 and last.model.clock_name == "env_steps" and data.env_id is None
-    if unnamed and data.dataset is not None and load_raw(data.dataset).env_id is None:
+    if unnamed and data.dataset is not None and load_raw(data.dataset, said=data.said).env_id is None:
         raise UserError(
             f"dataset {data.dataset}: it does not name its environment, and the online phase needs one. "
             "Pass --data.env_id."

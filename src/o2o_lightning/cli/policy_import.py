@@ -11,7 +11,7 @@ from filelock import FileLock
 from o2o_lightning.checkpoint.handover import KEY, Handover
 from o2o_lightning.checkpoint.io import TEMPORARY, save_atomically, write_json
 from o2o_lightning.cli.show import refuse_existing, say
-from o2o_lightning.data.raw import RawDataset
+from o2o_lightning.data.raw import RawDataset, Said
 from o2o_lightning.data.spec import load_raw
 from o2o_lightning.envs.episodes import Evaluator
 from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id, make_env
@@ -34,7 +34,7 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
     target, summary = _places(arguments)
     env_id = arguments.env_id or foreign_id(policy.env_id, f"policy {policy.file}")
     spec = arguments.dataset or (arguments.file if format == "d4rl" else None)
-    raw = None if spec is None else load_raw(spec, env_id=arguments.env_id)
+    raw = None if spec is None else load_raw(spec, said=Said(arguments.env_id))
     layout: tuple[str, ...] = ()
     if raw is not None:
         _check_sizes(policy, f"dataset {raw.source}", (raw.observations.shape[1], raw.actions.shape[1]))

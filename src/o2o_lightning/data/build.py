@@ -10,40 +10,39 @@ from torch import Tensor
 
 from o2o_lightning.blocks import blocks
 from o2o_lightning.data.raw import RawDataset, validate
-from o2o_lightning.envs.make import EnvSpec, unit_actions
+from o2o_lightning.data.units import check_units, in_unit_range
+from o2o_lightning.envs.make import EnvSpec
 from o2o_lightning.errors import UserError
 from o2o_lightning.machine import DATASET, library_versions
 from o2o_lightning.replay.manifest import Manifest
 from o2o_lightning.replay.store import TransitionStore, episode_sums
 from o2o_lightning.replay.table import TERMINATED, TRUNCATED, Layout, Table
 
-ACTION_TOLERANCE = 1e-3
-
 
 def build_store(raw: RawDataset, env: EnvSpec | None, file: Path | None = None) -> TransitionStore:
     """Converts a raw dataset to transitions.
 
-    A time-out wins over a termination in the same row, as in D4RL. Without ``next_observations`` in the source, the
-    successor is the next row of the same episode, and rows that lack one are not used for TD learning, but for
-    terminal ones, whose successor is masked: the count is ``N - 1`` less the time-outs among the first ``N - 1``.
+    A row that is terminated and truncated is terminal, as one from an environment is: nothing is bootstrapped from it.
+    Without ``next_observations`` in the source, the successor is the next row of the same episode, and rows that lack
+    one are not used for TD learning, but for terminal ones, whose successor is masked: the count is ``N - 1`` less the
+    time-outs among the first ``N - 1``.
 
     Args:
         raw, env: the dataset and its environment, without which actions stay as they are, unchecked.
         file: a new one to memory-map the transitions to; None keeps them in memory.
 
     Raises:
-        UserError: as :func:`validate`; widths other than the environment's; actions outside its bounds.
+        UserError: as :func:`validate` and :func:`check_units`; widths other than the environment's.
     """
     validate(raw)
     if env is not None:
         _check_widths(raw, env)
-        _check_actions(raw, env)
-    truncated = raw.truncated
-    terminated = raw.terminated & ~truncated
+        check_units(raw, env)
+    terminated, truncated = raw.terminated, raw.truncated
     end = terminated | truncated
     known = np.ones(len(raw), np.bool_)
     if raw.next_observations is None:
-        known = ~truncated
+        known = terminated | ~truncated
         known[-1] = False
 
     layout = layout_of(raw)
@@ -56,7 +55,7 @@ def build_store(raw: RawDataset, env: EnvSpec | None, file: Path | None = None) 
         table.put(rows, _block(raw, env, end, rows))
 
     episodes = _episodes(end)
-    complete = _complete(end, truncated, episodes, env.horizon if env else None)
+    complete = _complete(end, truncated & ~terminated, episodes, env.horizon if env else None)
     manifest = Manifest(
         source=raw.source,
         sha256=raw.sha256,
@@ -81,9 +80,6 @@ def build_store(raw: RawDataset, env: EnvSpec | None, file: Path | None = None) 
 
 def _block(raw: RawDataset, env: EnvSpec | None, end: NDArray[np.bool_], rows: slice) -> dict[Any, Any]:
     observation = np.asarray(raw.observations[rows], np.float32)
-    action = np.asarray(raw.actions[rows], np.float32)
-    if env is not None:
-        action = np.clip(unit_actions(action, env.action_low, env.action_high), -1.0, 1.0)
     if raw.next_observations is not None:
         successor = np.asarray(raw.next_observations[rows], np.float32)
     else:
@@ -93,7 +89,7 @@ def _block(raw: RawDataset, env: EnvSpec | None, end: NDArray[np.bool_], rows: s
         successor[end[rows]] = observation[end[rows]]
     return {
         "observation": torch.from_numpy(observation),
-        "action": torch.from_numpy(action),
+        "action": torch.from_numpy(in_unit_range(raw, env, rows)),
         "reward": torch.from_numpy(raw.rewards[rows]),
         ("next", "observation"): torch.from_numpy(successor),
     }
@@ -119,21 +115,6 @@ def _check_widths(raw: RawDataset, env: EnvSpec) -> None:
                 f"dataset {raw.source}: '{key}' has {columns} columns, {env.env_id} {verb} {wanted}. "
                 f"Pass --data.env_id, or check the file with `o2o data check {raw.source}`."
             )
-
-
-def _check_actions(raw: RawDataset, env: EnvSpec) -> None:
-    low, high = env.action_low - ACTION_TOLERANCE, env.action_high + ACTION_TOLERANCE
-    outside, smallest, largest = 0, np.inf, -np.inf
-    for rows in blocks(len(raw)):
-        action = np.asarray(raw.actions[rows], np.float32)
-        outside += int(((action < low) | (action > high)).any(axis=1).sum())
-        smallest, largest = min(smallest, float(action.min())), max(largest, float(action.max()))
-    if outside:
-        raise UserError(
-            f"dataset {raw.source}: 'actions' of {outside} rows leave the bounds of {env.env_id}, "
-            f"[{env.action_low.min():g}, {env.action_high.max():g}]; they range over [{smallest:g}, {largest:g}]. "
-            f"Pass the --data.env_id they were recorded in, or check them with `o2o data check {raw.source}`."
-        )
 
 
 def _episodes(end: NDArray[np.bool_]) -> Tensor:

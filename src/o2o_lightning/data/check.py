@@ -12,6 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from o2o_lightning.data.raw import RawDataset, validate
+from o2o_lightning.data.units import check_units, doubtful, in_native_units
 from o2o_lightning.envs.make import NO_KWARGS, EnvSpec, FlatObservation, env_spec, foreign_id
 from o2o_lightning.envs.snapshot import simulator_of, simulator_state
 from o2o_lightning.errors import UserError
@@ -82,7 +83,7 @@ def _own_checks(raw: RawDataset) -> Iterator[Check]:
 
     terminated, truncated = int(raw.terminated.sum()), int(raw.truncated.sum())
     both = int((raw.terminated & raw.truncated).sum())
-    remark = f", {both} rows both: they count as truncated" if both else ""
+    remark = f", {both} rows both: they count as terminated" if both else ""
     if terminated + truncated == 0:
         remark = ": one endless episode, so no returns"
     yield Check("flags", "warn" if remark else "ok", f"{terminated} terminated, {truncated} truncated{remark}")
@@ -102,12 +103,12 @@ def _environment_checks(raw: RawDataset, env: EnvSpec, fits: bool) -> Iterator[C
     if fits:
         yield Check("environment", "ok", f"{env.env_id}: widths fit, horizon {env.horizon}")
         action, span = np.asarray(raw.actions[slice(None)]), high - low
-        outside = int(((action < low - 1e-3) | (action > high + 1e-3)).any(axis=1).sum())
+        if raw.units == "unit":
+            low, high, span = np.float32(-1), np.float32(1), np.float32(2)
         edge = ((action <= low + SATURATED * span) | (action >= high - SATURATED * span)).mean()
         bounds = f"[{low.min():g}, {high.max():g}], {100 * edge:.1f} % at a bound"
         detail = f"[{action.min():.4g}, {action.max():.4g}] within {bounds}"
-        within = Check("actions", "warn" if edge > 0.5 else "ok", detail)
-        yield Check("actions", "fail", f"{outside} rows outside the bounds: {detail}") if outside else within
+        yield _actions(raw, env, Check("actions", "warn" if edge > 0.5 else "ok", detail))
     else:
         yield Check("environment", "fail", f"'actions' has {columns} columns, {env.env_id} takes {env.action_dim}")
         yield Check("actions", "skip", "widths differ")
@@ -118,6 +119,17 @@ def _environment_checks(raw: RawDataset, env: EnvSpec, fits: bool) -> Iterator[C
         yield Check("episode length", "warn", f"longest {longest}, above the environment's horizon {env.horizon}")
     else:
         yield Check("episode length", "ok", f"longest {longest}, horizon {env.horizon}")
+
+
+def _actions(raw: RawDataset, env: EnvSpec, fine: Check) -> Check:
+    """The finding on the actions' units, ``fine`` where there is nothing to be said of them."""
+    if (doubt := doubtful(raw, env)) is not None:
+        return Check("actions", "warn", doubt)
+    try:
+        check_units(raw, env)
+    except UserError as error:
+        return Check("actions", "fail", str(error).partition(": ")[2])
+    return fine
 
 
 def successor_errors(raw: RawDataset, rows: int) -> NDArray[np.int64]:
@@ -164,7 +176,7 @@ def _replay(raw: RawDataset, spec: EnvSpec, flat: Any, count: int, seed: int) ->
     errors = np.empty((len(rows), 2))
     for i, row in enumerate(rows.tolist()):
         _set_state(inner, states[0][row], states[1][row], None if goals is None else goals[row])
-        observed, reward, *_ = inner.step(np.asarray(raw.actions[slice(row, row + 1)], np.float32)[0])
+        observed, reward, *_ = inner.step(in_native_units(raw, spec, slice(row, row + 1))[0])
         errors[i, 0] = np.abs(flat.observation(observed) - _successor(raw, row)).max()
         errors[i, 1] = abs(float(reward) - float(raw.rewards[row]))
     return [_judged("replay: observation", errors[:, 0]), _judged("replay: reward", errors[:, 1])]

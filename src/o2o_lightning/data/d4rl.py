@@ -5,6 +5,7 @@ digests: the first download is trusted and its digest kept beside it, unless ``d
 """
 
 import contextlib
+import dataclasses
 import difflib
 import os
 import re
@@ -16,7 +17,7 @@ import h5py
 
 from o2o_lightning.data.download import cache_dir, download
 from o2o_lightning.data.hdf5 import file_sha256, read_hdf5
-from o2o_lightning.data.raw import RawDataset, wrong
+from o2o_lightning.data.raw import NOTHING, RawDataset, Said, wrong
 from o2o_lightning.envs.scores import ANTMAZES, GYM_LEVELS
 from o2o_lightning.errors import UserError
 
@@ -78,7 +79,7 @@ def cached_path(name: str) -> Path:
     return cache_dir() / "d4rl" / f"{name}.hdf5"
 
 
-def load_d4rl(spec: str) -> RawDataset:
+def load_d4rl(spec: str, said: Said = NOTHING) -> RawDataset:
     """Reads ``d4rl:NAME`` or ``d4rl:NAME#sha256=HEX``, downloading it at first use.
 
     Raises:
@@ -100,7 +101,8 @@ def load_d4rl(spec: str) -> RawDataset:
                 f"dataset {spec}: {path} has sha256 {found}, {origin} {wanted}. "
                 f"Delete {path} and {sidecar.name} beside it, then run again to re-download."
             )
-    raw = read_hdf5(path, source=f"d4rl:{name}", env_id=task.env_id, horizon=task.horizon, sha256=found)
+    own = dataclasses.replace(said, env_id=task.env_id, limit=task.horizon, units=said.units or "native")
+    raw = read_hdf5(path, source=f"d4rl:{name}", said=own, sha256=found)
     if remembered is None:
         # a cache shared read-only is its owner's to vouch for
         with contextlib.suppress(OSError):

@@ -1,6 +1,7 @@
 """The one way into an HDF5 file of others: what lies in the file itself, and no more than it can hold."""
 
 import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,12 @@ from numpy.typing import NDArray
 
 from o2o_lightning.data.raw import reading, wrong
 from o2o_lightning.errors import DAMAGED, UserError
-from o2o_lightning.limits import allowed
+from o2o_lightning.limits import SLACK, allowed
 
 LINKS = 8  # that may follow one another
+# filters that unpack to more than they are given, and to how many times as much at most
+PACKERS = {h5py.h5z.FILTER_DEFLATE: 1032, h5py.h5z.FILTER_LZF: 90}
+TRANSIENT = 2**28  # bytes that a chunk may take while it is read, whatever it declares
 # by what HDF5 says of a file that it cannot open
 _REFUSALS = {
     "Permission denied": "no permission to read {path}. Change its mode or owner.",
@@ -85,12 +89,39 @@ def dataset(group: h5py.Group, name: str) -> Any:
             group.file.filename,
             f"'{name}' declares {values:,} values, which a file of {held:,} bytes does not hold. Write it again.",
         )
+    if found.chunks is not None and (why := _swelling(found)) is not None:
+        raise wrong(group.file.filename, f"'{name}' {why}. Write it again.")
     return found
 
 
 def numbers(array: h5py.Dataset, rows: slice = slice(None)) -> NDArray[Any]:
     """The values of an array, or of some of its rows."""
     return np.asarray(array[rows] if array.shape else array[()])
+
+
+def _swelling(array: h5py.Dataset) -> str | None:
+    """Why the filters of an array would unpack more than a chunk of it, which HDF5 does not mind; None if they won't.
+
+    It inflates what a chunk holds to its end, and again for each filter: a chunk of few bytes may become gigabytes.
+    """
+    made = array.id.get_create_plist()
+    packers = [number for i in range(made.get_nfilters()) if (number := made.get_filter(i)[0]) in PACKERS]
+    if len(packers) > 1:
+        return "is compressed twice over"
+    if not packers:
+        return None
+    chunk = math.prod(array.chunks) * array.dtype.itemsize
+    large: list[Any] = []
+    array.id.chunk_iter(lambda info: large.append(info) if info.size * PACKERS[packers[0]] > TRANSIENT else None)
+    for info in large:
+        if info.size > 2 * chunk + SLACK:
+            return "has chunks that hold more than they declare"
+        if packers[0] == h5py.h5z.FILTER_DEFLATE and not info.filter_mask:
+            stream = zlib.decompressobj()
+            stream.decompress(array.id.read_direct_chunk(info.chunk_offset)[1], 2 * chunk + SLACK)
+            if stream.unconsumed_tail:
+                return "has chunks that unpack to more than they declare"
+    return None
 
 
 def _elsewhere(group: h5py.Group, name: str) -> UserError:

@@ -25,9 +25,9 @@ from o2o_lightning.checkpoint import inert
 from o2o_lightning.checkpoint.io import save_atomically, sync
 from o2o_lightning.data.build import build_store, layout_of, store_bytes
 from o2o_lightning.data.download import cache_dir
-from o2o_lightning.data.raw import RawDataset
+from o2o_lightning.data.raw import RawDataset, Said
 from o2o_lightning.data.spec import load_raw
-from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
+from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id, plain
 from o2o_lightning.errors import Failure, UserError, reason, refusing
 from o2o_lightning.launch import note_once
 from o2o_lightning.replay.manifest import Manifest
@@ -50,22 +50,20 @@ class Opened(NamedTuple):
 
 
 def open_dataset(
-    dataset: str,
-    env_id: str | None,
-    layout: tuple[str, ...],
-    memmap: bool | Literal["auto"],
-    limit: int,
-    env_kwargs: Mapping[str, Any],
+    dataset: str, said: Said, memmap: bool | Literal["auto"], limit: int, env_kwargs: Mapping[str, Any]
 ) -> Opened:
-    """The transitions of ``dataset``, to evaluate in ``env_id`` or their own environment; options as OfflineData's."""
-    raw = load_raw(dataset, env_id=env_id, layout=layout)
-    env_id = env_id or foreign_id(raw.env_id, f"dataset {dataset}")
+    """The transitions of ``dataset``, to evaluate where the user has ``said`` or where it says itself."""
+    raw = load_raw(dataset, said=said)
+    layout = said.layout
+    env_id = said.env_id or foreign_id(raw.env_id, f"dataset {dataset}")
     if raw.layout and layout and raw.layout != layout:
         note_once(
             f"dataset {raw.source}: its observations are {', '.join(raw.layout)}, as it says itself; "
             f"observation_layout {', '.join(layout)} is left unused."
         )
     layout = raw.layout or layout
+    if (made := raw.metadata.get("env_kwargs")) is not None and made != plain(env_kwargs):
+        note_once(f"dataset {raw.source}: it was recorded with --data.env_kwargs '{made}', which are not given here.")
     env = None if env_id is None else env_spec(env_id, raw.observations.shape[1], layout, env_kwargs)
     store = load_store(raw, env, memmap, limit)
     if store.td_count == 0:
@@ -121,9 +119,9 @@ def _whole(raw: RawDataset, env: EnvSpec | None, folder: Path) -> TransitionStor
 
 
 def _key(raw: RawDataset, env: EnvSpec | None) -> str:
-    digest = hashlib.sha256(raw.truncated.tobytes())  # a file without time-outs gets them from a horizon
+    digest = hashlib.sha256(raw.truncated.tobytes() + raw.terminated.tobytes())  # which a step limit may decide
     bounds = None if env is None else [env.action_low.tolist(), env.action_high.tolist(), env.horizon]
-    facts = [FORMAT, raw.sha256, raw.next_observations is not None, bounds]
+    facts = [FORMAT, raw.sha256, raw.units, raw.parts, raw.next_observations is not None, bounds]
     digest.update(json.dumps(facts).encode())
     return digest.hexdigest()[:32]
 

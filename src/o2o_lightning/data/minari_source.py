@@ -4,14 +4,16 @@ TorchRL's own Minari reader returns zeros for local datasets, hence ``minari.loa
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from o2o_lightning.data.raw import RawDataset, reading, wrong
+from o2o_lightning.data.columns import float32, single
+from o2o_lightning.data.ends import ends_of
+from o2o_lightning.data.raw import NOTHING, Meaning, RawDataset, Said, reading, wrong
 from o2o_lightning.envs.layout import Path, choose_layout, join, leaves
 from o2o_lightning.envs.make import registered
 from o2o_lightning.errors import reason
@@ -20,13 +22,13 @@ from o2o_lightning.launch import note_once
 COLUMNS = ("observations", "next_observations", "actions", "rewards", "terminated", "truncated")
 
 
-def load_minari(spec: str, env_id: str | None = None, layout: Sequence[str] = ()) -> RawDataset:
+def load_minari(spec: str, said: Said = NOTHING) -> RawDataset:
     """Reads ``minari:ID``, downloading it only if it is not in Minari's local store.
 
     The parts of dictionary observations, which Minari stores by name, are joined as ``layout`` asks, else in their
     space's own order. Each row's successor is its episode's next observation, so all rows have one.
 
-    ``env_id`` is the environment that the user has chosen; without one, what the recorded one had of its own is noted.
+    Without an environment that the user has chosen, what the recorded one had of its own is noted.
 
     Raises:
         UserError: Minari is not installed, the dataset cannot be fetched, or its spaces cannot be flattened.
@@ -50,26 +52,29 @@ def load_minari(spec: str, env_id: str | None = None, layout: Sequence[str] = ()
         # Minari's hosts fail in the ways of their own clients (requests, google, huggingface): no common base class
         with reading(spec, fails, remedy):
             dataset = minari.load_dataset(dataset_id, download=True)
-    raw = _collect(dataset, spec, layout)
-    if env_id is None and raw.env_id is not None:
+    raw = _collect(dataset, spec, said)
+    if said.env_id is None and raw.env_id is not None:
         _note_differences(dataset.env_spec, spec)
     return raw
 
 
-def _collect(dataset: Any, spec: str, asked: Sequence[str]) -> RawDataset:
+def _collect(dataset: Any, spec: str, said: Said = NOTHING) -> RawDataset:
     space, parts = dataset.observation_space, list[tuple[NDArray[Any], ...]]()
     named = isinstance(space, gym.spaces.Dict)
-    layout = choose_layout(f"dataset {spec}", space, None, asked if named else ())
+    layout = () if space is None else choose_layout(f"dataset {spec}", space, None, said.layout if named else ())
     paths = [path for path, _ in leaves(space, layout)]
     for episode in _episodes(dataset, spec):
         steps = len(episode.rewards)
         if steps == 0:
             continue
         observations = _flatten(episode.observations, paths, spec)
-        truncated = np.asarray(episode.truncations, np.bool_).copy()
+        rewards, terminated, truncated = map(
+            single, map(np.asarray, (episode.rewards, episode.terminations, episode.truncations))
+        )
+        truncated = truncated.astype(np.bool_)
         # a recording may stop between flags; the next row belongs to another episode all the same
-        truncated[-1] |= not episode.terminations[-1]
-        rest = np.asarray(episode.rewards, np.float32), np.asarray(episode.terminations, np.bool_), truncated
+        truncated[-1] |= not terminated[-1]
+        rest = float32(rewards), terminated.astype(np.bool_), truncated
         parts.append((observations[:-1], observations[1:], _actions(episode.actions, steps, spec), *rest))
     if not parts:
         raise wrong(spec, "it has no steps. Choose another Minari dataset.")
@@ -78,13 +83,16 @@ def _collect(dataset: Any, spec: str, asked: Sequence[str]) -> RawDataset:
     for array in arrays.values():
         digest.update(np.ascontiguousarray(array).data)
     env_spec = getattr(dataset, "env_spec", None)
+    meaning: Meaning = "done" if said.terminals == "done" else "terminated"
+    ends = ends_of(spec, arrays["terminated"], arrays["truncated"], meaning, None)
     return RawDataset(
-        **arrays,
+        **{**arrays, **ends._asdict()},
         infos={},
         metadata={"minari_id": dataset.id, "minari_version": str(dataset.minari_version)},
         source=spec,
         sha256=digest.hexdigest(),
         env_id=env_spec.id if env_spec is not None else None,
+        units=said.units or "native",
         layout=layout if named else _written_layout(dataset),
     )
 

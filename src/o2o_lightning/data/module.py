@@ -15,6 +15,7 @@ from torch import Tensor
 
 from o2o_lightning.blocks import blocks
 from o2o_lightning.data.mapped import Opened, open_dataset
+from o2o_lightning.data.raw import Meaning, Said, Units
 from o2o_lightning.data.stream import Chunks, OfflineStream, prepare, prepare_rows
 from o2o_lightning.envs.episodes import Act, Evaluation, Evaluator, Player
 from o2o_lightning.envs.make import EnvSpec, env_spec, plain
@@ -58,6 +59,11 @@ class OfflineData(L.LightningDataModule):
         memory_limit_gb: size of the transitions for ``auto``.
         observation_layout: keys of a dictionary observation in the dataset's order, where the dataset does not say it
             itself; by width when empty.
+        actions: what the dataset's are counted in: ``native``, the environment's units; ``unit``, ``[-1, 1]``;
+            ``clip``, native ones that the environment has clipped. ``auto``: as the dataset says, else native, and
+            refused where nothing tells them from ``unit``.
+        terminals: what the dataset's mean: ``terminated``, terminations alone; ``done``, the end of an episode in
+            either way. ``auto``: as the dataset says, else as the environment's step limit tells.
     """
 
     dataset: str | None = None
@@ -78,6 +84,8 @@ class OfflineData(L.LightningDataModule):
     memmap: bool | Literal["auto"] = "auto"
     memory_limit_gb: float = 0.5
     observation_layout: Sequence[str] = ()
+    actions: Literal["auto", "native", "unit", "clip"] = "auto"
+    terminals: Meaning = "auto"
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -89,8 +97,7 @@ class OfflineData(L.LightningDataModule):
         check_ranges("data", {option.name: getattr(self, option.name) for option in fields(self)})
         self.rewards = RewardMap(self.reward_scale, self.reward_shift)
         self.layout = tuple(self.observation_layout)
-        made = self.env_id, plain(self.env_kwargs)
-        self._asked = (self.dataset, *made, self.layout, self.memmap, self.memory_limit_gb)
+        self._asked = (self.dataset, self.said, plain(self.env_kwargs), self.memmap, self.memory_limit_gb)
         self._opened: Opened | None = None
         self._before: OfflineData | None = None
         self.normalizer: Normalizer | None = None
@@ -111,7 +118,7 @@ class OfflineData(L.LightningDataModule):
             self._opened, self.buffer = self._before._opened, self._before.buffer
         elif self.dataset is not None:
             limit = int(self.memory_limit_gb * 2**30)
-            self._opened = open_dataset(self.dataset, self.env_id, self.layout, self.memmap, limit, self.env_kwargs)
+            self._opened = open_dataset(self.dataset, self.said, self.memmap, limit, self.env_kwargs)
         elif self.env_id is not None:
             env = env_spec(self.env_id, layout=self.layout, kwargs=self.env_kwargs)
             self._opened = Opened(None, env, self.env_id, env.layout)
@@ -162,6 +169,13 @@ class OfflineData(L.LightningDataModule):
     def manifest(self) -> dict[str, Any]:
         """Facts of the dataset, for checkpoints and results; empty without one."""
         return {} if self.store is None else self.store.manifest.to_dict()
+
+    @property
+    def said(self) -> Said:
+        """What the options say of the dataset."""
+        units: Units | None = None if self.actions == "auto" else self.actions
+        limit = self.env_kwargs.get("max_episode_steps")
+        return Said(self.env_id, limit if isinstance(limit, int) else None, units, self.terminals, self.layout)
 
     @property
     def module(self) -> Any:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from o2o_lightning.blocks import blocks
 from o2o_lightning.errors import UserError
 
+Units = Literal["native", "unit", "clip"]
+Meaning = Literal["auto", "terminated", "done"]
 Kinds = type[Exception] | tuple[type[Exception], ...]
 
 
@@ -28,13 +30,35 @@ class Column(Protocol):
 
 
 @dataclass(frozen=True)
+class Said:
+    """What the user says of a dataset, where it does not say it itself.
+
+    Attributes:
+        env_id: the environment it is used for; its step limit splits episodes where the file says nothing of time-outs.
+        limit: that step limit, where it is known.
+        units: of the actions: the environment's own, ``[-1, 1]``, or its own and clipped by the environment.
+        terminals: what they mean: terminations alone, or the end of an episode in either way.
+        layout: keys of a dictionary observation in the order to join them.
+    """
+
+    env_id: str | None = None
+    limit: int | None = None
+    units: Units | None = None
+    terminals: Meaning = "auto"
+    layout: tuple[str, ...] = ()
+
+
+NOTHING = Said()
+
+
+@dataclass(frozen=True)
 class RawDataset:
     """Rows in time order, episodes one after the other."""
 
     observations: Column  # [N, S] float32
-    actions: Column  # [N, A] float32, in the simulator's own units
+    actions: Column  # [N, A] float32, in ``units``
     rewards: NDArray[np.float32]  # [N], untransformed
-    terminated: NDArray[np.bool_]  # [N], the environment ended the episode
+    terminated: NDArray[np.bool_]  # [N], the environment ended the episode, which a time-out in that row leaves so
     truncated: NDArray[np.bool_]  # [N], a time limit or the end of the recording cut it
     next_observations: Column | None  # [N, S] float32; None where the successor is the next row's observation
     infos: Mapping[str, NDArray[Any]] = field(repr=False)  # further arrays of N rows (qpos, …), read when accessed
@@ -42,6 +66,8 @@ class RawDataset:
     source: str  # the dataset spec, as the user wrote it
     sha256: str  # of the file, or of the arrays where there is no single file
     env_id: str | None = None  # in Gymnasium, to evaluate in, where the source names one
+    units: Units | None = None  # what actions are counted in, where the source or the user has said it
+    parts: tuple[str, ...] = ()  # those of the file that the user has chosen as its columns
     layout: tuple[str, ...] = ()  # parts of a dictionary observation in the columns' order, where the source knows it
 
     def __len__(self) -> int:
@@ -91,6 +117,8 @@ def check_shapes(raw: RawDataset) -> None:
         rank = 2 if key in ("observations", "actions", "next_observations") else 1
         shape = tuple(column.shape)
         if len(shape) != rank:
+            if rank == 2 and len(shape) > 3:
+                raise wrong(source, f"'{key}' has shape {shape}: images, and the methods here take vectors.")
             wanted = "two axes (rows, width)" if rank == 2 else "one value a row"
             raise wrong(source, f"'{key}' has shape {shape}, and {wanted} is needed. Reshape it.")
         if shape[0] != rows:

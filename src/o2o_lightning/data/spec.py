@@ -1,11 +1,10 @@
 """Dataset specs: one string that names a dataset of any source."""
 
 import difflib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from o2o_lightning.data.raw import RawDataset, check_shapes, wrong
+from o2o_lightning.data.raw import NOTHING, RawDataset, Said, check_shapes, wrong
 from o2o_lightning.errors import UserError
 
 PREFIXES = ("d4rl", "minari", "embedded")
@@ -22,34 +21,32 @@ class SpecEntry(NamedTuple):
     where: str  # "package", "cached", "local", or "download" where it must be fetched first
 
 
-def load_raw(spec: str, check: bool = True, env_id: str | None = None, layout: Sequence[str] = ()) -> RawDataset:
+def load_raw(spec: str, check: bool = True, said: Said = NOTHING) -> RawDataset:
     """Reads the dataset that ``spec`` names, downloading it if it must be.
 
     Args:
         spec: one of :data:`FORMS`, a D4RL name also with ``#sha256=HEX``.
         check: refuse arrays of wrong rank or length.
-        env_id: the environment it is used for, where that is not the dataset's own; its time limit splits episodes
-            where the file says nothing of time-outs.
-        layout: parts of dictionary observations in the order to join them, where the source has them by name.
+        said: what the user says of it.
 
     Raises:
         UserError: no such form or name, or the source's own errors.
     """
-    raw = _read(spec, env_id, layout)
+    raw = _read(spec, said)
     if check:
         check_shapes(raw)
     return raw
 
 
-def _read(spec: str, env_id: str | None, layout: Sequence[str]) -> RawDataset:
+def _read(spec: str, said: Said) -> RawDataset:
     if spec.startswith("d4rl:"):
         from o2o_lightning.data.d4rl import load_d4rl
 
-        return load_d4rl(spec)
+        return load_d4rl(spec, said)
     if spec.startswith("minari:"):
         from o2o_lightning.data.minari_source import load_minari
 
-        return load_minari(spec, env_id, layout)
+        return load_minari(spec, said)
     from o2o_lightning.data.hdf5 import read_hdf5
 
     path = Path(spec)
@@ -63,7 +60,7 @@ def _read(spec: str, env_id: str | None, layout: Sequence[str]) -> RawDataset:
         path = names[name]
     elif not spec.endswith(_SUFFIXES) and not path.exists():
         raise _unknown(spec)
-    return read_hdf5(path, source=spec, env_id=env_id)
+    return read_hdf5(path, source=spec, said=said)
 
 
 def list_specs() -> list[SpecEntry]:

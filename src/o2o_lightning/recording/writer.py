@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from o2o_lightning.data.check import successor_errors
 from o2o_lightning.data.hdf5 import read_hdf5
-from o2o_lightning.data.raw import validate
+from o2o_lightning.data.raw import NOTHING, Said, validate
 from o2o_lightning.errors import UserError, at_least
 from o2o_lightning.launch import note_once
 
@@ -61,10 +61,9 @@ def _new_column(file: h5py.File, key: str, rows: int, like: NDArray[Any]) -> h5p
 
 
 def closed(blocks: Iterable[Block]) -> Iterator[Block]:
-    """Blocks with D4RL's flags: a time-out wins over a termination, and the last row ends its episode."""
+    """Blocks with D4RL's flags: the last row ends its episode."""
     previous: Block | None = None
     for block in blocks:
-        block["terminals"] = block["terminals"] & ~block["timeouts"]
         if previous is not None:
             yield previous
         previous = block
@@ -84,6 +83,7 @@ def cut(
     transitions: int | None = None,
     keep_infos: bool = False,
     keep_next: bool = False,
+    said: Said = NOTHING,
 ) -> int:
     """Writes the first ``transitions`` rows of an HDF5 dataset, all by default, and returns their number.
 
@@ -100,7 +100,7 @@ def cut(
         raise UserError(f"data cut: {target} exists already. Choose another name, or delete it first.")
     if not target.parent.is_dir():
         raise UserError(f"data cut: the folder {target.parent} does not exist. Make it first.")
-    raw = read_hdf5(source)
+    raw = read_hdf5(source, said=said)
     validate(raw)
     rows = len(raw) if transitions is None else min(transitions, len(raw))
     at_least("data cut: --transitions", rows, 1)
@@ -133,8 +133,11 @@ def cut(
         dropped.append("next_observations (the next row's observation inside episodes)")
     provenance = {key: value for key, value in raw.metadata.items() if value is not None} | {
         "cut": f"first {rows} of {len(raw)} rows; without {', '.join(dropped)}",
+        "terminals": "terminated",
         "cut_source": Path(raw.source).name,
         "cut_source_sha256": raw.sha256,
     }
+    if raw.units in ("native", "unit"):
+        provenance["action_units"] = raw.units
     write_dataset(target, rows, [columns], provenance, {})
     return rows
