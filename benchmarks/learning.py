@@ -60,6 +60,19 @@ JOBS = {
     "o2ppo": job("online", "online=o2ppo", parent="reevaluate_ppo"),
     "direct_ppo": job("online", "online=ppo", parent="iql"),
 }
+# The hand-over: the policy's moments begin anew; π_off goes online with the aligned critics; it waits for them, and the
+# multiplier is controlled, with no penalty in the critics' target.
+FRESH = ("--model.actor_moments=fresh",)
+OFFLINE = ("--model.hand_on=offline", *FRESH)
+CONTROLLED = (
+    "--model.hand_on=offline",
+    "--model.policy_after=2000",
+    "--model.multiplier.rule=pi",
+    "--model.penalty_limit=0.0",
+)
+for which in ("td3", "sac"):
+    for name, typed in {"fresh": FRESH, "off": OFFLINE, "pi": CONTROLLED}.items():
+        JOBS[f"o2{which}_{name}"] = job("online", f"online=o2{which}", *typed, parent=f"align_{which}")
 ARMS = [name for name, found in JOBS.items() if found.phase == "online"]
 
 
@@ -129,8 +142,8 @@ def _finish(directory: Path, name: str, dataset: str, seed: int, options: list[s
 
 
 def _table(arguments: argparse.Namespace) -> int:
-    print("| dataset | arm | seeds | π_off | π_on | lowest at 2k–6k | final | best |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| dataset | arm | seeds | π_off | π_on | lowest at 2k–6k | mean at 2k–6k | final | best |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for dataset in sorted(path for path in arguments.out.iterdir() if path.is_dir()):
         for arm in ARMS:
             files = sorted(dataset.glob(f"seed*/{arm}/online/summary.json"))
@@ -139,16 +152,18 @@ def _table(arguments: argparse.Namespace) -> int:
                 continue
             cells = [_cell([score.get("offline") for score in scores])]
             cells.append("–" if arm.startswith("direct") else _cell([score.get("aligned") for score in scores]))
-            cells += [_cell([lowest(score) for score in scores], each=True)]
+            cells += [_cell([min(early(score), default=None) for score in scores], each=True)]
+            cells += [_cell([mean(early(score)) if early(score) else None for score in scores])]
             cells += [_cell([score[name] for score in scores]) for name in ("final", "best")]
             print(f"| {dataset.name} | {arm} | {len(scores)} | " + " | ".join(cells) + " |")
     return 0
 
 
-def lowest(score: dict[str, Any]) -> float:
-    """The lowest evaluation while a hand-off shows whether it holds; raw return where there is no score."""
-    early = [ret if value is None else value for step, ret, value in score["curve"] if EARLY[0] <= step <= EARLY[1]]
-    return min(map(float, early), default=float("nan"))
+def early(score: dict[str, Any]) -> list[float]:
+    """The evaluations while a hand-off shows whether it holds; raw returns where there is no score."""
+    return [
+        float(ret if value is None else value) for step, ret, value in score["curve"] if EARLY[0] <= step <= EARLY[1]
+    ]
 
 
 def _cell(values: Sequence[float | None], *, each: bool = False) -> str:
