@@ -61,14 +61,14 @@ class AntMaze(MujocoEnv):
         draw = self.np_random
         self.goal = CELL * self.goal_cell + draw.uniform(0.0, CELL / 4, 2) + draw.uniform(0.0, CELL / 8, 2)
         place = self.init_qpos + draw.uniform(-0.1, 0.1, self.model.nq)
-        self.set_state(place, self.init_qvel + 0.1 * draw.standard_normal(self.model.nv))
+        self.set_state(place, self.init_qvel + 0.1 * draw.standard_normal(self.model.nv))  # type: ignore[no-untyped-call]
         return self._observation()
 
-    def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[FloatArray, Any, bool, bool, dict[str, Any]]:
         self.do_simulation(action, self.frame_skip)
         reached = bool(np.linalg.norm(self.data.qpos[:2] - self.goal) <= REACHED)
         if self.render_mode == "human":
-            self.render()
+            self.render()  # type: ignore[no-untyped-call]
         return self._observation(), float(reached), reached, False, {"success": reached}
 
     def _observation(self) -> FloatArray:

@@ -33,8 +33,9 @@ ROBOTICS = "Install it with `pip install 'o2o-lightning[robotics]'`."
 for _name in ANTMAZES:  # D4RL's own tasks; Gymnasium-Robotics' AntMaze_* are others
     _maze = _name.split("-")[0]
     _steps = 700 if _maze == "umaze" else 1000
-    _where = {"entry_point": "o2o_lightning.envs.antmaze:AntMaze", "kwargs": {"maze": _maze}}
-    gym.register(f"antmaze-{_name}-v2", max_episode_steps=_steps, **_where)
+    gym.register(
+        f"antmaze-{_name}-v2", "o2o_lightning.envs.antmaze:AntMaze", max_episode_steps=_steps, kwargs={"maze": _maze}
+    )
 CHECK = "Check --data.env_kwargs and the versions of its packages; O2O_TRACEBACK=1 shows where."
 
 
