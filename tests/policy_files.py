@@ -133,7 +133,7 @@ def d4rl_file(path: Path, distribution: str = "tanh_gaussian", observations: int
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         file["observations"] = rng.normal(size=(50, OBSERVATIONS)).astype(np.float32)
-        file["actions"] = rng.uniform(-1, 1, (50, ACTIONS)).astype(np.float32)
+        file["actions"] = rng.uniform(-2, 2, (50, ACTIONS)).astype(np.float32)
         file["rewards"] = np.zeros(50, np.float32)
         file["terminals"], file["timeouts"] = np.zeros(50, np.bool_), np.arange(50) % 10 == 9
         file["metadata/env_id"], file["metadata/algorithm"] = "Pendulum-v1", "SAC"
