@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from o2o_lightning.callbacks.run_directory import score_block
+from o2o_lightning.cli.outcome import outcome
 from o2o_lightning.report.groups import gather
 from o2o_lightning.report.page import Table, latex
 from o2o_lightning.report.runs import find
@@ -296,3 +297,23 @@ def test_latex_writes_what_tex_would_read_otherwise() -> None:
     table = latex(Table(["method", "π_off"], [["10 %-BC, threshold.end=0.1 & more_", "–"]]))
     assert "10 \\%-BC, threshold.end=0.1 \\& more\\_ & -- \\\\" in table
     assert r"method & $\pi_\mathrm{off}$ \\" in table
+
+
+# ---- the end of a run --------------------------------------------------------------------------------------------
+
+
+def test_a_run_ends_with_what_came_of_it_and_the_policy_to_take(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", offline=42.0, aligned=40.0, lowest_early=30.0)
+    checkpoint = run / "online" / "checkpoints"
+    checkpoint.mkdir()
+    (checkpoint / "best.ckpt").touch()
+    assert outcome(run) == [
+        "π_off 42.0 → π_on 40.0 → lowest early 30.0 → best 50.0 → final 50.0 (D4RL score); 3,000 environment steps, "
+        "1 min 30 s",
+        f"the policy to take: {checkpoint}/best.ckpt",
+    ]
+
+
+def test_an_offline_policy_that_scored_higher_is_the_one_to_take(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", offline=51.0)
+    assert outcome(run)[1].endswith("last.ckpt; π_off scored higher, and is in it too: --model.policy offline")

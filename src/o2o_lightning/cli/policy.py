@@ -3,13 +3,10 @@
 import argparse
 from pathlib import Path
 
-import numpy as np
-
-from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
+from o2o_lightning.checkpoint.handover import read_checkpoint
 from o2o_lightning.cli import policy_look
 from o2o_lightning.cli.policy_import import import_policy
 from o2o_lightning.cli.show import refuse_existing, say
-from o2o_lightning.envs.make import env_spec, foreign_id
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.decision_transformer import SequencePolicy
 from o2o_lightning.policies import black_box
@@ -125,27 +122,15 @@ def _is_checkpoint(file: str) -> bool:
 
 def _export(arguments: argparse.Namespace) -> int:
     from o2o_lightning.policies.export import DeployedActor, DeployedSequence, export
+    from o2o_lightning.policies.load import load_policy
 
-    source = read_handover(arguments.file)
     suffix = "pt2" if arguments.format == "torch" else "onnx"
     target = Path(arguments.out or Path(arguments.file).parent / f"policy.{suffix}")
     refuse_existing("--out", target)
-    if arguments.policy == "reference" and not source.has("reference"):
-        raise UserError(f"checkpoint {arguments.file}: it holds no reference policy. Pass --policy actor.")
-    policy = source.build_policy("offline_actor" if arguments.policy == "offline" else arguments.policy)
-    sizes = (policy.spec.observation_dim, policy.spec.action_dim)
-    env_id = arguments.env_id or foreign_id(source.env_id, f"checkpoint {arguments.file}")
-    low, high, units = -np.ones(sizes[1], np.float32), np.ones(sizes[1], np.float32), "[-1, 1]"
-    if env_id is not None:
-        env = env_spec(env_id, sizes[0], source.layout, source.kwargs_in(env_id))
-        if env.action_dim != sizes[1]:
-            raise UserError(
-                f"environment {env_id}: it takes {env.action_dim} action values, the policy gives {sizes[1]}. Pass the "
-                "--env_id that belongs to the checkpoint."
-            )
-        low, high, units = env.action_low, env.action_high, f"the units of {env_id}"
-    kind = DeployedSequence if isinstance(policy, SequencePolicy) else DeployedActor
-    deployed = kind(policy, source.build_normalizer(), low, high)
+    loaded = load_policy(arguments.file, arguments.policy, arguments.env_id)
+    units = "[-1, 1]" if loaded.env_id is None else f"the units of {loaded.env_id}"
+    kind = DeployedSequence if isinstance(loaded.policy, SequencePolicy) else DeployedActor
+    deployed = kind(loaded.policy, loaded.normalizer, loaded.low, loaded.high)
     apart = export(deployed, target, arguments.format)
     for line in deployed.described(units):
         say(f"{target}: {line}")

@@ -14,6 +14,7 @@ from o2o_lightning.checkpoint.run import lock, read_config, read_plan
 from o2o_lightning.cli.command import Option, split
 from o2o_lightning.cli.lightning import PhaseCLI
 from o2o_lightning.cli.models import place, rule_of
+from o2o_lightning.cli.outcome import outcome
 from o2o_lightning.cli.plan import check, plan
 from o2o_lightning.cli.run import LAST, say, write_run_summary
 from o2o_lightning.errors import UserError
@@ -74,6 +75,8 @@ def main(argv: list[str]) -> int:
         finally:
             os.chdir(here)
         write_run_summary(run_dir)
+    if left and first_process():
+        say(*outcome(run_dir))
     if not left:
         write_run_summary(run_dir)  # the kill may have come just before
         say(f"{argv[0]}: nothing to go on with, all of it is finished.")

@@ -13,6 +13,7 @@ from o2o_lightning.checkpoint.io import write_json
 from o2o_lightning.checkpoint.run import LOCK, PLAN, Busy, lock, read_plan, read_summary, unlock, write_plan
 from o2o_lightning.cli.command import PHASES
 from o2o_lightning.cli.lightning import Built
+from o2o_lightning.cli.outcome import outcome
 from o2o_lightning.cli.plan import Step, check
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.engine.health import NonFinite
@@ -43,6 +44,8 @@ def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, A
             phase.fit()
         write_run_summary(run_dir)
         say(f"{phase.model.phase}: done, {run_dir / phase.model.phase / LAST}")
+    if first_process():
+        say(*outcome(run_dir))
 
 
 @contextlib.contextmanager

@@ -1,19 +1,17 @@
 """``o2o validate``, ``test`` and ``predict``: a trained policy, and nothing that learns."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from o2o_lightning.checkpoint.handover import PHASES, read_handover
 from o2o_lightning.envs.episodes import Evaluation
-from o2o_lightning.errors import UserError
 from o2o_lightning.methods.method import Method
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.policies.history import teacher_of
-
-NAMES = {"actor": "actor", "reference": "reference_policy", "offline": "offline_actor"}  # of networks in a checkpoint
+from o2o_lightning.policies.load import Which, chosen
 
 
 class EvaluatePolicy(Phase):
@@ -28,7 +26,7 @@ class EvaluatePolicy(Phase):
     phase: ClassVar[str] = "evaluate"
     accepts: ClassVar[tuple[str, ...]] = PHASES
 
-    def __init__(self, init_from: str, policy: Literal["actor", "reference", "offline"] = "actor") -> None:
+    def __init__(self, init_from: str, policy: Which = "actor") -> None:
         super().__init__(Method(), init_from)
         self.which = policy
         self.result: Evaluation | None = None
@@ -38,13 +36,7 @@ class EvaluatePolicy(Phase):
         self.source = read_handover(self.init_from, self.accepts, f"o2o {stage}")
         self.normalizer = self.data.normalizer = self.source.build_normalizer()
         self.source.check_policy(None, self.data.sizes(), "", self.data.layout)
-        keeps = self.source.has("reference_policy") and self.source.algorithm.startswith("o2")  # the others follow none
-        if self.which == "reference" and not keeps:
-            raise UserError(
-                f"checkpoint {self.source.path}: it holds no reference policy; only constrained fine-tuning keeps one. "
-                "Pass --model.policy actor, or a checkpoint of an online phase of O2SAC, O2TD3 or O2PPO."
-            )
-        self.actor = self.source.build_policy(NAMES[self.which])
+        self.actor = chosen(self.source, self.which)
         if stage == "predict" and self.data.store is not None:
             # all at once: a sequence policy needs each observation's own episode
             labels = teacher_of(self.actor, self.normalizer).label(self.data.store, self.trainer.strategy.root_device)

@@ -119,3 +119,10 @@ def latex(table: Table) -> str:
 
 def _tex(text: str) -> str:
     return re.sub("|".join(map(re.escape, TEX)), lambda found: TEX[found[0]], text)
+
+
+def duration(seconds: float) -> str:
+    """``2 h 05 min``, or ``3 min 20 s`` of less than an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -12,7 +12,7 @@ import numpy as np
 from o2o_lightning.checkpoint.io import write_atomically, write_json
 from o2o_lightning.report import figures
 from o2o_lightning.report.groups import COSTS, MEASURES, Group, pooled
-from o2o_lightning.report.page import Block, Bullets, Heading, Picture, Table, Text, latex, markdown, page
+from o2o_lightning.report.page import Block, Bullets, Heading, Picture, Table, Text, duration, latex, markdown, page
 from o2o_lightning.report.statistics import Array
 
 TITLES = {"offline": "π_off", "aligned": "π_on", "lowest_early": "lowest early"}
@@ -130,11 +130,7 @@ def _cell(values: Array, digits: int = 1) -> str:
 
 
 def _cost(name: str, value: float) -> str:
-    if name != "seconds":
-        return f"{value:,.0f}"
-    minutes, seconds = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+    return duration(value) if name == "seconds" else f"{value:,.0f}"
 
 
 def _plain(values: Array) -> list[float | None]:
