@@ -317,3 +317,17 @@ def test_a_run_ends_with_what_came_of_it_and_the_policy_to_take(tmp_path: Path) 
 def test_an_offline_policy_that_scored_higher_is_the_one_to_take(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", offline=51.0)
     assert outcome(run)[1].endswith("last.ckpt; π_off scored higher, and is in it too: --model.policy offline")
+
+
+# ---- the card ----------------------------------------------------------------------------------------------------
+
+
+def test_a_card_says_what_a_policy_is_and_how_to_load_it(tmp_path: Path, o2o: O2O, capsys: Any) -> None:
+    run = write_run(tmp_path / "run", offline=42.0, aligned=40.0, lowest_early=30.0)
+    assert o2o("report", "--card", run) == 0
+    _, front, text = (run / "README.md").read_text().split("---\n", 2)
+    (found,) = yaml.safe_load(front)["model-index"]
+    assert found["results"][0]["metrics"] == [{"type": "d4rl_score", "value": 50.0}]
+    assert 'load_policy("online/checkpoints/last.ckpt")' in text and "offline method: TD3+BC" in text
+    assert "| align | O2TD3 | 200 | 0 | 0 min 10 s |" in text and "| offline | 42 |" in text
+    assert o2o("report", "--card", run) == 2 and "it exists" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from o2o_lightning.cli.show import say
+from o2o_lightning.cli.show import refuse_existing, say
 from o2o_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,11 +26,14 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("o2o report", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", type=Path, help="a run, or a folder of runs")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
+    parser.add_argument("--card", action="store_true", help="write RUN_DIR/README.md instead, the card of its policy")
     arguments = parser.parse_args(argv)
     from o2o_lightning.report.groups import gather
     from o2o_lightning.report.report import is_report, write
     from o2o_lightning.report.runs import find
 
+    if arguments.card:
+        return _cards(arguments.run_dirs)
     out: Path = arguments.out
     if out.exists() and not (out.is_dir() and (is_report(out) or not any(out.iterdir()))):
         raise UserError(f"{out}: it is not a report of `o2o report`, and nothing is written over. Pass another --out.")
@@ -40,6 +43,19 @@ def main(argv: list[str]) -> int:
     _show(groups)
     for line in (*notes, f"{out}/report.html, report.md, table.tex, report.json, and pictures as PNG and PDF"):
         say(line)
+    return 0
+
+
+def _cards(folders: list[Path]) -> int:
+    from o2o_lightning.checkpoint.io import write_atomically
+    from o2o_lightning.report.card import card
+    from o2o_lightning.report.runs import read
+
+    cards = {folder / "README.md": card(read(folder)) for folder in folders}
+    refuse_existing("RUN_DIR, or move it away", *cards)
+    for target, text in cards.items():
+        write_atomically(target, text.encode())
+        say(f"{target}: the card of {target.parent}")
     return 0
 
 

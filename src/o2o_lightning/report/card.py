@@ -1,0 +1,69 @@
+"""The card of a policy: what it is, what it was made from, what it is worth, how to load it."""
+
+from typing import Any
+
+import yaml
+
+from o2o_lightning.report.groups import COSTS, MEASURES, Group
+from o2o_lightning.report.page import Block, Bullets, Heading, Table, Text, duration, markdown
+from o2o_lightning.report.runs import Run, method_name
+
+LOAD = """\
+```python
+from o2o_lightning import load_policy
+
+policy = load_policy("{file}")
+action = policy(observation)    # raw observations [S] or [B, S] to actions in the units of {env}
+```
+
+`o2o test --ckpt_path {file}` evaluates it, `o2o play {file}` shows it."""
+
+
+def card(run: Run) -> str:
+    """``README.md`` of a run directory, in Markdown with the front matter that model hubs read."""
+    group, last = Group(run.method, [run]), run.phases[run.phase]
+    known = {name: group.column(name)[0] for name in MEASURES if group.column(name)[0] == group.column(name)[0]}
+    folder = run.path / run.phase / "checkpoints"
+    name = "best.ckpt" if (folder / "best.ckpt").exists() else "last.ckpt"
+    phases = [
+        [phase, method_name(of["algorithm"]), f"{of['steps']:,}", f"{of['env_steps']:,}", duration(of["seconds"])]
+        for phase, of in run.phases.items()
+    ]
+    unit = "D4RL score" if run.scored else "return"
+    blocks: list[Block] = [
+        Heading(f"{run.method}, {run.env_id}, {run.dataset}", 1),
+        Text(f"A policy of {run.env_id}, made by o2o-lightning."),
+        Heading("Made from"),
+        Bullets([f"{name}: {value}" for name, value in _origin(run, last).items() if value]),
+        Table(["phase", "method", "updates", "environment steps", "time"], phases),
+        Heading(f"Worth ({unit})"),
+        Table(["measure", "value", "what it is"], [[key, f"{known[key]:.4g}", MEASURES[key]] for key in known]),
+        Text(f"{int(run.total('eval_env_steps')):,} {COSTS['eval_env_steps']} were spent beside those of training."),
+        Heading("How to load it"),
+        Text(LOAD.format(file=f"{run.phase}/checkpoints/{name}", env=run.env_id)),
+    ]
+    return f"---\n{yaml.safe_dump(_front(run, known), sort_keys=False)}---\n\n{markdown(blocks)}"
+
+
+def _origin(run: Run, last: Any) -> dict[str, str]:
+    source = last.get("source") or {}
+    return {
+        "dataset": run.dataset,
+        "sha256 of the dataset": last.get("dataset_sha256") or "",
+        "offline method": method_name(source["origin"]) if source.get("origin") else "",
+        "started from phase": source.get("phase") or "",
+        "seed": f"{run.seed}",
+        "versions": ", ".join(f"{name} {version}" for name, version in (last.get("versions") or {}).items()),
+    }
+
+
+def _front(run: Run, known: dict[str, float]) -> dict[str, Any]:
+    task = {"type": "reinforcement-learning", "name": "reinforcement-learning"}
+    result = {
+        "task": task,
+        "dataset": {"name": run.env_id, "type": run.env_id},
+        "metrics": [{"type": "d4rl_score" if run.scored else "mean_reward", "value": round(float(known["final"]), 4)}],
+    }
+    found = [{"name": run.method, "results": [result]}] if "final" in known else []
+    tags = ["reinforcement-learning", "offline-to-online", run.env_id, run.algorithm]
+    return {"library_name": "o2o-lightning", "tags": tags, **({"model-index": found} if found else {})}
