@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from o2o_lightning.methods import aca, rebrac
 from o2o_lightning.methods.awac import AWAC
 from o2o_lightning.methods.bc import BC
 from o2o_lightning.methods.cal_ql import CalQL
@@ -16,15 +17,20 @@ from o2o_lightning.methods.clone import Clone
 from o2o_lightning.methods.cql import CQL
 from o2o_lightning.methods.dt import DT
 from o2o_lightning.methods.iql import IQL
+from o2o_lightning.methods.jsrl import JSRL
 from o2o_lightning.methods.method import Draws, Method, Normal, Task
 from o2o_lightning.methods.o2 import ppo, sac, td3
 from o2o_lightning.methods.o2.constraint import Multiplier
 from o2o_lightning.methods.odt import ODT
+from o2o_lightning.methods.pex import PEX
 from o2o_lightning.methods.ppo import PPO
+from o2o_lightning.methods.proto import PROTO, PROTOTD3
 from o2o_lightning.methods.rlpd import RLPD
 from o2o_lightning.methods.sac import SAC
+from o2o_lightning.methods.spot import SPOT
 from o2o_lightning.methods.td3 import TD3
 from o2o_lightning.methods.td3_bc import TD3BC
+from o2o_lightning.methods.wsrl import WSRL
 from o2o_lightning.nn.critics import Critics, ValueNet
 
 S, A, B, T = 5, 3, 16, 4
@@ -46,6 +52,18 @@ METHODS: dict[str, Callable[[], Method]] = {
     "iql": lambda: IQL(hidden=HIDDEN),
     "awac": lambda: AWAC(hidden=HIDDEN),
     "rlpd": lambda: RLPD(hidden=HIDDEN, critic_hidden=HIDDEN, critics=4, policy_every=2),
+    "wsrl": lambda: WSRL(hidden=HIDDEN, critic_hidden=HIDDEN, critics=4, policy_every=2),
+    "cql, four critics": lambda: CQL(hidden=HIDDEN, critic_hidden=HIDDEN, samples=2, critics=4, subset=2),
+    "iql, one after the other": lambda: IQL(hidden=HIDDEN, order="value_first", actor_schedule="restart"),
+    "aca offline": lambda: aca.Offline(hidden=HIDDEN, critic_hidden=HIDDEN),
+    "aca online": lambda: aca.ACA(hidden=HIDDEN, critic_hidden=HIDDEN),
+    "pex": lambda: PEX(hidden=HIDDEN),
+    "proto": lambda: PROTO(hidden=HIDDEN, critic_hidden=HIDDEN, critics=2),
+    "proto_td3": lambda: PROTOTD3(hidden=HIDDEN),
+    "rebrac offline": lambda: rebrac.Offline(hidden=HIDDEN),
+    "rebrac": lambda: rebrac.ReBRAC(hidden=HIDDEN),
+    "spot": lambda: SPOT(hidden=HIDDEN, vae_hidden=HIDDEN, vae_updates=2),
+    "jsrl": lambda: JSRL(hidden=HIDDEN, critic_hidden=HIDDEN, critics=2, policy_every=2),
     "bc": lambda: BC(hidden=HIDDEN),
     "bc, a density": lambda: BC(family="squashed_gaussian", hidden=HIDDEN),
     "clone": lambda: Clone(family="gaussian", hidden=HIDDEN),
@@ -93,14 +111,16 @@ class Networks:
 
 
 SOURCES: dict[str, Callable[[], Method]] = {"o2td3": METHODS["td3"], "o2sac": METHODS["sac"], "o2ppo": METHODS["ppo"]}
+SOURCES |= {"aca online": METHODS["aca offline"], **dict.fromkeys(("jsrl", "pex"), METHODS["iql"])}
 
 
 def built(name: str, seed: int = 0) -> Method:
     """The method of that name with networks of its own; those of the paper are made from another's."""
     torch.manual_seed(seed)
     method, source = METHODS[name](), None
-    if name[:5] in SOURCES or name.startswith("o2td3"):
-        before = SOURCES[name.split(" ")[0]]()
+    kind = name if name in SOURCES else name.split(" ")[0]
+    if kind in SOURCES:
+        before = SOURCES[kind]()
         before.build(TASK)
         source = Networks("reevaluate" if "align" in name else "align" if "online" in name else "offline", before)
     method.build(TASK, source)
@@ -119,7 +139,10 @@ def columns(*lead: int) -> dict[Any, Tensor]:
         ("next", "observation"): torch.randn(*lead, B, S),
         ("next", "terminated"): flags,
         ("next", "truncated"): flags,
-        **{name: torch.tanh(torch.randn(*lead, B, A)) for name in ("next_offline_action", "anchor", "teacher_action")},
+        **{
+            name: torch.tanh(torch.randn(*lead, B, A))
+            for name in ("next_offline_action", "anchor", "teacher_action", "next_action")
+        },
         **{name: torch.randn(*lead, B, A) for name in ("next_offline_mean", "offline_mean")},
         **{name: torch.randn(*lead, B, A) - 1.0 for name in ("next_offline_log_std", "offline_log_std")},
         **{name: torch.randn(*lead, B) for name in ("anchor_value", "anchor_log_prob", "log_prob", "advantage")},

@@ -18,9 +18,28 @@ import yaml
 
 FILE = Path(__file__).with_suffix(".json")
 CONFIGS = Path(__file__).parents[1] / "configs"
-SINCE = ("cal_ql", "cal_ql_corl", "rlpd")  # what came after the record was made
+# what came after the record was made
+SINCE = {
+    "online": (
+        "aca",
+        "awac",
+        "cal_ql",
+        "cql",
+        "iql",
+        "jsrl",
+        "pex",
+        "proto",
+        "proto_td3",
+        "rebrac",
+        "rlpd",
+        "spot",
+        "wsrl",
+    ),
+    "offline": ("aca", "cal_ql", "rebrac", "spot", "wsrl"),
+    "experiment": ("cal_ql_corl",),
+}
 OFFLINE, ONLINE, DATASETS, EXPERIMENTS = (
-    sorted(file.stem for file in (CONFIGS / group).glob("[!_]*.yaml") if file.stem not in SINCE)
+    sorted(file.stem for file in (CONFIGS / group).glob("[!_]*.yaml") if file.stem not in SINCE.get(group, ()))
     for group in ("offline", "online", "dataset", "experiment")
 )
 ONLINE_PHASES = ("clone", "reevaluate", "align", "online")

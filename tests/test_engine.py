@@ -34,6 +34,8 @@ def one_by_one(method: Method, optimizer: torch.optim.Optimizer, given: Any, dra
         rates, metrics = method.rates(moment), {}
         for group in optimizer.param_groups:
             group["lr"] = rates.get(group["name"], group["lr"])
+        for name, value in method.schedules(moment).items():
+            method.get_buffer(name).fill_(value)
         for loss in engine.losses(moment, at(given, k), at(drawn, k)):
             optimizer.zero_grad(set_to_none=True)
             loss.value.backward()

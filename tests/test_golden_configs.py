@@ -25,14 +25,22 @@ CONSTRAINED: golden_configs.Row = {
     "model.multiplier.proportional": 0.5,
     "model.multiplier.least": 0.001,
     "model.multiplier.cap": 100.0,
+    "data.seeds": 0,
 }
 HASTENED: golden_configs.Row = {"model.fast_polyak": 0.05, "model.fast_updates": 0, "model.return_updates": 0}
 NEW: dict[str, golden_configs.Row] = {
-    "offline offline=cql": {"model.critics": 2, "model.layer_norm": False, "model.temperature_lr": None},
-    "offline offline=td3_bc": {"model.exploration_noise": 0.1, "model.layer_norm": False},
+    "offline offline=cql": {"model.critics": 2, "model.layer_norm": False, "model.temperature_lr": None}
+    | {"model.subset": None},
+    "offline offline=iql": {"model.actor_schedule": "cosine", "model.order": "together"},
+    "offline offline=td3_bc": {
+        "model.exploration_noise": 0.1,
+        "model.layer_norm": False,
+        "model.exploration_clip": None,
+    },
     "offline offline=dt": {"model.compile": False},
     "offline offline=odt": {"model.compile": False},
-    **{f"online online={method}": CONSTRAINED for method in ("o2td3", "o2sac", "td3", "sac")},
+    **{f"online online={method}": CONSTRAINED for method in ("o2sac", "sac")},
+    **{f"online online={method}": {**CONSTRAINED, "model.exploration_clip": None} for method in ("o2td3", "td3")},
     **{f"reevaluate online={method}": HASTENED for method in ("o2td3", "o2sac", "td3", "sac")},
 }
 

@@ -42,6 +42,19 @@ class Rival:
 SMALL = ("--model.hidden", "[8,8]", "--model.critic_hidden", "[8,8]")
 RIVALS = {
     "rlpd": Rival("rlpd", (*SMALL, "--data.utd", "2", "--model.policy_every", "2"), ("online",)),
+    "iql": Rival("iql"),
+    "awac": Rival("awac"),
+    "cql": Rival("cql", (*SMALL, "--model.samples", "2")),
+    "jsrl": Rival("jsrl", (*SMALL, "--model.horizon", "6", "--model.window", "1", "--model.critics", "3")),
+    "aca": Rival("aca", SMALL),
+    "pex": Rival("pex", formats=("torch",)),
+    "proto": Rival("proto", (*SMALL, "--model.samples", "2", "--data.seeds", "20")),
+    "proto_td3": Rival("proto_td3", ("--model.hidden", "[8,8]", "--data.seeds", "20")),
+    "rebrac": Rival("rebrac"),
+    "spot": Rival(
+        "spot", ("--model.hidden", "[8,8]", "--model.vae_hidden", "[8,8]", "--offline.model.vae_updates", "8")
+    ),
+    "wsrl": Rival("wsrl", (*SMALL, "--offline.model.critics", "3", "--model.samples", "2", "--data.utd", "2")),
 }
 
 

@@ -64,6 +64,11 @@ def check(built: list[Built]) -> None:
                 "--phase online: constrained fine-tuning starts from a policy. Pass --model.init_from "
                 "RUN_DIR/align/checkpoints/last.ckpt, or learn from scratch: online=td3 experiment=scratch."
             )
+        if method.needs_source and model.init_from is None:
+            raise UserError(
+                f"--phase {name}: {method.label} goes on from a policy and its critics. Pass --model.init_from "
+                "RUN_DIR/offline/checkpoints/last.ckpt, or run `--phase all`."
+            )
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise UserError("--trainer.fast_dev_run: it writes no checkpoint to hand on. Pass experiment=quick.")
         if model.clock_name == "env_steps" and trainer.max_steps != -1:

@@ -32,12 +32,14 @@ class OnlineData(InteractingData):
         utd: gradient updates an environment step (update-to-data ratio).
         warmup_steps: environment steps, by the policy to be fine-tuned, before the first update.
         mix: ``half``, ``all``, ``part`` or ``none``; ``none`` needs no dataset.
+        seeds: random transitions of the dataset that the online buffer begins with, in the modes ``half`` and ``none``.
         capacity: transitions that the online buffer of each process holds.
     """
 
     utd: int = 1
     warmup_steps: int = 1000
     mix: Mix = "half"
+    seeds: int = 0
     capacity: int = 2_000_000
 
     def __post_init__(self) -> None:
@@ -48,10 +50,13 @@ class OnlineData(InteractingData):
             )
 
     def rings(self) -> list[Ring]:
-        kept = 0 if self.store is None or self.mix in ("half", "none") else self.store.td_count
+        seeds = 0 if self.store is None else min(self.seeds, self.store.td_count)
+        kept = seeds if self.store is None or self.mix in ("half", "none") else self.store.td_count
         own_steps = -(-self.budget // self.ranks.count)
         ring = self._ring(min(self.capacity, own_steps + kept))
         self.buffer.mix(self.mix, self.store, ring, self.rewards)
+        if self.store is not None and self.mix in ("half", "none") and seeds:
+            ring.extend(self.store.gather(self.store.sample_rows(seeds, self.rows)))
         self.preloaded = len(ring)
         return [ring]
 

@@ -36,7 +36,8 @@ class StackedEngine(Engine):
         state = {**dict(self.method.named_parameters()), **dict(self.method.named_buffers())}
 
         def one(state: dict[str, Tensor], batch: Batch, noise: Noise) -> Loss:
-            return functional_call(self.method, state, (step.__name__, batch, noise))  # type: ignore[no-any-return]
+            # a module that has two names is lent its parameters once: torch would give it back those of the second time
+            return functional_call(self.method, state, (step.__name__, batch, noise), tie_weights=False)  # type: ignore[no-any-return]
 
         return vmap(one, randomness="different")(state, batch, noise)
 

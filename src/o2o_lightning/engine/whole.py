@@ -39,6 +39,8 @@ class WholeUpdates:
     def __call__(self, moments: Sequence[Moment], batches: Any, noises: Any, rates: dict[str, Tensor]) -> Outputs:
         """One update after the other, each on its own batch, noise and rates: tensors ``[K, …]`` by name.
 
+        Among the rates are the values of buffers that follow a schedule.
+
         Returns the mean of each metric ``[K]``, NaN in the updates that have none, and ``[K]`` bool: which updates had
         finite losses only. After the first that had not, no step is made any more.
         """
@@ -48,7 +50,9 @@ class WholeUpdates:
         for k, moment in enumerate(moments):
             batch, noise, rate = ({name: part[k] for name, part in parts.items()} for parts in (batches, noises, rates))
             for group in self.optimizer.param_groups:
-                group["lr"] = rate[group["name"]]
+                group["lr"] = rate.pop(group["name"])
+            for name, value in rate.items():
+                self.engine.method.get_buffer(name).copy_(value)
             metrics: dict[str, Tensor] = {}
             for loss in self.engine.losses(moment, batch, noise):
                 bad = torch.maximum(bad, (~torch.isfinite(loss.value.detach())).any().float())
@@ -112,10 +116,11 @@ class Captured:
 
     def _rates(self, method: Method, moments: Sequence[Moment]) -> dict[str, Tensor]:
         learners, device = method.learners(), self.updates.parameters[0].device
-        scheduled = [{name: rate for name, (_, rate) in learners.items()} | method.rates(moment) for moment in moments]
+        usual = {name: rate for name, (_, rate) in learners.items()}
+        scheduled = [usual | method.rates(moment) | method.schedules(moment) for moment in moments]
         # the kernel of a CPU computes with a rate in float64, that of a GPU reads a float32
         precision = torch.float64 if device.type == "cpu" else torch.float32
-        columns = {name: [row[name] for row in scheduled] for name in learners}
+        columns = {name: [row[name] for row in scheduled] for name in scheduled[0]}
         return {name: torch.tensor(column, dtype=precision, device=device) for name, column in columns.items()}
 
 

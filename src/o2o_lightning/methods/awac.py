@@ -29,6 +29,7 @@ class AWAC(ActorCritic):
     name: ClassVar[str] = "awac"
     actor_kind: ClassVar[str | None] = GaussianActor.kind
     makes_critic: ClassVar[bool] = True
+    carries_moments: ClassVar[tuple[str, ...]] = ("offline", "reevaluate", "align")  # online the same rule goes on
     temperature: float = 0.3333
     weight_cap: float = 100.0
     actor_lr: float = 3e-4

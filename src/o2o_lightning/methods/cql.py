@@ -18,6 +18,7 @@ from o2o_lightning.objectives.cql import (
     max_target_value,
     uniform_log_density,
 )
+from o2o_lightning.objectives.ensembles import drawn_members
 
 BLOCK_ROWS = 1280
 
@@ -36,6 +37,7 @@ class CQL(SAC):
         gap_min, gap_max: clip of each state's gap; None for none.
         max_target: bootstrap from the best of N actions rather than from one.
         entropy_backup: subtract α·log π in the bootstrap.
+        subset: critics that bound each target, drawn anew for each update, perhaps one twice; None for all.
         hidden, critic_hidden: widths of the actor, and of both critics (CORL's second one is shallower, D27).
     """
 
@@ -53,6 +55,7 @@ class CQL(SAC):
     gap_max: float | None = None
     max_target: bool = False
     entropy_backup: bool = False
+    subset: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,6 +76,7 @@ class CQL(SAC):
     def noise(self, shape: tuple[int, ...]) -> Draws:
         one, many = (1, *shape), (self.samples, *shape)
         return {
+            **({} if self.subset is None else {"subset": Uniform((self.subset,))}),
             "policy": Normal(shape),
             "target": Normal(many if self.max_target else one),
             "uniform": Uniform(many),
@@ -80,11 +84,13 @@ class CQL(SAC):
             "current": Normal(many),
         }
 
-    def target(self, batch: Batch, policy: SquashedGaussian, noise: Tensor) -> tuple[Tensor, Tensor]:
-        action, log_prob = policy.sample(noise)
-        q = self.target_critic(_repeat(batch["next", "observation"], len(noise)), action)
+    def bootstrap(self, batch: Batch, policy: SquashedGaussian, noise: Noise) -> Tensor:
+        action, log_prob = policy.sample(noise["target"])
+        q = self.target_critic(_repeat(batch["next", "observation"], len(action)), action)
+        if self.subset is not None:
+            q = q[drawn_members(noise["subset"], self.subset, replace=True, count=len(q))]
         value = max_target_value(q, log_prob, self.log_alpha.exp() if self.entropy_backup else None)
-        return td_target(batch["reward"], batch["next", "terminated"], value, self.discount), log_prob
+        return td_target(batch["reward"], batch["next", "terminated"], value, self.discount)
 
     def critic_loss(self, q: Tensor, target: Tensor, batch: Batch, noise: Noise, policies: Ends) -> Loss:
         current, following = policies

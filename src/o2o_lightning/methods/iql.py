@@ -1,7 +1,7 @@
 """IQL (Kostrikov et al. 2021, https://arxiv.org/abs/2110.06169): offline, and online as it is."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from o2o_lightning.nn.critics import Critics, ValueNet
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.objectives.awr import advantage_weight, expectile_loss, iql_critic_loss, weighted_imitation_loss
 from o2o_lightning.objectives.bellman import least, td_target
-from o2o_lightning.objectives.schedules import cosine_decay
+from o2o_lightning.objectives.schedules import cosine_decay, cosine_restart
 
 
 class IQL(ActorCritic):
@@ -23,8 +23,11 @@ class IQL(ActorCritic):
         expectile: κ of the value loss; towards 1, V approaches the best action of the data.
         inverse_temperature: β of the imitation weights.
         weight_cap: largest imitation weight.
-        actor_lr, critic_lr, value_lr: Adam's rates; the actor's falls to 0 along a cosine.
+        actor_lr, critic_lr, value_lr: Adam's rates.
+        actor_schedule: the actor's rate falls to 0 along a ``cosine``, is ``constant``, or climbs along the cosine's
+            ``restart``, as in CORL online (D75).
         anneal_updates: gradient updates of that cosine; the whole phase by default.
+        order: all losses ``together`` at the same networks, or V, policy, Q one after the other (``value_first``, D76).
         discount: γ.
         polyak: rate of the target critics.
         deterministic: a deterministic policy instead of a Gaussian one; PPO needs the Gaussian.
@@ -34,13 +37,16 @@ class IQL(ActorCritic):
     name: ClassVar[str] = "iql"
     pays_back: ClassVar[int | None] = 7_000
     makes_critic: ClassVar[bool] = True
+    carries_moments: ClassVar[tuple[str, ...]] = ("offline", "reevaluate", "align")  # online the same rule goes on
     expectile: float = 0.7
     inverse_temperature: float = 3.0
     weight_cap: float = 100.0
     actor_lr: float = 3e-4
     critic_lr: float = 3e-4
     value_lr: float = 3e-4
+    actor_schedule: Literal["cosine", "constant", "restart"] = "cosine"
     anneal_updates: int | None = None
+    order: Literal["together", "value_first"] = "together"
     discount: float = 0.99
     polyak: float = 0.005
     deterministic: bool = False
@@ -63,37 +69,62 @@ class IQL(ActorCritic):
         return {**super().learners(), "value": (self.value, self.value_lr)}
 
     def rates(self, moment: Moment) -> dict[str, float]:
-        return {"actor": self.actor_lr * cosine_decay(moment.update, self.anneal_updates or self.total)}
+        if self.actor_schedule == "constant":
+            return {}
+        factor = cosine_decay if self.actor_schedule == "cosine" else cosine_restart
+        return {"actor": self.actor_lr * factor(moment.update, self.anneal_updates or self.total)}
 
     def update(self, moment: Moment) -> Updates:
-        yield self.step
+        if self.order == "together":
+            yield self.step
+        else:
+            yield self.value_step
+            yield self.policy_step
+            yield self.critic_step
         yield Follow(self.target_critic, self.critic, self.polyak)
 
     def step(self, batch: Batch, noise: Noise) -> Loss:
-        observation, action = batch["observation"], batch["action"]
+        """All three losses see V and Q̄ before this step, and none reaches another's parameters: one backward."""
+        difference, value = self.advantage(batch)
+        parts = self.value_loss(difference, value), self.critic_loss(batch), self.policy_loss(batch, difference)
+        metrics = {name: metric for part in parts for name, metric in part.metrics.items()}
+        return Loss(parts[0].value + parts[1].value + parts[2].value, metrics)
+
+    def value_step(self, batch: Batch, noise: Noise) -> Loss:
+        return self.value_loss(*self.advantage(batch))
+
+    def policy_step(self, batch: Batch, noise: Noise) -> Loss:
+        return self.policy_loss(batch, self.advantage(batch)[0])
+
+    def critic_step(self, batch: Batch, noise: Noise) -> Loss:
+        return self.critic_loss(batch)
+
+    def advantage(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of the data's actions, min_j Q̄_j(s, a) − V(s) ``[B]``, and V(s)."""
         with torch.no_grad():
-            q_target = least(self.target_critic(observation, action))
+            q_target = least(self.target_critic(batch["observation"], batch["action"]))
+        value = self.value(batch["observation"])
+        return q_target - value, value
+
+    def value_loss(self, difference: Tensor, value: Tensor) -> Loss:
+        """Eq. 5."""
+        loss = expectile_loss(difference, self.expectile)
+        return Loss(loss, {"value_loss": loss, "value": value})
+
+    def critic_loss(self, batch: Batch) -> Loss:
+        """Eq. 6."""
+        with torch.no_grad():
             next_value = self.value(batch["next", "observation"])
             target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
-        value = self.value(observation)
-        difference = q_target - value
-        value_loss = expectile_loss(difference, self.expectile)
-        q = self.critic(observation, action)
-        critic_loss = iql_critic_loss(q, target)
+        q = self.critic(batch["observation"], batch["action"])
+        loss = iql_critic_loss(q, target)
+        return Loss(loss, {"critic_loss": loss, "q": q})
+
+    def policy_loss(self, batch: Batch, difference: Tensor) -> Loss:
+        """Eq. 7."""
         weight = advantage_weight(difference, self.inverse_temperature, self.weight_cap)
-        actor_loss = weighted_imitation_loss(weight, self.misfit(observation, action))
-        # All three see V and Q̄ before this step, and none reaches another's parameters: one backward, one step.
-        return Loss(
-            value_loss + critic_loss + actor_loss,
-            {
-                "value_loss": value_loss,
-                "critic_loss": critic_loss,
-                "actor_loss": actor_loss,
-                "value": value,
-                "q": q,
-                "weight": weight,
-            },
-        )
+        loss = weighted_imitation_loss(weight, self.misfit(batch["observation"], batch["action"]))
+        return Loss(loss, {"actor_loss": loss, "weight": weight})
 
     def misfit(self, observation: Tensor, action: Tensor) -> Tensor:
         """How far the policy is from the data's ``action``, ``[B]``."""

@@ -145,6 +145,7 @@ class Method(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ()  # columns of a batch beyond a transition's own: "return_to_go", "window"
     makes_critic: ClassVar[bool] = False  # an action-value critic, which it hands on
     needs_critic: ClassVar[bool] = False  # of the checkpoint that it starts from
+    needs_source: ClassVar[bool] = False  # a checkpoint: from new networks it would be another method
     on_policy: ClassVar[bool] = False  # learns from rounds of its own rollouts, and from nothing else
     carries_moments: ClassVar[tuple[str, ...]] = ("reevaluate", "align")  # phases whose Adam moments go on (D47)
     pays_back: ClassVar[int | None] = None  # updates that earn the compilation, docs/speed.md; None where none do
@@ -165,8 +166,6 @@ class Method(nn.Module):
 
         def __getattr__(self, name: str) -> Any:
             """Networks, which :meth:`build` makes."""
-
-    # ---- what a rule says ----------------------------------------------------------------------------------------
 
     def build(self, task: Task, source: Source | None = None) -> None:
         """Makes the networks: taken from ``source``, or anew."""
@@ -189,12 +188,19 @@ class Method(nn.Module):
         actor = self.actor
         return actor.explore(observation, generator) if isinstance(actor, StochasticActor) else actor.act(observation)
 
+    def before_step(self, step: int, last_return: float | None, generator: np.random.Generator) -> None:
+        """Before each action: the number of the episode's step, from 0, and the return of the episode before."""
+
     def policy(self) -> Policy:
         """The policy that is evaluated, exported and handed on."""
         return self.actor  # type: ignore[no-any-return]
 
     def rates(self, moment: Moment) -> dict[str, float]:
         """Learning rates of those :meth:`learners` that follow a schedule."""
+        return {}
+
+    def schedules(self, moment: Moment) -> dict[str, float]:
+        """Values of those scalar buffers, by name, that follow a schedule: the phase sets them before each update."""
         return {}
 
     def gradient_limits(self) -> dict[str, float]:
@@ -237,8 +243,6 @@ class Method(nn.Module):
     def label(self) -> str:
         """What ran, as results and checkpoints name it."""
         return self.name
-
-    # ---- for the engine ------------------------------------------------------------------------------------------
 
     def forward(self, step: str, batch: Batch, noise: Noise) -> Loss:
         """The step of that name, so that its networks may be lent (``torch.func.functional_call``)."""

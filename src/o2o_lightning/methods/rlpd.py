@@ -25,18 +25,18 @@ from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
 from o2o_lightning.objectives.bellman import critic_loss, least, td_target
 from o2o_lightning.objectives.ensembles import drawn_members, subset_least
-from o2o_lightning.objectives.sac import soft_policy_loss, temperature_loss
+from o2o_lightning.objectives.sac import temperature_loss
 
 
 class RLPD(SACCritic):
     """Many critics with LayerNorm, many updates of them a step, one of the policy (Algorithm 1).
 
     Args:
-        critics, subset: N critics, and how many of them bound each target, drawn once an update.
+        critics, subset: N critics, and how many of them bound each target, drawn once an update; None for all.
         replace: whether a critic may be drawn twice (D83).
         policy_value: what the policy climbs of all critics: their ``mean`` or the ``least``.
         policy_every: critic updates for one of the policy and the temperature; as many as ``--data.utd``.
-        entropy_backup: subtract α·log π in the target.
+        entropy_backup: subtract in the target what the policy's action costs, α·log π.
         target_entropy: H̄ of the temperature, in action dimensions.
         actor_lr, critic_lr, temperature_lr: Adam's rates.
         hidden, critic_hidden: widths of new networks.
@@ -50,7 +50,7 @@ class RLPD(SACCritic):
     critic_hidden: Sequence[int] = (256, 256)
     layer_norm: bool = True
     critics: int = 10
-    subset: int = 2
+    subset: int | None = 2
     replace: bool = False
     policy_value: Literal["mean", "least"] = "mean"
     policy_every: int = 20
@@ -60,7 +60,7 @@ class RLPD(SACCritic):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("--model.policy_every", self.policy_every, 1)
-        at_least("--model.subset", self.subset, 1)
+        at_least("--model.subset", self.subset or 1, 1)
 
     def fresh(self, task: Task) -> tuple[SquashedGaussianActor, Critics]:
         critic = Critics(*task.sizes, self.critic_hidden, self.layer_norm, self.critics)
@@ -68,15 +68,17 @@ class RLPD(SACCritic):
 
     def take(self, actor: Any, critic: Critics) -> None:
         super().take(actor, critic)
-        if self.subset > critic.spec.count:
+        if (self.subset or 0) > critic.spec.count:
             raise UserError(f"--model.subset {self.subset}: there are {critic.spec.count} critics. Ask for fewer.")
 
     def learners(self) -> Learners:
         return {**super().learners(), "temperature": (self.log_alpha, self.temperature_lr)}
 
     def noise(self, shape: tuple[int, ...]) -> Draws:
-        drawn = self.subset if self.replace else self.critic.spec.count
-        return {"policy": Normal(shape), "target": Normal(shape), "subset": Uniform((drawn,))}
+        draws: Draws = {"policy": Normal(shape), "target": Normal(shape)}
+        if self.subset is not None:
+            draws["subset"] = Uniform((self.subset if self.replace else self.critic.spec.count,))
+        return draws
 
     def update(self, moment: Moment) -> Updates:
         yield self.critic_step
@@ -87,30 +89,42 @@ class RLPD(SACCritic):
     def critic_step(self, batch: Batch, noise: Noise) -> Loss:
         with torch.no_grad():
             policy = self.actor.distribution(batch["next", "observation"])
-            target = self.pessimistic_target(batch, policy, noise)
-        q = self.critic(batch["observation"], batch["action"])
+            target = self.bootstrap(batch, policy, noise)
+        q = self.valued(self.critic, batch["observation"], batch["action"])
         loss = critic_loss(q, target) / len(q)
         return Loss(loss, {"critic_loss": loss, "q": q, "target": target})
 
-    def pessimistic_target(self, batch: Batch, policy: SquashedGaussian, noise: Noise) -> Tensor:
-        """The target ``[B]`` by the least of the drawn critics, and α·log π of the ``policy`` at the successors."""
+    def bootstrap(self, batch: Batch, policy: SquashedGaussian, noise: Noise) -> Tensor:
+        """The target ``[B]`` by the least of the drawn critics, and the ``policy`` at the successors."""
         action, log_prob = policy.sample(noise["target"])
-        q = self.target_critic(batch["next", "observation"], action)
-        value = subset_least(q, drawn_members(noise["subset"], self.subset, self.replace, len(q)))
+        q = self.valued(self.target_critic, batch["next", "observation"], action)
+        if self.subset is None:
+            value = least(q)
+        else:
+            value = subset_least(q, drawn_members(noise["subset"], self.subset, self.replace, len(q)))
         if self.entropy_backup:
-            value = value - self.log_alpha.detach().exp() * log_prob
+            value = value - self.price(batch["next", "observation"], policy, noise["target"], log_prob)
         return td_target(batch["reward"], batch["next", "terminated"], value, self.discount)
 
     def policy_step(self, batch: Batch, noise: Noise) -> Loss:
         """The policy's loss and the temperature's, of the same actions."""
         observation = batch["observation"]
-        action, log_prob = self.actor.distribution(observation).sample(noise["policy"])
-        q = self.climbed(self.critic(observation, action, frozen=True))
-        alpha = self.log_alpha.detach().exp()
-        loss = soft_policy_loss(q[None], log_prob, alpha)
+        policy = self.actor.distribution(observation)
+        action, log_prob = policy.sample(noise["policy"])
+        q = self.climbed(self.valued(self.critic, observation, action, frozen=True))
+        loss = (self.price(observation, policy, noise["policy"], log_prob) - q).mean()
         alpha_loss = temperature_loss(self.log_alpha, log_prob, self.target_entropy * self.actor.spec.action_dim)
-        metrics = {"actor_loss": loss, "q_policy": q, "log_prob": log_prob, "temperature": alpha}
+        metrics = {"actor_loss": loss, "q_policy": q, "log_prob": log_prob, "temperature": self.log_alpha.exp()}
         return Loss(loss + alpha_loss, metrics)
+
+    def price(self, observation: Tensor, policy: SquashedGaussian, noise: Tensor, log_prob: Tensor) -> Tensor:
+        """A seam: what an action of the ``policy``, made of ``noise``, costs beside its value, ``[B]``."""
+        return self.log_alpha.detach().exp() * log_prob
+
+    def valued(self, critic: Critics, observation: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
+        """A seam: values ``[N, B]`` of actions ``[B, A]``."""
+        values: Tensor = critic(observation, action, frozen)
+        return values
 
     def climbed(self, q: Tensor) -> Tensor:
         """What the policy climbs ``[B]``, of ``q`` ``[N, B]``."""

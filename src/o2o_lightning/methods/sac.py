@@ -129,7 +129,7 @@ class SAC(SACCritic):
         draw = self.draw(observation, current, noise["policy"])
         alpha_loss = temperature_loss(self.log_alpha, draw.log_prob, -float(self.actor.spec.action_dim))
         with torch.no_grad():
-            target, _ = self.target(batch, following, noise["target"])
+            target = self.bootstrap(batch, following, noise)
         q = self.critic(observation, batch["action"])
         values = self.critic_loss(q, target, batch, noise, (current, following))
         metrics = {
@@ -143,6 +143,10 @@ class SAC(SACCritic):
         }
         # Every loss is formed before any network moves, and none reaches another's parameters: one backward (D32).
         return Loss(values.value + draw.loss + alpha_loss, metrics), draw
+
+    def bootstrap(self, batch: Batch, policy: SquashedGaussian, noise: Noise) -> Tensor:
+        """A seam: what Q should be ``[B]``, by the ``policy`` at the successors."""
+        return self.target(batch, policy, noise["target"])[0]
 
     def critic_loss(self, q: Tensor, target: Tensor, batch: Batch, noise: Noise, policies: Ends) -> Loss:
         """A seam: what the critics descend, from ``q`` ``[E, B]``, and the policy at both ends of a transition."""

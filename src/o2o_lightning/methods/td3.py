@@ -58,8 +58,7 @@ class TD3Critic(ActorCritic):
     def critic_step(self, batch: Batch, noise: Noise) -> Loss:
         with torch.no_grad():
             next_action = smoothed_action(self.next_action(batch), noise["target"], self.policy_noise, self.noise_clip)
-            next_value = least(self.target_critic(batch["next", "observation"], next_action))
-            next_value = self.penalized(next_value, batch)
+            next_value = self.next_value(batch, next_action)
             target = td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount)
         q = self.critic(batch["observation"], batch["action"])
         loss = critic_loss(q, target)
@@ -68,6 +67,10 @@ class TD3Critic(ActorCritic):
     def next_action(self, batch: Batch) -> Tensor:
         """The target policy's action ``[B, A]`` at the successors."""
         raise NotImplementedError(f"{type(self).__name__}.next_action")
+
+    def next_value(self, batch: Batch, action: Tensor) -> Tensor:
+        """A seam: what a successor is worth ``[B]`` by its smoothed ``action`` ``[B, A]``."""
+        return self.penalized(least(self.target_critic(batch["next", "observation"], action)), batch)
 
     def penalized(self, next_value: Tensor, batch: Batch) -> Tensor:
         """A seam: what a successor is worth ``[B]`` when the policy there is not free."""
@@ -80,13 +83,15 @@ class TD3(TD3Critic):
     Args:
         actor_lr: Adam's rate.
         policy_delay: critic updates for a policy update, with which both targets move.
-        exploration_noise: σ of the Gaussian noise on actions.
+        exploration_noise, exploration_clip: σ of the Gaussian noise on actions, and where it is clipped, None for
+            nowhere.
     """
 
     name: ClassVar[str] = "td3"
     actor_lr: float = 3e-4
     policy_delay: int = 2
     exploration_noise: float = 0.1
+    exploration_clip: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,4 +136,6 @@ class TD3(TD3Critic):
     def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
         action = self.actor.act(observation)
         noise = generator.standard_normal(action.shape, dtype=np.float32) * self.exploration_noise
+        if self.exploration_clip is not None:
+            noise = np.clip(noise, -self.exploration_clip, self.exploration_clip)
         return np.clip(action + noise, -1.0, 1.0)  # type: ignore[no-any-return]

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from o2o_lightning.nn.actor import Actor, ActorSpec, DeterministicActor, Policy
+from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.decision_transformer import DecisionTransformer, OnlineDecisionTransformer, SequenceSpec
 from o2o_lightning.nn.gaussian import GaussianActor
+from o2o_lightning.nn.policy_set import PolicySet
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 
 ACTORS = {actor.kind: actor for actor in (DeterministicActor, GaussianActor, SquashedGaussianActor)}
@@ -24,6 +26,14 @@ def build_actor(spec: ActorSpec) -> Actor:
 
 def build_policy(spec: dict[str, Any]) -> Policy:
     """A fresh policy of the family and sizes that ``spec`` names, whether it has a memory or not."""
+    if spec["kind"] == PolicySet.kind:
+        members = [build_actor(actor_spec(member)) for member in spec["members"]]
+        return PolicySet(members, Critics(**spec["critic"]))
     if spec["kind"] in SEQUENCES:
         return SEQUENCES[spec["kind"]](SequenceSpec(**spec))
-    return build_actor(ActorSpec(**{**spec, "hidden": tuple(spec["hidden"])}))
+    return build_actor(actor_spec(spec))
+
+
+def actor_spec(spec: dict[str, Any]) -> ActorSpec:
+    """The specification as a checkpoint holds it, typed again."""
+    return ActorSpec(**{**spec, "hidden": tuple(spec["hidden"])})

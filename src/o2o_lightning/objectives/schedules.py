@@ -8,6 +8,11 @@ def cosine_decay(step: int, total: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(step / total, 1.0)))
 
 
-def linear_decay(step: int, total: int) -> float:
+def linear_decay(step: float, total: int) -> float:
     r"""Factor :math:`\max\{1 - t/T, 0\}`, 1 at the start and 0 from ``total`` on."""
     return max(1.0 - step / total, 0.0)
+
+
+def cosine_restart(step: int, total: int) -> float:
+    r"""Factor :math:`\frac12 (1 - \cos(\pi t/T))`: how a cosine that has come down to 0 climbs again."""
+    return 0.5 * (1.0 - math.cos(math.pi * step / total))

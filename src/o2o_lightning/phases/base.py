@@ -154,6 +154,9 @@ class Phase(L.LightningModule):
         if store is not None and "return_to_go" in self.method.needs:
             ends = store["next", "terminated"], store["next", "truncated"]
             store.attach("return_to_go", self.method.returns_to_go(self.data.rewards(store["reward"]), *ends))
+        if store is not None and "next_action" in self.method.needs:
+            action = store["action"]  # of an episode's last row it is another's, and no one asks for it
+            store.attach("next_action", torch.cat((action[1:], action[-1:])))
         self.data.precompute(self.method.cache)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -191,6 +194,8 @@ class Phase(L.LightningModule):
         rates = self.method.rates(moment)
         for group in cast(LightningOptimizer, self.optimizers()).param_groups if rates else ():
             group["lr"] = rates.get(group["name"], group["lr"])
+        for name, value in self.method.schedules(moment).items():
+            self.method.get_buffer(name).fill_(value)
         noise = self.noise.draw(self.method.noise(tuple(batch["action"].shape)))
         for i, loss in enumerate(self.engine.losses(moment, batch, noise)):
             self._record.add(self.updates, batch, loss.value, loss.metrics)

@@ -57,7 +57,8 @@ class Online(Phase):
 
     def explore(self, observation: FloatArray) -> FloatArray:
         """The action ``[A]`` to take at a raw observation ``[S]``."""
-        generator = self.interacting.generator
+        generator, under_way = self.interacting.generator, self.interacting.interaction
+        self.method.before_step(under_way.episode_length, under_way.last_return, generator)
         if self.warming_up:
             return generator.uniform(-1.0, 1.0, self.policy().spec.action_dim).astype(np.float32)
         return self.method.act(self.normalizer.numpy(observation), generator)
@@ -159,5 +160,5 @@ class Online(Phase):
         return [*parts, f"f {self.display['divergence']:.4g}"] if "divergence" in self.display else parts
 
     def _has_moved(self) -> bool:
-        pairs = zip(self.policy().parameters(), self.method.offline_actor.parameters(), strict=True)
-        return not all(torch.equal(a, b) for a, b in pairs)
+        now, before = (policy.state_dict() for policy in (self.policy(), self.method.offline_actor))
+        return now.keys() != before.keys() or not all(torch.equal(now[name], before[name]) for name in now)
