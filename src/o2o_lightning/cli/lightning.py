@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import traceback
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -74,9 +75,13 @@ class Built:
             raise UserError(f"--trainer: {error}") from error
         except ProcessRaisedException as error:
             raise from_another_process(error) from error
-        except (RuntimeError, MemoryError) as error:
+        except UserError:
+            raise
+        except Exception as error:
             if self.trainer.world_size > 1 and lost(error):
                 raise Lost(LOST) from error
+            if (fault := self._callbacks_fault(error)) is not None:
+                raise fault from error
             if isinstance(error, MemoryError) or "allocate" in str(error):  # torch's allocators have no type of theirs
                 raise Failure(f"phase {self.model.phase}: out of memory: {reason(error)}. {SMALLER}") from error
             raise
@@ -84,6 +89,18 @@ class Built:
             if self.trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
+
+    def _callbacks_fault(self, error: Exception) -> UserError | None:
+        """What is to be said where a callback of another package has raised; None where the fault is elsewhere."""
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            found = frame.f_locals.get("self")
+            if isinstance(found, L.Callback) and not type(found).__module__.startswith("o2o_lightning."):
+                known = ", ".join(sorted(self.trainer.callback_metrics)) or "nothing yet"
+                return UserError(
+                    f"--trainer.callbacks {type(found).__name__}: it raised {type(error).__name__}: {error}. Correct "
+                    f"or leave it out; it can monitor {known}."
+                )
+        return None
 
 
 class PhaseCLI(LightningCLI):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o2o_lightning.data.raw import reading, wrong
+from o2o_lightning.data.trial import endures
 from o2o_lightning.errors import DAMAGED, UserError
 from o2o_lightning.limits import SLACK, allowed
 
@@ -37,6 +38,8 @@ def open_hdf5(path: Path, source: str) -> Iterator[h5py.File]:
     if not path.is_file():
         kind = "a directory. Name the .hdf5 file inside it" if path.is_dir() else "no file. Copy it into one"
         raise wrong(source, f"{path} is {kind}.")
+    if not endures(path):
+        raise wrong(source, "HDF5 comes to no end with it. The file is damaged; copy or download it again.")
     try:
         file = h5py.File(path, "r")
     except OSError as error:

@@ -292,10 +292,14 @@ class Phase(L.LightningModule):
         self.log_now(self.ranks.mean_row(row))
 
     def log_now(self, metrics: dict[str, float], moment: tuple[int, int] | None = None) -> None:
-        """One row to every logger, on the phase's own clock; both clocks, of now or of ``moment``, are columns."""
+        """One row to every logger, on the phase's own clock; both clocks, of now or of ``moment``, are columns.
+
+        Lightning's own callbacks can monitor what it has.
+        """
         updates, env_steps = moment or (self.updates, self.env_steps)
         row = {"updates": updates, **({"env_steps": env_steps} if env_steps else {}), **metrics}
         self.display.update(metrics)
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         for logger in self.trainer.loggers:
             logger.log_metrics(row, step=env_steps if self.clock_name == "env_steps" else updates)
 
