@@ -146,9 +146,9 @@ def test_each_environment_step_is_followed_by_as_many_updates_as_the_ratio_says(
     clocks: list[tuple[int, int]] = []
 
     class Counting(Online):
-        def learn(self, batch: Any, *where: int) -> None:
+        def learn(self, batch: Any, *where: int) -> Any:
             clocks.append((self.env_steps, self.updates))
-            super().learn(batch, *where)
+            return super().learn(batch, *where)
 
     run = online(fit, chain, pendulum, Counting, env_steps=9, warmup_steps=4, utd=utd)
     assert clocks == [(step, (step - 5) * utd + i) for step in range(5, 10) for i in range(utd)]
@@ -161,9 +161,9 @@ def test_the_threshold_follows_its_ramp_at_every_environment_step(
     seen: dict[int, float] = {}
 
     class Watching(Online):
-        def learn(self, batch: Any, *where: int) -> None:
+        def learn(self, batch: Any, *where: int) -> Any:
             seen[self.env_steps] = float(self.method.threshold_now)
-            super().learn(batch, *where)
+            return super().learn(batch, *where)
 
     ramp = Threshold(start=0.25, end=1.0, env_steps=12)
     run = online(fit, chain, pendulum, Watching, threshold=ramp, warmup_steps=1, chunk=5, env_steps=16)

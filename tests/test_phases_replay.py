@@ -54,9 +54,9 @@ def online(fit: Fit, chain: dict[str, Run], phase: type[Online] = Online, **opti
 class Keeping(Online):
     """Keeps the rewards of each batch."""
 
-    def learn(self, batch: Any, *where: int) -> None:
+    def learn(self, batch: Any, *where: int) -> Any:
         self.__dict__.setdefault("batches", []).append(batch["reward"].clone())
-        super().learn(batch, *where)
+        return super().learn(batch, *where)
 
 
 # ---- modes -------------------------------------------------------------------------------------------------------

@@ -43,6 +43,12 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         self._enabled = True
         self._best: float | None = None
         self._note: str | None = None
+        self._run = ""  # which of several in one process
+
+    def share(self, run: str, first: bool) -> None:
+        """Lines name their ``run``, one of several in this process; on a terminal only the ``first`` one shows them."""
+        self._run = f"{run}: "
+        self._enabled = self._enabled and (first or not self._console.is_terminal)
 
     def disable(self) -> None:
         self._enabled = False
@@ -59,7 +65,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             return
         self._bar = TwoLines(*_columns(), console=self._console)
         unit = phase.clock_name.replace("_", " ")
-        self._task = self._bar.add_task(phase.phase, total=phase.total, unit=unit, status="")
+        self._task = self._bar.add_task(f"{self._run}{phase.phase}", total=phase.total, unit=unit, status="")
         self._bar.start()
 
     def on_train_batch_start(self, trainer: L.Trainer, phase: Any, batch: Any, batch_idx: int) -> None:
@@ -92,7 +98,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
 
     def _say(self, line: str) -> None:
         if self._enabled:
-            self._console.print(line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
+            self._console.print(self._run + line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
 
     def _stop(self) -> None:
         if self._bar is not None:

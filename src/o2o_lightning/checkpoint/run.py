@@ -22,6 +22,16 @@ SEAL = "# sha256 "
 _held: dict[Path, FileLock] = {}
 
 
+def seed_folder(run_dir: Path, seed: int) -> Path:
+    """Where one of several seeds of a run keeps what a run of its own would."""
+    return run_dir / f"seed-{seed}"
+
+
+def runs_of(run_dir: Path, entry: dict[str, Any]) -> list[Path]:
+    """Where the phases of a plan's ``entry`` are: in the directory itself, or in that of each seed."""
+    return [seed_folder(run_dir, seed) for seed in entry["seeds"]] if entry.get("seeds") else [run_dir]
+
+
 class Busy(UserError):
     """Another process is writing to the directory: nothing in it is ours."""
 

@@ -81,6 +81,11 @@ class Command:
         """Whether a Hydra token sets ``key``."""
         return any(hydra_key(token) == key for token in self.overrides)
 
+    def of_seed(self, seed: int) -> Command:
+        """The command of that seed alone: ``$SEED`` in an option is its number."""
+        words = [word.replace("$SEED", str(seed)) for word in (*self.without("seeds").overrides, *self.tokens)]
+        return split(["--phase", self.phase, *words, "--seed_everything", str(seed)])
+
     def without(self, name: str) -> Command:
         """The same command, as if the option or the Hydra key ``name`` had not been typed."""
         return replace(

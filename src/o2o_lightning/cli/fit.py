@@ -26,6 +26,7 @@ Options [default]; they beat --config, which beats the groups:
   --run_dir DIR            where results go [runs/DATE_TIME]; nothing in it is ever written over
   --config FILE            options from a file, as --print_config writes it
   --seed_everything N      [{seed}]
+  seeds=N                  the seeds 0 … N−1 in one process, seeds=[3,4,9] these: DIR/seed-0 … (docs/seeds.md)
   --data.dataset SPEC      FILE.hdf5, d4rl:NAME, minari:ID or embedded:NAME [{data[dataset]}]
   --data.env_id ID         Gymnasium environment [the dataset's own]
   --model.init_from CKPT   where a phase starts from, e.g. runs/a/offline/checkpoints/last.ckpt
@@ -58,6 +59,8 @@ def main(argv: list[str]) -> int:
     from o2o_lightning.cli.page import phase_page
     from o2o_lightning.cli.plan import plan
     from o2o_lightning.cli.run import run, say
+    from o2o_lightning.cli.seeds import run as run_seeds
+    from o2o_lightning.cli.seeds import seeds_of
 
     if wants_help:
         print(phase_page(command), end="")
@@ -67,7 +70,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--print_config prints one phase. Add --phase {', '.join(PHASES)}.")
     if printing and printing[-1].value is not None:
         raise UserError(f"{printing[-1].tokens[0]}: it takes no value. Write `--print_config`.")
-    steps, notes = plan(command)
+    seeds = None if printing else seeds_of(command)
+    plans = {seed: plan(command.of_seed(seed)) for seed in seeds or ()}
+    steps, notes = plan(command) if seeds is None else plans[seeds[0]]
     if printing:
         steps = [step for step in steps if step.phase == command.phase]
         print(*(step.cli.written() for step in steps), sep="", end="")
@@ -77,7 +82,11 @@ def main(argv: list[str]) -> int:
     guess = infer_dataset(command)[1]
     record = {"phase": command.phase, "phases": [step.phase for step in steps], "overrides": command.overrides}
     record |= {"options": command.tokens, "cwd": os.getcwd()}
-    run(steps, Path(command.run_dir or _new_run_dir()), [*notes, *([guess] if guess else [])], record)
+    run_dir, notes = Path(command.run_dir or _new_run_dir()), [*notes, *([guess] if guess else [])]
+    if seeds is None:
+        run(steps, run_dir, notes, record)
+    else:
+        run_seeds({seed: steps for seed, (steps, _) in plans.items()}, run_dir, notes, {**record, "seeds": seeds})
     return 0
 
 

@@ -208,7 +208,7 @@ def quiet() -> None:
         ".*LeafSpec.*", ".*num_workers.*", ".*tensorboardX.*", ".*CSVLogger.*", ".*Checkpoint directory.*",
         ".*weights_only.*", ".*GPU available but not used.*", ".*does not have many workers.*", ".*logging interval.*",
         ".*Experiment logs directory.*", ".*You're resuming from a checkpoint that ended.*",
-        ".*transfer_batch_to_device.*", ".*No seed found.*",
+        ".*transfer_batch_to_device.*", ".*No seed found.*", ".*implemented the batching rule.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", message=message)
 

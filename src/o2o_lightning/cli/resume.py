@@ -10,13 +10,14 @@ import yaml
 from o2o_lightning.callbacks.metrics import MetricsFile
 from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
 from o2o_lightning.checkpoint.io import remove_temporaries
-from o2o_lightning.checkpoint.run import lock, read_config, read_plan
+from o2o_lightning.checkpoint.run import lock, read_config, read_plan, seed_folder
 from o2o_lightning.cli.command import Option, split
-from o2o_lightning.cli.lightning import PhaseCLI
+from o2o_lightning.cli.lightning import Built, PhaseCLI
 from o2o_lightning.cli.models import place, rule_of
 from o2o_lightning.cli.outcome import outcome
 from o2o_lightning.cli.plan import check, plan
 from o2o_lightning.cli.run import LAST, say, write_run_summary
+from o2o_lightning.cli.seeds import Start, Together, entry_of_seed, write_summary
 from o2o_lightning.errors import UserError
 from o2o_lightning.launch import first_process
 
@@ -58,32 +59,69 @@ def main(argv: list[str]) -> int:
     if first_process():
         lock(run_dir)
         remove_temporaries(run_dir)
-    left = [phase for phase in planned if not (run_dir / phase / "summary.json").exists()]
-    if not left and lengths:
-        left = ["online" if "data.env_steps" in lengths else [*planned][-1]]
-    here = os.getcwd()
-    for i, phase in enumerate(left):
-        # a number of updates is meant for the phase that was interrupted, not for those that follow
-        given = [change for change in changes if i == 0 or change.name != "trainer.max_steps"]
-        try:
-            if Path(planned[phase]["cwd"]).is_dir():
-                os.chdir(planned[phase]["cwd"])  # paths of the command are relative to where it was given
-            if (run_dir / phase / LAST).exists():
-                _continue(phase, run_dir, given)
-            else:
-                _begin(phase, planned[phase], run_dir, given)
-        finally:
-            os.chdir(here)
+    here, seeds = os.getcwd(), entries[-1].get("seeds")
+    try:
+        going = _one(planned, run_dir, changes) if seeds is None else _seeds(planned, seeds, run_dir, changes)
+    finally:
+        os.chdir(here)
+    if not going:
+        say(f"{argv[0]}: nothing to go on with, all of it is finished.")
+    return 0
+
+
+def _one(planned: dict[str, dict[str, Any]], run_dir: Path, changes: list[Option]) -> bool:
+    """Goes on with the phases that are left; whether there are any."""
+    left = _left(planned, run_dir, changes)
+    for phase in left:
+        built, checkpoint = _start(phase, planned[phase], run_dir, changes, phase == left[0])
+        built.fit(checkpoint)
         write_run_summary(run_dir)
     if left and first_process():
         say(*outcome(run_dir))
     if not left:
         write_run_summary(run_dir)  # the kill may have come just before
-        say(f"{argv[0]}: nothing to go on with, all of it is finished.")
-    return 0
+    return bool(left)
 
 
-def _begin(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Option]) -> None:
+def _seeds(planned: dict[str, dict[str, Any]], seeds: list[int], run_dir: Path, changes: list[Option]) -> bool:
+    """The same of several seeds, each from its own checkpoint."""
+    together, folders = Together(run_dir, seeds), {seed: seed_folder(run_dir, seed) for seed in seeds}
+    left = {seed: _left(planned, folders[seed], changes) for seed in seeds}
+    for seed in seeds:
+        if not left[seed]:
+            write_run_summary(folders[seed])
+    for phase in planned:
+        together.fit(phase, {
+            seed: _start(phase, entry_of_seed(planned[phase], seed), folders[seed], changes, phase == left[seed][0])
+            for seed in together.living
+            if phase in left[seed]
+        })  # fmt: skip
+    write_summary(run_dir, seeds)
+    together.end()
+    return any(left.values())
+
+
+def _left(planned: dict[str, Any], run_dir: Path, changes: list[Option]) -> list[str]:
+    """The phases that are not finished, or the one that is to become longer."""
+    left = [phase for phase in planned if not (run_dir / phase / "summary.json").exists()]
+    lengths = [change.name for change in changes if change.name in LENGTH]
+    if not left and lengths:
+        left = ["online" if "data.env_steps" in lengths else [*planned][-1]]
+    return left
+
+
+def _start(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Option], first: bool) -> Start:
+    """A phase that goes on, with the checkpoint it goes on from, or one that begins."""
+    # a number of updates is meant for the phase that was interrupted, not for those that follow
+    given = [change for change in changes if first or change.name != "trainer.max_steps"]
+    if Path(entry["cwd"]).is_dir():
+        os.chdir(entry["cwd"])  # paths of the command are relative to where it was given
+    if (run_dir / phase / LAST).exists():
+        return _continue(phase, run_dir, given)
+    return _begin(phase, entry, run_dir, given), None
+
+
+def _begin(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Option]) -> Built:
     """Starts a phase of the ``o2o fit`` that ``entry`` remembers: one that follows, or has no checkpoint yet."""
     given = [
         token
@@ -101,10 +139,10 @@ def _begin(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Optio
                 logger.keep(0)  # what is there, perhaps elsewhere, are rows of the attempt that was killed
     if first_process():
         shutil.rmtree(run_dir / phase, ignore_errors=True)
-    built.fit()
+    return built
 
 
-def _continue(phase: str, run_dir: Path, changes: list[Option]) -> None:
+def _continue(phase: str, run_dir: Path, changes: list[Option]) -> Start:
     """Goes on with one phase from its last checkpoint."""
     checkpoint, written = run_dir / phase / LAST, run_dir / phase / "config.yaml"
     read_handover(checkpoint, (phase,), "o2o resume")
@@ -126,7 +164,7 @@ def _continue(phase: str, run_dir: Path, changes: list[Option]) -> None:
     built = PhaseCLI(config, options).build(run_dir, phase)
     check([built])
     say(f"{phase}: going on from {checkpoint}")
-    built.fit(checkpoint)
+    return built, checkpoint
 
 
 def going_on(config: Any, clock: int, versions: list[Any]) -> Any:

@@ -32,15 +32,14 @@ def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, A
     check_run_dir(run_dir, [step.phase for step in steps])
     built = [step.cli.build(run_dir, step.phase, command) for step in steps]
     check(built)
-    waiting = [phase.model.phase for phase in built if phase.datamodule.eval_async and phase.model.waits_for_scores]
-    say(*notes, *(f"{phase}: {WAITS}" for phase in waiting))
+    say(*notes, *waiting_for_scores(built))
     before: OfflineData | None = None
     while built:
         phase = built.pop(0)  # what is finished leaves the memory, but for the data that the next one learns from
         if before is not None:
             phase.datamodule.follow(before)
         before = phase.datamodule
-        with _tidy(phase, run_dir):
+        with tidy(phase, run_dir):
             phase.fit()
         write_run_summary(run_dir)
         say(f"{phase.model.phase}: done, {run_dir / phase.model.phase / LAST}")
@@ -48,8 +47,14 @@ def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, A
         say(*outcome(run_dir))
 
 
+def waiting_for_scores(built: list[Built]) -> list[str]:
+    """A line for each phase that can't leave its evaluations to the background, as it was asked to."""
+    waiting = [phase for phase in built if phase.datamodule.eval_async and phase.model.waits_for_scores]
+    return [f"{phase.model.phase}: {WAITS}" for phase in waiting]
+
+
 @contextlib.contextmanager
-def _tidy(built: Built, run_dir: Path) -> Iterator[None]:
+def tidy(built: Built, run_dir: Path) -> Iterator[None]:
     """Takes back what loggers and callbacks made, when the phase ends before its first step: bad input leaves nothing.
 
     The phase's folder was empty or absent before, :func:`check_run_dir` has seen to it.
@@ -68,15 +73,18 @@ def _tidy(built: Built, run_dir: Path) -> Iterator[None]:
         if not begun and built.model.updates == built.model.env_steps == 0 and first_process() and _alone(run_dir):
             write_plan(run_dir, before)
             unlock(run_dir)
-            for path in [*(folder.iterdir() if folder.exists() else ()), *new]:
-                with contextlib.suppress(OSError):
-                    if path.is_file():
-                        path.unlink()
-                    elif folder in path.parents:
-                        shutil.rmtree(path)
-                    else:
-                        path.rmdir()
+            for path in folder.iterdir() if folder.exists() else ():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+            remove([*(folder.iterdir() if folder.exists() else ()), *new])
         raise
+
+
+def remove(paths: list[Path]) -> None:
+    """Removes files and empty folders, where there are any."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _alone(run_dir: Path) -> bool:
@@ -106,14 +114,21 @@ def write_run_summary(run_dir: Path) -> None:
     shutil.copyfile(run_dir / last / "config.yaml", run_dir / "config.yaml")
 
 
-def check_run_dir(run_dir: Path, phases: list[str]) -> None:
-    """Refuses a directory that cannot be written, or whose phases have run: results are never written over."""
+def check_run_dir(run_dir: Path, phases: list[str], seeds: list[int] | None = None) -> None:
+    """Refuses a directory that cannot be written, or whose phases have run: results are never written over.
+
+    So is one that holds a run of other ``seeds``, or of one.
+    """
     nearest = run_dir.absolute()
     while not nearest.exists():
         nearest = nearest.parent
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         what = "cannot be written" if nearest.is_dir() else "is a file, not a directory"
         raise UserError(f"--run_dir {run_dir}: {nearest} {what}. Pass a directory that you may write to.")
+    for entry in read_plan(run_dir):
+        if (held := entry.get("seeds")) != seeds:
+            what = "one seed" if held is None else f"seeds={held}".replace(" ", "")
+            raise UserError(f"--run_dir {run_dir}: it holds a run of {what}. Pass another --run_dir.")
     for phase in phases:
         folder = run_dir / phase
         if (folder / "summary.json").exists():

@@ -85,7 +85,7 @@ class Job:
 
     def state(self, tokens: list[str]) -> str:
         """``new``, ``begun``, ``finished``, or ``foreign`` where the folder was begun with other options."""
-        from o2o_lightning.checkpoint.run import read_plan
+        from o2o_lightning.checkpoint.run import read_plan, runs_of
 
         folder = self.folder(tokens)
         plan = read_plan(folder)
@@ -95,7 +95,8 @@ class Job:
         asked = {"phase": self.phase, "overrides": overrides, "options": options}
         if any(plan[-1][key] != value for key, value in asked.items()):
             return "foreign"
-        places = [folder, *(folder / phase for entry in plan for phase in entry["phases"])]
+        runs = ((run, entry["phases"]) for entry in plan for run in runs_of(folder, entry))
+        places = [folder, *(run / phase for run, phases in runs for phase in phases)]
         return "finished" if all((place / "summary.json").exists() for place in places) else "begun"
 
     def command(self, tokens: list[str]) -> tuple[list[str], list[str]]:

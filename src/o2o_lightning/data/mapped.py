@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -72,6 +72,17 @@ def open_dataset(
             "one. Store 'next_observations', or correct 'timeouts'."
         )
     return Opened(store, env, env_id, layout if env is None else env.layout)
+
+
+def opened_once() -> Callable[..., Opened]:
+    """:func:`open_dataset` for several runs in one process: one copy of the rows, and caches of each one's own."""
+    once: dict[str, Opened] = {}
+
+    def open(*asked: Any) -> Opened:
+        found = once[str(asked)] = once.get(str(asked)) or open_dataset(*asked)
+        return found if found.store is None else found._replace(store=found.store.shared())
+
+    return open
 
 
 def load_store(

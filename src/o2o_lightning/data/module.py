@@ -98,6 +98,7 @@ class OfflineData(L.LightningDataModule):
         self.rewards = RewardMap(self.reward_scale, self.reward_shift)
         self.layout = tuple(self.observation_layout)
         self._asked = (self.dataset, self.said, plain(self.env_kwargs), self.memmap, self.memory_limit_gb)
+        self.open = open_dataset
         self._opened: Opened | None = None
         self._before: OfflineData | None = None
         self.normalizer: Normalizer | None = None
@@ -118,7 +119,7 @@ class OfflineData(L.LightningDataModule):
             self._opened, self.buffer = self._before._opened, self._before.buffer
         elif self.dataset is not None:
             limit = int(self.memory_limit_gb * 2**30)
-            self._opened = open_dataset(self.dataset, self.said, self.memmap, limit, self.env_kwargs)
+            self._opened = self.open(self.dataset, self.said, self.memmap, limit, self.env_kwargs)
         elif self.env_id is not None:
             env = env_spec(self.env_id, layout=self.layout, kwargs=self.env_kwargs)
             self._opened = Opened(None, env, self.env_id, env.layout)

@@ -1,11 +1,23 @@
 """One update function: a method's steps in order, and who evaluates them."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from o2o_lightning.methods.method import Batch, Follow, Loss, Method, Moment, Noise, Step
+
+
+class Ask(NamedTuple):
+    """A step whose loss an update wants to descend."""
+
+    step: Step
+    batch: Batch
+    noise: Noise
+
+
+Update = Generator[Ask, Loss, None]  # what asks for the losses of an update, and descends each as it comes
 
 
 class Engine:
@@ -20,17 +32,35 @@ class Engine:
         self.method = method
         self._followers: dict[tuple[nn.Module, nn.Module], tuple[list[Tensor], list[Tensor]]] = {}
 
-    def losses(self, moment: Moment, batch: Batch, noise: Noise) -> Iterator[Loss]:
-        """The losses of one update, each to be descended before the next is asked for."""
+    def steps(self, moment: Moment) -> Iterator[Step]:
+        """The steps of one update, each to be descended before the next is asked for; networks follow on the way."""
         for item in self.method.update(moment):
             if isinstance(item, Follow):
                 self.follow(item)
             else:
-                loss = self.evaluate(item, batch, noise)
-                yield loss
-                with torch.no_grad():
-                    for name, value in loss.state.items():
-                        getattr(self.method, name).copy_(value)
+                yield item
+
+    def losses(self, moment: Moment, batch: Batch, noise: Noise) -> Iterator[Loss]:
+        """Their losses."""
+        for step in self.steps(moment):
+            loss = self.evaluate(step, batch, noise)
+            yield loss
+            self.settle(loss)
+
+    @torch.no_grad()
+    def settle(self, loss: Loss) -> None:
+        """Gives the method's scalars the values that a descended ``loss`` has for them."""
+        for name, value in loss.state.items():
+            getattr(self.method, name).copy_(value)
+
+    def run(self, updates: Update, first: int) -> None:
+        """Makes updates, of which number ``first`` is the first."""
+        try:
+            ask = next(updates)
+            while True:
+                ask = updates.send(self.evaluate(*ask))
+        except StopIteration:
+            pass
 
     def evaluate(self, step: Step, batch: Batch, noise: Noise) -> Loss:
         """The loss of one step."""
@@ -52,3 +82,9 @@ class Engine:
         """Scales the gradients of a network, in place, to a norm of at most ``limit``."""
         total = torch.nn.utils.get_total_norm(gradients)
         torch._foreach_mul_(gradients, (limit / (total + 1e-6)).clamp(max=1.0))
+
+
+def one_after_another(updates: Iterable[Update]) -> Update:
+    """Several updates as one."""
+    for update in updates:
+        yield from update

@@ -19,10 +19,17 @@ def stacked(methods: Sequence[Method]) -> Method:
             tables = [getattr(method.get_submodule(name), lists) for method in methods]
             for leaf, value in getattr(module, lists).items():
                 if value is not None:
-                    joined = torch.stack([table[leaf].detach() for table in tables])
+                    joined = laid_side_by_side([table[leaf].detach() for table in tables])
                     learns = value.requires_grad
                     getattr(module, lists)[leaf] = nn.Parameter(joined, learns) if lists == "_parameters" else joined
     return together
+
+
+def laid_side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """``parts`` as ``[S, …]``, each in the memory layout of the first."""
+    first = parts[0]
+    joined = first.new_empty_strided((len(parts), *first.shape), (first.numel(), *first.stride()))
+    return torch.stack(list(parts), out=joined)
 
 
 class StackedEngine(Engine):

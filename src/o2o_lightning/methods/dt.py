@@ -28,6 +28,7 @@ class SequenceMethod(Method):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("window",)
+    draws: ClassVar[bool] = True
     transformer: ClassVar[type[SequencePolicy]]
     lr: float
     weight_decay: float

@@ -146,6 +146,7 @@ class Method(nn.Module):
     makes_critic: ClassVar[bool] = False  # an action-value critic, which it hands on
     needs_critic: ClassVar[bool] = False  # of the checkpoint that it starts from
     needs_source: ClassVar[bool] = False  # a checkpoint: from new networks it would be another method
+    draws: ClassVar[bool] = False  # its steps draw random numbers beside their noise: dropout
     on_policy: ClassVar[bool] = False  # learns from rounds of its own rollouts, and from nothing else
     carries_moments: ClassVar[tuple[str, ...]] = ("reevaluate", "align")  # phases whose Adam moments go on (D47)
     pays_back: ClassVar[int | None] = None  # updates that earn the compilation, docs/speed.md; None where none do

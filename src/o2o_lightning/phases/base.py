@@ -1,7 +1,6 @@
 """What all phases share: the step clock, one optimizer, noise, hand-over, evaluation."""
 
-import os
-import shutil
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, cast
 
 import lightning as L
@@ -16,17 +15,17 @@ from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.checkpoint.handover import KEY, Handover, check_dataset, read_handover
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.engine.compiled import CompiledEngine
-from o2o_lightning.engine.engine import Engine
+from o2o_lightning.engine.engine import Ask, Engine, Update, one_after_another
 from o2o_lightning.engine.health import ChunkRecord
 from o2o_lightning.engine.noise import NoiseBlocks
 from o2o_lightning.envs.episodes import Evaluation, Player
-from o2o_lightning.errors import UserError, at_least
+from o2o_lightning.errors import at_least
 from o2o_lightning.machine import library_versions
 from o2o_lightning.methods.method import Method, Moment, Task
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.phases.descent import Descent
-from o2o_lightning.phases.hardware import check_compilable, check_hardware
+from o2o_lightning.phases.hardware import check_compilable, check_compiler, check_hardware
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.ranks import Ranks
 from o2o_lightning.seeds import noise_seed
@@ -55,11 +54,8 @@ class Phase(L.LightningModule):
 
     def __init__(self, method: Method, init_from: str | None = None, compile: bool = False) -> None:
         super().__init__()
-        if compile and not (torch.cuda.is_available() or shutil.which(os.environ.get("CXX", "g++"))):
-            raise UserError(
-                "--model.compile true: it needs a C++ compiler, and there is no g++. Install one, or name it in the "
-                "environment variable CXX."
-            )
+        if compile:
+            check_compiler()
         self.automatic_optimization = False
         self.method, self.init_from, self.compiles = method, init_from, compile
         self.updates = 0
@@ -72,6 +68,8 @@ class Phase(L.LightningModule):
         self.display: dict[str, float] = {}
         self.source: Handover | None = None
         self.ranks = Ranks()
+        self.make_engine: Callable[[Method], Engine] = CompiledEngine if compile else Engine
+        self.beside_others = False  # whether seeds of one process share :attr:`make_engine`
         self._engine: Engine | None = None
         self._noise: NoiseBlocks | None = None
 
@@ -96,7 +94,7 @@ class Phase(L.LightningModule):
     def engine(self) -> Engine:
         """What evaluates the method's steps."""
         if self._engine is None:
-            self._engine = CompiledEngine(self.method) if self.compiles else Engine(self.method)
+            self._engine = self.make_engine(self.method)
         return self._engine
 
     @property
@@ -182,11 +180,18 @@ class Phase(L.LightningModule):
 
     def train_chunk(self, chunk: Any) -> None:
         """Learns from a chunk of what the DataModule streams: here, batches."""
-        for batch in chunk:
-            self.learn(batch)
+        self.make(self.learn(batch) for batch in chunk)
 
-    def learn(self, batch: TensorDictBase, place: int = 0, new_steps: int = 1) -> None:
-        """One gradient update; for ``place`` and ``new_steps`` see :class:`~o2o_lightning.methods.method.Moment`."""
+    def make(self, updates: Iterable[Update]) -> None:
+        """Makes gradient updates, one after the other."""
+        self._noise = self.noise  # of this run's seed, and not of another's in whose thread an update may be made
+        self.engine.run(one_after_another(updates), self.updates)
+
+    def learn(self, batch: TensorDictBase, place: int = 0, new_steps: int = 1) -> Update:
+        """One gradient update, which asks for the losses that it descends.
+
+        For ``place`` and ``new_steps`` see :class:`~o2o_lightning.methods.method.Moment`.
+        """
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         due = every > 0 and (self.updates + 1) % every == 0
         moment = Moment(self.updates, self.env_steps, place, new_steps)
@@ -197,9 +202,11 @@ class Phase(L.LightningModule):
         for name, value in self.method.schedules(moment).items():
             self.method.get_buffer(name).fill_(value)
         noise = self.noise.draw(self.method.noise(tuple(batch["action"].shape)))
-        for i, loss in enumerate(self.engine.losses(moment, batch, noise)):
+        for i, step in enumerate(self.engine.steps(moment)):
+            loss = yield Ask(step, batch, noise)
             self._record.add(self.updates, batch, loss.value, loss.metrics)
             self._descent(loss.value, counted=i == 0)
+            self.engine.settle(loss)
             if due:
                 metrics.update(loss.metrics)
         self.updates += 1
@@ -207,6 +214,8 @@ class Phase(L.LightningModule):
             self.log_means(metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.beside_others:  # whose networks lie in the same memory, and would be written with it
+            checkpoint["state_dict"] = {name: value.clone() for name, value in checkpoint["state_dict"].items()}
         critic, value = getattr(self.method, "critic", None), getattr(self.method, "value", None)
         checkpoint[KEY] = Handover(
             phase=self.phase,
@@ -272,7 +281,7 @@ class Phase(L.LightningModule):
     def compile_note(self, updates: int) -> str | None:
         """What a user should know of compiling a run of so many updates."""
         pays_back = self.method.pays_back
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or self.beside_others:
             return None
         if pays_back is None:
             return "compiling, which is not known to pay back in this phase" if self.compiles else None

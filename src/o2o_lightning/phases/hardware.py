@@ -1,7 +1,10 @@
 """What devices and precisions a phase runs on."""
 
+import os
+import shutil
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ParallelStrategy
 
 from o2o_lightning.errors import UserError
@@ -22,6 +25,15 @@ def check_hardware(trainer: Any) -> None:
         raise UserError(f"--trainer.precision {precision}: one of {', '.join(PRECISIONS)} is needed.")
 
 
+def check_compiler() -> None:
+    """Refuses compiling on a CPU without a C++ compiler."""
+    if not (torch.cuda.is_available() or shutil.which(os.environ.get("CXX", "g++"))):
+        raise UserError(
+            "--model.compile true: it needs a C++ compiler, and there is no g++. Install one, or name it in the "
+            "environment variable CXX."
+        )
+
+
 def check_compilable(trainer: Any, processes: int) -> None:
     """Refuses what ``--model.compile true`` cannot have: its gradients are formed in the graph, with the loss."""
     if processes > 1:
@@ -31,3 +43,15 @@ def check_compilable(trainer: Any, processes: int) -> None:
             "--model.compile true: it does not scale losses as --trainer.precision 16-mixed must. Leave it out, or "
             "pass --trainer.precision bf16-mixed."
         )
+
+
+def check_stackable(trainer: Any, compiles: bool) -> None:
+    """Refuses what the seeds of one process cannot have."""
+    if isinstance(trainer.strategy, ParallelStrategy) or trainer.world_size > 1:
+        raise UserError("seeds=: one process on one device makes them all. Pass --trainer.devices 1.")
+    if str(trainer.precision) != "32-true":
+        raise UserError(f"seeds=: --trainer.precision {trainer.precision} has not been shown to hold. Leave it out.")
+    if compiles:
+        raise UserError("seeds=: --model.compile true is for one seed. Leave one of them out.")
+    if any(type(logger).__name__ == "WandbLogger" for logger in trainer.loggers):
+        raise UserError("seeds=: a process is one run of W&B. Pass logger=csv or logger=tensorboard.")

@@ -27,8 +27,7 @@ class OnPolicy(Online):
                 self.on_env_step(self.ranks.count)
             if data.full:
                 rows = method.begin_rollout(data.take(self.device), self.env_steps)
-                for batch in data.minibatches(rows):
-                    self.learn(batch)
+                self.make(self.learn(batch) for batch in data.minibatches(rows))
                 self._log_rollout(method.end_rollout(rows))
 
     def explore(self, observation: FloatArray) -> FloatArray:

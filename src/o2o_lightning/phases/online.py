@@ -52,8 +52,8 @@ class Online(Phase):
             if self.ranks.steps(self.env_steps, together):
                 data.step(self.explore)
             self.on_env_step(together)
-            for place in range(data.updates_due(self.env_steps)):
-                self.learn(data.transition_batch(self.device), place, together)
+            if due := data.updates_due(self.env_steps):
+                self.make(self.learn(data.transition_batch(self.device), place, together) for place in range(due))
 
     def explore(self, observation: FloatArray) -> FloatArray:
         """The action ``[A]`` to take at a raw observation ``[S]``."""

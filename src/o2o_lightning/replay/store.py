@@ -4,6 +4,8 @@ Shape letters: ``N`` transitions in time order, ``M`` of them usable for TD lear
 observation and action widths.
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,12 @@ class TransitionStore(Table):
     def td_count(self) -> int:
         """``M``, the number of rows usable for TD learning."""
         return len(self) if self.td_rows is None else len(self.td_rows)
+
+    def shared(self) -> "TransitionStore":
+        """The same rows in the same memory; what a phase changes besides them is the result's own."""
+        other = copy.copy(self)
+        other.layout = copy.copy(self.layout)
+        return other
 
     def restore(self) -> None:
         """Takes back what a phase has changed: caches go, and the usable rows are those of the dataset."""
