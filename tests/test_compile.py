@@ -276,6 +276,15 @@ def test_on_a_gpu_the_graphs_are_recorded_and_replayed() -> None:
     assert engine.options["triton.cudagraphs"]
 
 
+@pytest.mark.parametrize("device, updates, said", [("cuda", 50_000, True), ("cuda", 500, False), ("cpu", 500, False)])
+def test_a_long_run_on_a_gpu_is_told_of_it(
+    device: str, updates: int, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Offline, "device", torch.device(device))
+    note = Offline(CQL()).compile_note(updates)
+    assert (note is not None and "on a GPU" in note) == said
+
+
 def overwriting(module: Any, inputs: Any) -> Any:
     """As a CUDA graph does: every call writes its results over those of the call before."""
     kept: list[Any] = []

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from o2o_lightning.checkpoint.handover import Handover
 from o2o_lightning.engine.engine import Engine
 from o2o_lightning.engine.noise import NoiseBlocks
+from o2o_lightning.errors import UserError
 from o2o_lightning.methods.cql import CQL
 from o2o_lightning.methods.iql import IQL
 from o2o_lightning.methods.method import Normal, Uniform
@@ -218,6 +219,12 @@ def test_noise_is_standard_normal_and_uniform_on_both_sides_of_zero() -> None:
 def test_two_draws_of_one_shape_are_not_the_same_numbers() -> None:
     drawn = noise().draw({"policy": Normal((4, 2)), "target": Normal((4, 2))})
     assert len(torch.unique(torch.stack(list(drawn.values())))) == 16
+
+
+def test_noise_of_another_kind_of_device_is_refused_in_one_line() -> None:
+    state = noise().state() | {"generator": torch.zeros(16, dtype=torch.uint8)}  # as CUDA's is: a seed and an offset
+    with pytest.raises(UserError, match="began on another kind of device than cpu"):
+        noise().load_state(state)
 
 
 def test_noise_goes_on_in_the_middle_of_a_block() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from o2o_lightning.errors import UserError
 from o2o_lightning.methods.method import Draws, Normal, Uniform
 
 BLOCK = 16
@@ -34,7 +35,16 @@ class NoiseBlocks:
         return {"generator": self.generator.get_state(), "blocks": blocks, "used": dict(self._used)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state`."""
+        """The inverse of :meth:`state`.
+
+        Raises:
+            UserError: the state is of another kind of device, whose generator draws other numbers.
+        """
+        if state["generator"].shape != self.generator.get_state().shape:
+            raise UserError(
+                f"this run began on another kind of device than {self.generator.device.type}, whose random numbers are "
+                "others. Go on with it where it began, or start a new run from its policy with --model.init_from."
+            )
         self.generator.set_state(state["generator"])
         self._blocks = {name: block.to(self.generator.device) for name, block in state["blocks"].items()}
         self._used = dict(state["used"])

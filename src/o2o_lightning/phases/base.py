@@ -25,7 +25,7 @@ from o2o_lightning.methods.method import Method, Moment, Task
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.phases.descent import Descent
-from o2o_lightning.phases.hardware import check_compilable, check_compiler, check_hardware
+from o2o_lightning.phases.hardware import check_compilable, check_compiler, check_hardware, compile_note
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.ranks import Ranks
 from o2o_lightning.seeds import noise_seed
@@ -280,15 +280,7 @@ class Phase(L.LightningModule):
 
     def compile_note(self, updates: int) -> str | None:
         """What a user should know of compiling a run of so many updates."""
-        pays_back = self.method.pays_back
-        if self.device.type != "cpu" or self.beside_others:
-            return None
-        if pays_back is None:
-            return "compiling, which is not known to pay back in this phase" if self.compiles else None
-        earned = f"earns its compilation after about {pays_back:,} updates; this phase makes {updates:,}"
-        if self.compiles:
-            return f"compiling, which takes some seconds to a minute and {earned}"
-        return f"--model.compile true {earned}" if updates >= 2 * pays_back else None
+        return None if self.beside_others else compile_note(self.device, self.compiles, self.method.pays_back, updates)
 
     def sampled(self, count: int = 2048) -> TensorDictBase:
         """Transitions ``[count]`` of the dataset, ready for the networks, and always the same: a measurement's own."""

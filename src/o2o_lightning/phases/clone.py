@@ -173,11 +173,12 @@ class ClonePolicy(Phase):
     @torch.no_grad()
     def _judge(self) -> dict[str, float]:
         assert self.held_out is not None
-        observation, mode, label = self.held_out
         actor = self.student.actor
+        device = next(actor.parameters()).device  # at the end of a fit on a GPU Lightning has moved it to the CPU
+        observation, mode, label = (part.to(device) for part in self.held_out)
         found = {"action_rmse": float((actor.mode(observation) - mode).square().mean().sqrt())}
         if isinstance(actor, StochasticActor):
-            noise = torch.randn(mode.shape, generator=torch.Generator().manual_seed(1)).to(self.device)
+            noise = torch.randn(mode.shape, generator=torch.Generator().manual_seed(1)).to(device)
             log_prob, entropy, _ = actor.density(observation, label, noise)
             found |= {"log_likelihood": float(log_prob.mean()), "entropy": float(entropy.mean())}
         return found
