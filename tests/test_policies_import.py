@@ -30,6 +30,7 @@ from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.main import main
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies.d4rl_group import policy_group
+from o2o_lightning.policies.read import read_policy
 from o2o_lightning.policies.statistics import read_statistics
 
 STATES = torch.randn(200, OBSERVATIONS, generator=torch.Generator().manual_seed(0))
@@ -160,6 +161,65 @@ def test_statistics_beside_the_zip_are_taken_and_said(tmp_path: Path) -> None:
     report = bring(tmp_path, file)
     assert any("agent.vecnormalize.pkl" in note for note in report["notes"])
     assert read_handover(tmp_path / "run/import/checkpoints/last.ckpt").build_normalizer().mean.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize(("zipped", "beside"), [
+    ("Walker-v3_1/Walker-v3.zip", "Walker-v3_1/Walker-v3/vecnormalize.pkl"),  # rl-zoo3
+    ("Walker-v3_1/best_model.zip", "Walker-v3_1/Walker-v3/vecnormalize.pkl"),
+    ("ppo-Walker-v3.zip", "vec_normalize.pkl"),  # the hub
+    ("rl_model_10_steps.zip", "rl_model_vecnormalize_10_steps.pkl"),  # CheckpointCallback
+])  # fmt: skip
+def test_statistics_are_found_where_other_programs_put_them(zipped: str, beside: str, tmp_path: Path) -> None:
+    for name in (zipped, beside):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    vecnormalize(tmp_path / beside, np.ones(3), np.ones(3))
+    policy = read_policy(str(sb3_zip(tmp_path / zipped, sb3_sac()[0])), "sb3")
+    assert policy.normalizer is not None and policy.normalizer.mean.tolist() == [1.0] * 3
+
+
+PARTS = {"z": 1, "a": 2}
+
+
+def dict_space() -> dict[str, Any]:
+    parts = ", ".join(f"'{name}': Box(-inf, inf, ({width},), float32)" for name, width in PARTS.items())
+    return {":type:": "<class 'gymnasium.spaces.dict.Dict'>", "spaces": f"{{{parts}}}"}
+
+
+def test_a_zip_tells_the_order_of_its_dictionary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = sb3_zip(tmp_path / "agent.zip", sb3_sac()[0], observation_space=dict_space())
+    bring(tmp_path, file)
+    assert read_handover(tmp_path / "run/import/checkpoints/last.ckpt").layout == ["z", "a"]
+    assert main(["policy", "import", str(file), "--layout", "a,z", "--out", str(tmp_path / "x.ckpt")]) == 2
+    assert "itself says z,a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("clip", [0.5, 2.0])
+def test_the_mean_of_gsde_is_imported_and_its_noise_is_a_constant(clip: float, tmp_path: Path) -> None:
+    trunk, mean = perceptron([OBSERVATIONS, 16, 8, 8], nn.ReLU)[:4], nn.Linear(8, ACTIONS)
+    nn.init.normal_(mean.weight, std=2.0)
+    deviation = torch.full((8, ACTIONS), 0.3)
+    state = {
+        "actor.log_std": deviation.log(),
+        **prefixed("actor.latent_pi", trunk.state_dict()),
+        **prefixed("actor.mu.0", mean.state_dict()),
+    }
+    report = bring(tmp_path, sb3_zip(tmp_path / "agent.zip", state, policy_kwargs={"clip_mean": clip}))
+    with torch.no_grad():
+        expected = torch.tanh(mean(trunk(STATES)).clamp(-clip, clip))
+        noise = (trunk(STATES).square() @ deviation.square() + 1e-6).mean(0).sqrt()
+    assert float(expected.abs().max()) == pytest.approx(np.tanh(clip))
+    np.testing.assert_allclose(imported(tmp_path), expected, atol=1e-6)
+    actor = read_handover(tmp_path / "run/import/checkpoints/last.ckpt").build_actor()
+    np.testing.assert_allclose(actor(STATES).log_std.exp().mean(0).detach(), noise, rtol=0.2)  # other states
+    assert report["verdict"].startswith("with its exploration replaced")
+
+
+def test_a_linear_ars_policy_is_a_clipped_linear_mean(tmp_path: Path) -> None:
+    weight = torch.randn(ACTIONS, OBSERVATIONS)
+    file = sb3_zip(tmp_path / "agent.zip", {"action_net.weight": weight}, "sb3_contrib.ars.policies")
+    report = bring(tmp_path, file)
+    np.testing.assert_allclose(imported(tmp_path), (STATES @ weight.T / 2).clamp(-1, 1), atol=1e-6)
+    assert (report["algorithm"], report["hidden"]) == ("ars", [])
 
 
 def test_a_vecnormalize_of_rewards_alone_beside_the_zip_normalises_nothing(tmp_path: Path) -> None:

@@ -189,7 +189,11 @@ def test_policies_that_are_no_perceptrons_of_vectors_say_what_to_do(
     assert "images" in refused(capsys, tmp_path, sb3_zip(tmp_path / "a.zip", images))
     discrete = {key: value for key, value in sb3_ppo()[0].items() if key != "log_std"}
     assert "discrete" in refused(capsys, tmp_path, sb3_zip(tmp_path / "b.zip", discrete))
-    assert "gSDE" in refused(capsys, tmp_path, sb3_zip(tmp_path / "c.zip", sb3_sac()[0], use_sde=True))
+    space = {":type:": "<class 'gymnasium.spaces.discrete.Discrete'>", "n": "3"}
+    q = {"q_net.q_net.0.weight": torch.zeros(3, 3)}
+    assert "Discrete" in refused(capsys, tmp_path, sb3_zip(tmp_path / "c.zip", q, action_space=space))
+    norm = {"actor.latent_pi.0.ra_mean": torch.zeros(3), **sb3_sac()[0]}
+    assert "CrossQ" in refused(capsys, tmp_path, sb3_zip(tmp_path / "c.zip", norm))
     unknown = {"actor.something.weight": torch.zeros(3, 3)}
     assert "architecture" in refused(capsys, tmp_path, sb3_zip(tmp_path / "d.zip", unknown))
     torch.save({"conv.weight": torch.zeros(1, 1, 3, 3)}, tmp_path / "e.pt")
@@ -277,6 +281,31 @@ def test_a_file_beside_the_result_is_not_written_over(tmp_path: Path, capsys: py
     for out in ("x.ckpt", "x.json"):
         assert main(["policy", "import", str(file), "--out", str(tmp_path / out), "--episodes", "0"]) == 2
     assert notes.read_text() == "mine" and not (tmp_path / "x.ckpt").exists()
+
+
+def test_an_option_that_does_not_apply_to_a_zip_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = sb3_zip(tmp_path / "agent.zip", sb3_sac()[0])
+    for option, value in (("--family", "deterministic"), ("--mean", "linear")):
+        assert f"{option}: it does not apply" in refused(capsys, tmp_path, file, option, value)
+
+
+@pytest.mark.parametrize("told", ["normalize: true", "- - - normalize\n    - true", "normalize: dict(norm_obs=True)"])
+def test_a_zip_that_was_normalised_is_not_imported_without_its_statistics(
+    told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sb3_zip(tmp_path / "agent.zip", sb3_sac()[0])
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent/config.yml").write_text(told)
+    assert "--normalizer none" in refused(capsys, tmp_path, file)
+    assert main(["policy", "inspect", str(file), "--normalizer", "none"]) == 0
+    (tmp_path / "agent/config.yml").write_text("normalize: dict(norm_obs=False, norm_reward=True)")
+    assert main(["policy", "inspect", str(file)]) == 0
+
+
+def test_statistics_of_another_checkpoint_are_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = sb3_zip(tmp_path / "rl_model_200_steps.zip", sb3_sac()[0])
+    vecnormalize(tmp_path / "rl_model_vecnormalize_100_steps.pkl", np.ones(3), np.ones(3))
+    assert "vecnormalize_100_steps" in refused(capsys, tmp_path, file)
 
 
 def test_an_option_that_does_not_apply_to_a_black_box_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

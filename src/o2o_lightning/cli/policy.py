@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--family", choices=FAMILIES, help="of a plain state dict, or of the clone of a black box")
     source.add_argument("--mean", choices=("tanh", "linear"), help="of a Gaussian, where the file does not tell")
     source.add_argument("--time_feature", type=float, help="value for a remaining-time input that the dataset lacks")
+    source.add_argument("--layout", help="parts of a dictionary observation in the policy's order: a,b,c")
     place.add_argument("--dataset", "--data.dataset", dest="dataset", help="states to compare in, and actions' bounds")
     place.add_argument("--env_id", "--data.env_id", dest="env_id", help="environment to evaluate in")
     place.add_argument("--run_dir", help="where results go")
@@ -96,7 +97,7 @@ def _clone(arguments: argparse.Namespace) -> int:
 def _run_clone(arguments: argparse.Namespace, format: str | None) -> int:
     from o2o_lightning.cli import fit
 
-    for name in ("normalizer", "activation", "mean", "time_feature", "states", "out"):
+    for name in ("normalizer", "activation", "mean", "time_feature", "layout", "states", "out"):
         if getattr(arguments, name, None) is not None:
             raise UserError(f"--{name}: it does not apply to {arguments.file}, which is cloned. Leave it out.")
     if arguments.family is None:

@@ -21,6 +21,7 @@ from o2o_lightning.limits import read_json
 from o2o_lightning.machine import library_versions
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.nn.squashed_gaussian import ACTION_LIMIT
+from o2o_lightning.policies.exploration import settle
 from o2o_lightning.policies.parity import by_float64, tolerance
 from o2o_lightning.policies.read import describe, read_policy
 from o2o_lightning.policies.source import ImportedPolicy
@@ -34,11 +35,16 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
     target, summary = _places(arguments)
     env_id = arguments.env_id or foreign_id(policy.env_id, f"policy {policy.file}")
     spec = arguments.dataset or (arguments.file if format == "d4rl" else None)
-    raw = None if spec is None else load_raw(spec, said=Said(arguments.env_id))
-    layout: tuple[str, ...] = ()
+    raw = None if spec is None else load_raw(spec, said=Said(arguments.env_id, layout=policy.layout))
+    layout = policy.layout
     if raw is not None:
         _check_sizes(policy, f"dataset {raw.source}", (raw.observations.shape[1], raw.actions.shape[1]))
-        env_id, layout = env_id or foreign_id(raw.env_id, f"dataset {raw.source}"), raw.layout
+        env_id, layout = env_id or foreign_id(raw.env_id, f"dataset {raw.source}"), layout or raw.layout
+        if raw.layout and layout and raw.layout != layout:
+            raise UserError(
+                f"policy {policy.file}: it takes the observation's parts as {','.join(layout)}, dataset {raw.source} "
+                f"has them as {','.join(raw.layout)}. Pass a dataset of that order."
+            )
     env = env_spec(env_id, policy.observation_dim, layout) if env_id is not None else None
     if env is not None:
         _check_sizes(policy, f"environment {env_id}", (env.observation_dim, env.action_dim))
@@ -51,9 +57,10 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
     if policy.family == "gaussian" and policy.mean_kind == "linear" and policy.bounds is None and env is not None:
         _take_bounds(policy, env)
     report = _compare(arguments, policy, env, raw)
+    columns = layout if env is None else env.layout
     found = facts_of(policy, format, reason) | {"env_id": env_id, "checkpoint": str(target)}
     facts = {"phase": "import", **found, **report}
-    _write(target, _checkpoint(policy, env_id, report.get("score"), raw), summary, facts)
+    _write(target, _checkpoint(policy, env_id, report.get("score"), raw, columns), summary, facts)
     _print_import(policy, facts, reason)
     return 0
 
@@ -61,7 +68,8 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
 def read(arguments: argparse.Namespace, format: str) -> ImportedPolicy:
     """The policy that the command line names."""
     options = ("normalizer", "family", "mean", "activation", "time_feature")
-    return read_policy(arguments.file, format, **{name: getattr(arguments, name) for name in options})
+    layout = tuple(name for name in (arguments.layout or "").split(",") if name)
+    return read_policy(arguments.file, format, **{name: getattr(arguments, name) for name in options}, layout=layout)
 
 
 def _places(arguments: argparse.Namespace) -> tuple[Path, Path]:
@@ -107,7 +115,11 @@ def _check_sizes(policy: ImportedPolicy, name: str, sizes: tuple[int, int]) -> N
 
 
 def _checkpoint(
-    policy: ImportedPolicy, env_id: str | None, score: dict[str, Any] | None, raw: RawDataset | None
+    policy: ImportedPolicy,
+    env_id: str | None,
+    score: dict[str, Any] | None,
+    raw: RawDataset | None,
+    layout: tuple[str, ...],
 ) -> dict[str, Any]:
     """What every phase accepts where it accepts an offline policy: tensors and primitives only."""
     actor = policy.build_actor()
@@ -122,7 +134,7 @@ def _checkpoint(
         scores={} if score is None else {"offline": score["score"]},
         returns={} if score is None else {"offline": score["return_mean"]},
         versions=library_versions(),
-        layout=[] if raw is None else list(raw.layout),
+        layout=list(layout),
     )
     state = {f"agent.actor.{name}": value for name, value in actor.state_dict().items()}
     return {KEY: handover.pack(), "state_dict": state}
@@ -139,12 +151,13 @@ def _take_bounds(policy: ImportedPolicy, env: EnvSpec) -> None:
 def _compare(
     arguments: argparse.Namespace, policy: ImportedPolicy, env: EnvSpec | None, raw: RawDataset | None
 ) -> dict[str, Any]:
+    states, where = _states(arguments, policy, env, raw)
+    settle(policy, states, f"{len(states):,} states ({where})")
     actor, normalizer = policy.build_actor(), policy.build_normalizer()
 
     def act(observation: FloatArray) -> FloatArray:
         return actor.act(normalizer.numpy(observation))
 
-    states, where = _states(arguments, policy, env, raw)
     actions = act(states)
     rounded = tolerance(actor, actions, by_float64(actor, normalizer, states))
     parity, verdict = _parity(actions, policy.actions(states), rounded)

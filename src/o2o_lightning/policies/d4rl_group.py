@@ -41,7 +41,7 @@ def read_d4rl(path: Path, time_feature: float | None = None) -> ImportedPolicy:
         policy.env_id = meta["env_id"]
         policy.normalizer = _normalizer(group)
     if width is not None and policy.observation_dim == width + 1:
-        policy = _without_time(policy, width, time_feature, "TimeFeature" in (meta["source"] or ""))
+        policy = without_time(policy, width, time_feature, "TimeFeature" in (meta["source"] or ""))
     return policy
 
 
@@ -100,7 +100,7 @@ def _normalizer(group: h5py.Group) -> Normalizer | None:
     return Normalizer(mean, std, 0.0, clip)
 
 
-def _without_time(policy: ImportedPolicy, width: int, held_at: float | None, named: bool) -> ImportedPolicy:
+def without_time(policy: ImportedPolicy, width: int, held_at: float | None, named: bool) -> ImportedPolicy:
     """Holds the last input at one value, which then belongs to the first layer's bias."""
     if held_at is None and not named:
         raise BadPolicy(

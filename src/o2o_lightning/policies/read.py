@@ -2,12 +2,15 @@
 
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from o2o_lightning.errors import UserError
 from o2o_lightning.limits import bounded
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies import black_box, d4rl_group, sb3, state_dict
-from o2o_lightning.policies.d4rl_group import read_d4rl
+from o2o_lightning.policies.beside import statistics_beside
+from o2o_lightning.policies.d4rl_group import read_d4rl, without_time
 from o2o_lightning.policies.sb3 import read_sb3
 from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, check, check_file, readable, reading
 from o2o_lightning.policies.state_dict import read_state_dict
@@ -16,7 +19,11 @@ from o2o_lightning.policies.statistics import NotNormalizingError, read_statisti
 FORMATS = ("auto", "sb3", "d4rl", "state_dict", *black_box.FORMATS)
 READERS = {"sb3": sb3.TAKES, "d4rl": d4rl_group.TAKES, "state_dict": state_dict.TAKES, "black box": black_box.TAKES}
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
-BESIDE = ("{stem}.vecnormalize.pkl", "{stem}.vecnormalize.json", "{stem}.vecnormalize.npz", "vecnormalize.pkl")
+APPLIES = {
+    "sb3": ("activation", "time_feature"),
+    "d4rl": ("activation", "time_feature"),
+    "state_dict": ("activation", "family", "mean"),
+}
 
 
 def recognise(spec: str) -> tuple[str, str]:
@@ -68,6 +75,7 @@ def read_policy(
     mean: str | None = None,
     activation: str | None = None,
     time_feature: float | None = None,
+    layout: Sequence[str] = (),
 ) -> ImportedPolicy:
     """The policy of a file whose format is no black box.
 
@@ -78,12 +86,17 @@ def read_policy(
         family, mean: of a state dict, where names and shapes do not tell.
         activation: of the hidden layers, where the file does not tell.
         time_feature: see :func:`read_d4rl`.
+        layout: parts of a dictionary observation in the policy's order, where the file does not tell.
 
     Raises:
         UserError: as the readers do.
     """
     path = Path(spec)
     with reading(path), bounded(f"policy {path}"):
+        given = {"family": family, "mean": mean, "activation": activation, "time_feature": time_feature}
+        for name, value in given.items():
+            if value is not None and name not in APPLIES[format]:
+                raise UserError(f"--{name}: it does not apply to {path}, a {format} file. Leave it out.")
         if format == "sb3":
             policy = read_sb3(path)
         elif format == "d4rl":
@@ -91,10 +104,23 @@ def read_policy(
         else:
             policy = read_state_dict(path, family, mean)
         policy.file = str(path)
+        if layout and policy.layout and tuple(layout) != policy.layout:
+            raise UserError(
+                f"--layout {','.join(layout)}: {path} itself says {','.join(policy.layout)}. Leave the option out."
+            )
+        policy.layout = policy.layout or tuple(layout)
         if activation is not None:
             policy.activation = activation
             policy.notes = [note for note in policy.notes if "activation" not in note]
         _normalize(policy, path, format, normalizer)
+        if format == "sb3" and time_feature is not None:
+            if policy.layout and policy.layout[-1] != "observation":
+                raise BadPolicy(
+                    f"its columns end with {policy.layout[-1]}, and the remaining time is the last of 'observation'. "
+                    "Leave --time_feature out."
+                )
+            policy.noise = None  # settled on made-up states already
+            policy = without_time(policy, policy.observation_dim - 1, time_feature, named=True)
         check(policy)
     return policy
 
@@ -102,20 +128,20 @@ def read_policy(
 def _normalize(policy: ImportedPolicy, path: Path, format: str, normalizer: str | None) -> None:
     """Takes the statistics that are asked for, or those beside a zip, and then says so."""
     if normalizer is not None:
-        policy.normalizer = None if normalizer == "none" else read_statistics(normalizer)
+        policy.normalizer = None if normalizer == "none" else read_statistics(normalizer, policy.layout)
         return
     if format != "sb3":
         return
-    candidates = (path.parent / name.format(stem=path.stem) for name in BESIDE)
-    beside = next((file for file in candidates if file.is_file()), None)
+    beside = statistics_beside(path)
     if beside is None:
         policy.notes.append("no observation statistics: pass --normalizer if it learned with VecNormalize")
         return
-    note = f"its observation statistics are those of {beside.name} beside it (--normalizer none: none)"
+    where = beside.relative_to(path.parent)
+    note = f"its observation statistics are those of {where} beside it (--normalizer none: none)"
     try:
-        policy.normalizer = read_statistics(beside)
+        policy.normalizer = read_statistics(beside, policy.layout)
     except NotNormalizingError:
-        note = f"{beside.name} beside it normalises no observations: none are normalised"
+        note = f"{where} beside it normalises no observations: none are normalised"
     policy.notes.append(note)
 
 

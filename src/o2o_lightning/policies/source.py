@@ -122,6 +122,8 @@ class ImportedPolicy:
         normalizer: of observations; part of the policy.
         env_id: environment, where the file names it.
         notes: what was assumed, one line each.
+        layout: parts of a dictionary observation in the order of the columns, where the file tells.
+        noise: exploration that our families have not, before it is replaced by a constant.
         altered: what was changed on purpose, so that the policy is no longer the source's own; None for nothing.
         file: where it comes from.
     """
@@ -139,6 +141,8 @@ class ImportedPolicy:
     normalizer: Normalizer | None = None
     env_id: str | None = None
     notes: list[str] = field(default_factory=list)
+    layout: tuple[str, ...] = ()
+    noise: object | None = None
     altered: str | None = None
     file: str = ""
 
@@ -167,17 +171,22 @@ class ImportedPolicy:
         hidden = tuple(len(bias) for _, bias in self.layers[:-1])
         return ActorSpec(self.family, self.observation_dim, self.action_dim, hidden, self.activation, self.mean_kind)
 
-    def actions(self, observation: FloatArray) -> FloatArray:
-        """The source's own deterministic actions in ``[-1, 1]``, by plain float64 arithmetic on its tensors.
-
-        Independent of our networks on purpose: the import is checked against it. ``[B, S] → [B, A]``.
-        """
+    def normalized(self, observation: FloatArray) -> Array:
+        """What the first layer takes, in float64."""
         x = observation.astype(np.float64)
         if self.normalizer is not None:
             scale = self.normalizer.std.numpy().astype(np.float64) + self.normalizer.eps
             x = (x - self.normalizer.mean.numpy().astype(np.float64)) / scale
             if self.normalizer.clip is not None:
                 x = np.clip(x, -self.normalizer.clip, self.normalizer.clip)
+        return x
+
+    def actions(self, observation: FloatArray) -> FloatArray:
+        """The source's own deterministic actions in ``[-1, 1]``, by plain float64 arithmetic on its tensors.
+
+        Independent of our networks on purpose: the import is checked against it. ``[B, S] → [B, A]``.
+        """
+        x = self.normalized(observation)
         for weight, bias in self.layers[:-1]:
             x = FUNCTIONS[self.activation](x @ weight.T + bias)
         x = x @ self.mean[0].T + self.mean[1]

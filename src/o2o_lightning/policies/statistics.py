@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ class NotNormalizingError(UserError):
     """A VecNormalize that leaves observations as they are."""
 
 
-def read_statistics(path: str | Path) -> Normalizer:
-    """The normaliser that a file of statistics describes.
+def read_statistics(path: str | Path, layout: Sequence[str] = ()) -> Normalizer:
+    """The normaliser that a file of statistics describes; those of a dictionary are joined in the order ``layout``.
 
     Raises:
         UserError: unreadable, of another form, or a pickle that would do more than hold VecNormalize's numbers.
@@ -36,10 +37,10 @@ def read_statistics(path: str | Path) -> Normalizer:
     with reading(path, "normalizer"):
         if not path.is_file():
             raise BadPolicy(f"there is no such file. Pass {FORM}, or VecNormalize's pickle.")
-        return _normalizer(_read(path, read_limited(path, MAX_BYTES)))
+        return _normalizer(_read(path, read_limited(path, MAX_BYTES), layout))
 
 
-def _read(path: Path, content: bytes) -> Any:
+def _read(path: Path, content: bytes, layout: Sequence[str]) -> Any:
     if content[:1] in (b"{", b" ", b"\n"):
         with readable("it is not JSON", f"Pass {FORM}."):
             return json.loads(content)
@@ -48,7 +49,7 @@ def _read(path: Path, content: bytes) -> Any:
             return {key: file[key] for key in file.files}
     if content[:1] == b"\x80":
         with readable("it is no VecNormalize pickle", f"Pass {FORM}."):
-            return _vecnormalize(path, content)
+            return _vecnormalize(path, content, layout)
     raise BadPolicy(f"neither JSON, NPZ nor a pickle. Pass {FORM}, or VecNormalize's pickle.")
 
 
@@ -78,14 +79,35 @@ def _normalizer(found: Any) -> Normalizer:
 _NUMBERS = ("_reconstruct", "_frombuffer", "scalar", "dtype")
 
 
-def _vecnormalize(path: Path, content: bytes) -> dict[str, Any]:
+def _vecnormalize(path: Path, content: bytes, layout: Sequence[str]) -> dict[str, Any]:
     """Mean, variance, epsilon and clip of a VecNormalize pickle, read by a machine that can call nothing."""
     state = _Reader(io.BytesIO(content)).load().state
     if state.get("norm_obs") is False:
         raise NotNormalizingError(f"normalizer {path}: it normalises no observations. Leave --normalizer out.")
-    statistics = state["obs_rms"].state
-    arrays = {name: _array(statistics[name]) for name in ("mean", "var")}
+    statistics = state["obs_rms"]
+    if isinstance(statistics, dict):
+        statistics = _joined(statistics, layout)
+    else:
+        statistics = {name: _array(statistics.state[name]) for name in ("mean", "var")}
+    arrays = {name: values.ravel() for name, values in statistics.items()}
     return arrays | {"eps": _number(state["epsilon"]), "clip": _number(state["clip_obs"])}
+
+
+def _joined(statistics: dict[str, Any], layout: Sequence[str]) -> dict[str, Array]:
+    """Mean and variance of a dictionary's parts, one after the other as the policy takes them."""
+    names = ", ".join(map(str, statistics))
+    if not layout:
+        raise BadPolicy(
+            f"it normalises a dictionary of observations ({names}), and the policy's file does not tell its order. "
+            "Pass --layout, the parts in the policy's order."
+        )
+    if missing := [name for name in layout if name not in statistics]:
+        raise BadPolicy(
+            f"it normalises {names}, and not {missing[0]}, which the policy takes as it is: that is not imported. "
+            "Clone it: `o2o policy clone module:function`."
+        )
+    parts = [statistics[name].state for name in layout]
+    return {key: np.concatenate([_array(part[key]).ravel() for part in parts]) for key in ("mean", "var")}
 
 
 class _Record:
@@ -123,6 +145,10 @@ class _Reader(pickle.Unpickler):
         if numbers or (module, name) == ("_codecs", "encode"):
             return partial(_Record, function=name)
         inert = any(module == known or module.startswith(known + ".") for known in INERT_PACKAGES)
+        if (module, name) in (("builtins", "set"), ("__builtin__", "set")):  # of keys to normalise, in older files
+            return _Record
+        if (module, name) == ("collections", "OrderedDict"):
+            return dict
         if inert or (module, name) == ("numpy", "ndarray"):
             return _Record
         raise _refused(f"'{module}.{name}'")
