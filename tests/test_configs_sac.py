@@ -87,6 +87,7 @@ def test_o2sac_composes_to_its_row_of_the_table(dataset: str, row: tuple[Any, ..
     assert online["threshold"] == {"start": start, "end": end, "env_steps": 100_000}
     assert online["multiplier"] == {
         "start": multiplier, "lr": 5e-5, "every": None, "satisfied_weight": 0.3, "violated_weight": 0.7,
+        "rule": "adam", "proportional": 0.5, "integral": 0.02, "least": 0.001, "cap": 100.0,
     }  # fmt: skip
     assert (reevaluate["critics"], list(reevaluate["hidden"]), reevaluate["layer_norm"]) == (critics, hidden, True)
     assert (pr["max_steps"], va["max_steps"]) == (500_000, align_steps)
