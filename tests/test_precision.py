@@ -83,14 +83,13 @@ def test_every_phase_learns_in_mixed_precision_with_its_losses_in_full(name, pre
         return result
 
     def watch(phase: Phase) -> None:
-        losses = phase.engine.losses
+        settle = phase.engine.settle
 
-        def watched(*args: Any) -> Any:
-            for loss in losses(*args):
-                seen.append(loss)
-                yield loss
+        def watched(loss: Loss) -> None:
+            seen.append(loss)
+            settle(loss)
 
-        phase.engine.losses = watched  # type: ignore[method-assign]
+        phase.engine.settle = watched  # type: ignore[method-assign]
 
     monkeypatch.setattr(functional, "linear", counted)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)

@@ -238,7 +238,7 @@ def script(path: Path, body: str = "return torch.tanh(x)", more: str = "", net: 
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
-            if name.endswith("activation.py"):
+            if name.endswith(".py") and "activation" in name:  # or a folder of that name, if it is not the first one
                 content = content.replace(b"return torch.tanh(input)", body.encode()) + more.encode()
             archive.writestr(name, content)
 

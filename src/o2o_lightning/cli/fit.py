@@ -26,7 +26,7 @@ Options [default]; they beat --config, which beats the groups:
   --run_dir DIR            where results go [runs/DATE_TIME]; nothing in it is ever written over
   --config FILE            options from a file, as --print_config writes it
   --seed_everything N      [{seed}]
-  seeds=N                  the seeds 0 … N−1 in one process, seeds=[3,4,9] these: DIR/seed-0 … (docs/seeds.md)
+  seeds=N                  the seeds 0 … N−1 at once, seeds=[3,4,9] these; DIR/seed-0 … (docs/seeds.md)
   --data.dataset SPEC      FILE.hdf5, d4rl:NAME, minari:ID or embedded:NAME [{data[dataset]}]
   --data.env_id ID         Gymnasium environment [the dataset's own]
   --model.init_from CKPT   where a phase starts from, e.g. runs/a/offline/checkpoints/last.ckpt
