@@ -68,10 +68,7 @@ def check_text(path: Path, name: str, limit: int = JSON_BYTES) -> None:
 @contextmanager
 def bounded(what: str) -> Iterator[None]:
     """Lets the block allocate 4 GB and no more, as far as the system can: foreign readers and programs run in it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    ours = _address_space() + READING_BYTES
-    limit = min([ours, *(value for value in (soft, hard) if value != resource.RLIM_INFINITY)])
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    before = limit_address_space(READING_BYTES)
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch's allocator says the latter
@@ -81,10 +78,17 @@ def bounded(what: str) -> Iterator[None]:
             ) from error
         raise
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def _address_space() -> int:
-    """Bytes of it that this process has; without a limit where the system does not say."""
+def limit_address_space(more: int) -> tuple[int, int]:
+    """Lets this process allocate ``more`` bytes, and no more than before; returns the limits that it had.
+
+    Where the system does not say what a process has, it may have what it likes.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 2**62
+    ours = (int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 2**62) + more
+    limit = min([ours, *(value for value in (soft, hard) if value != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    return soft, hard

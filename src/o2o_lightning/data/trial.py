@@ -10,6 +10,8 @@ from typing import Any
 
 import h5py
 
+from o2o_lightning.limits import limit_address_space
+
 SECONDS, MORE = 10, 2**22  # of processor time, and bytes of a file for one more; 10,000 sound arrays take one
 BYTES = 2**30  # of address space, beyond what the process has
 SMALL = 2**16  # bytes of an array that is read whole; of a larger one its first and last row
@@ -64,7 +66,4 @@ def _look(item: Any) -> None:
 def _limit(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        has = int(statm.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (has + BYTES, has + BYTES))
+    limit_address_space(BYTES)
