@@ -131,10 +131,12 @@ COMP_LINE='{line}'; COMP_POINT=${{#COMP_LINE}}; read -ra COMP_WORDS <<< "${{COMP
 def test_the_shell_completes_commands_groups_and_options(o2o: O2O, capsys: pytest.CaptureFixture[str]) -> None:
     assert o2o("--print_completion", "bash") == 0
     script = capsys.readouterr().out
-    lines = ("o2o res", "o2o fit online=o2", "o2o fit --model.threshold.e", "o2o policy exp")
+    lines = ["o2o res", "o2o fit online=o2", "o2o fit --model.threshold.e", "o2o policy exp", "o2o data c"]
+    lines.append("o2o report re")
     asked = script + "".join(COMPLETE.format(line=line) for line in lines)
     said = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True).stdout.splitlines()
     assert said[0] == "resume" and said[3] == "export"
+    assert said[4].split() == ["check", "cut"] and said[5] == ""  # what comes behind other commands are files
     assert said[1].split() == ["o2ppo", "o2sac", "o2td3"]
     assert said[2].split() == ["--model.threshold.end", "--model.threshold.env_steps"]
     assert o2o("--print_completion", "tcsh") == 2

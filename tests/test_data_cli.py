@@ -194,7 +194,7 @@ def test_a_policys_weights_are_not_metadata(tmp_path: Path) -> None:
 
 def test_the_help_needs_no_heavy_import() -> None:
     code = (
-        "import sys; from o2o_lightning.cli.data import _parser; _parser().format_help(); "
+        "import sys; from o2o_lightning.cli.data import parser; parser().format_help(); "
         "print(sorted({'torch', 'h5py', 'gymnasium', 'rich'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

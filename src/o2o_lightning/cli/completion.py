@@ -1,7 +1,9 @@
 """``o2o --print_completion SHELL``: a script that completes commands, groups, options and files."""
 
+import argparse
 from collections.abc import Sequence
 
+from o2o_lightning.cli import data, policy
 from o2o_lightning.cli.command import PHASES, Command
 from o2o_lightning.cli.compose import compose, groups, lightning_config
 from o2o_lightning.cli.models import known
@@ -10,13 +12,12 @@ from o2o_lightning.errors import UserError
 SHELLS = {"bash": "", "zsh": "autoload -U +X bashcompinit && bashcompinit\n"}
 SCRIPT = """\
 {shell}_o2o() {{
-  local line="${{COMP_LINE:0:COMP_POINT}}" choices="{commands}"
+  local line="${{COMP_LINE:0:COMP_POINT}}" choices=""
   local word="${{line##* }}"
   case "${{COMP_WORDS[1]}}" in
     fit|sweep) choices="{words}" ;;
-    policy) choices="import clone export inspect list" ;;
-    data) choices="info check list cut make" ;;
-    resume|test|validate|predict) choices="" ;;
+    policy) choices="{policy}" ;;
+    data) choices="{data}" ;;
   esac
   ((COMP_CWORD == 1)) && choices="{commands}"
   local prefix="${{word%"${{COMP_WORDS[COMP_CWORD]}}"}}"  # what bash has split off at an equals sign
@@ -38,7 +39,13 @@ def script(argv: Sequence[str], commands: Sequence[str]) -> str:
     shell = argv[0] if argv else ""
     if shell not in SHELLS:
         raise UserError(f"--print_completion {shell}: choose one of {', '.join(SHELLS)}.")
-    return SCRIPT.format(shell=SHELLS[shell], commands=" ".join(commands), words=" ".join(_words()))
+    parts = {"policy": _commands(policy.parser()), "data": _commands(data.parser())}
+    return SCRIPT.format(shell=SHELLS[shell], commands=" ".join(commands), words=" ".join(_words()), **parts)
+
+
+def _commands(parser: argparse.ArgumentParser) -> str:
+    """The sub-commands that ``parser`` knows."""
+    return " ".join(next(action.choices for action in parser._actions if isinstance(action.choices, dict)))
 
 
 def _words() -> list[str]:

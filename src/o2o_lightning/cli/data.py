@@ -22,21 +22,22 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o data ARGV`` and returns the exit code: 1 when a check fails, else 0."""
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
+    known = parser()
+    arguments, rest = known.parse_known_args(argv)
     arguments.rest = rest
     if arguments.command == "make":
         from o2o_lightning.cli.data_make import make
 
         return make(arguments)
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        known.error(f"unrecognized arguments: {' '.join(rest)}")
     return {"info": show, "check": _check, "list": _list, "cut": _cut}[arguments.command](arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="o2o data", description=__doc__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+def parser() -> argparse.ArgumentParser:
+    """The options of every sub-command."""
+    whole = argparse.ArgumentParser(prog="o2o data", description=__doc__)
+    commands = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
     spec_help = "path/to/file.hdf5, d4rl:NAME[#sha256=HEX], minari:ID or embedded:NAME"
 
     info = commands.add_parser("info", help="what a dataset holds: counts, returns, score, provenance")
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", "--seed_everything", type=int, default=0, help="default: 0")
     made.add_argument("--device", choices=("auto", "cpu", "gpu", "cuda", "mps"), help="to train on (default: auto)")
     made.add_argument("--json", action="store_true", help="print JSON")
-    return parser
+    return whole
 
 
 def _meaning(command: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ o2o: fine-tune any offline policy online, without the collapse
   o2o resume   RUN_DIR              goes on after a crash, exactly where it stopped
   o2o report   RUN_DIR…             curves, intervals over seeds, tables, a page and pictures of finished runs
   o2o play     CKPT                 watch the policy, or record it: --record out.gif
-  o2o policy   import | clone | export | inspect     policies of other libraries in, ours out
+  o2o policy   import | clone | export | inspect | list     policies of other libraries in, ours out
   o2o data     info | check | list | cut | make
   o2o demo                          the whole pipeline on the embedded Hopper data, next to naive fine-tuning
 

@@ -18,7 +18,7 @@ FAMILIES = ("deterministic", "gaussian", "squashed_gaussian")
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o policy ARGV`` and returns the exit code."""
-    arguments, rest = _parser().parse_known_args(argv)
+    arguments, rest = parser().parse_known_args(argv)
     if rest and arguments.command not in ("clone", "import"):
         raise UserError(f"o2o policy: '{rest[0]}' is no option of it. See `o2o policy -h`.")
     arguments.rest = rest
@@ -27,9 +27,10 @@ def main(argv: list[str]) -> int:
     return runs[arguments.command](arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="o2o policy", description=__doc__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+def parser() -> argparse.ArgumentParser:
+    """The options of every sub-command."""
+    whole = argparse.ArgumentParser(prog="o2o policy", description=__doc__)
+    commands = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
     source, place = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
     source.add_argument("file", metavar="FILE", help="a policy file, or module:function")
     source.add_argument("--format", default="auto", choices=FORMATS, help="default: by what the file holds")
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print JSON")
     known = commands.add_parser("list", help="what can come in, by library and algorithm")
     known.add_argument("--json", action="store_true", help="print JSON")
-    return parser
+    return whole
 
 
 def _import(arguments: argparse.Namespace) -> int:
