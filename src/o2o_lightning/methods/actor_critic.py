@@ -6,6 +6,9 @@ from o2o_lightning.methods.method import Learners, Method, Source, Task
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.targets import frozen_copy, hard_update
 
+# phases whose Adam moments a rule keeps that is the same offline and online
+GOES_ON = ("offline", "reevaluate", "align")
+
 
 class ActorCritic(Method):
     """An actor, critics, their targets, and the offline policy π_off that everything is anchored to.

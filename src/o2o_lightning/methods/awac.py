@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from o2o_lightning.errors import at_least
-from o2o_lightning.methods.actor_critic import ActorCritic
+from o2o_lightning.methods.actor_critic import GOES_ON, ActorCritic
 from o2o_lightning.methods.method import Batch, Draws, Follow, Loss, Moment, Noise, Normal, Task, Updates
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.gaussian import GaussianActor
@@ -29,7 +29,7 @@ class AWAC(ActorCritic):
     name: ClassVar[str] = "awac"
     actor_kind: ClassVar[str | None] = GaussianActor.kind
     makes_critic: ClassVar[bool] = True
-    carries_moments: ClassVar[tuple[str, ...]] = ("offline", "reevaluate", "align")  # online the same rule goes on
+    carries_moments: ClassVar[tuple[str, ...]] = GOES_ON
     temperature: float = 0.3333
     weight_cap: float = 100.0
     actor_lr: float = 3e-4

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from o2o_lightning.errors import at_least
+from o2o_lightning.methods.actor_critic import GOES_ON
 from o2o_lightning.methods.method import Batch, Draws, Learners, Loss, Noise, Normal, Source, Task, Uniform
 from o2o_lightning.methods.sac import SAC, Ends
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussian
@@ -42,7 +43,7 @@ class CQL(SAC):
     """
 
     name: ClassVar[str] = "cql"
-    carries_moments: ClassVar[tuple[str, ...]] = ("offline", "reevaluate", "align")  # online the same rule goes on
+    carries_moments: ClassVar[tuple[str, ...]] = GOES_ON
     temperature: float = 1.0
     actor_lr: float = 3e-5
     temperature_lr: float | None = None

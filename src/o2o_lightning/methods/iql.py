@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from o2o_lightning.methods.actor_critic import ActorCritic
+from o2o_lightning.methods.actor_critic import GOES_ON, ActorCritic
 from o2o_lightning.methods.method import Batch, Follow, Learners, Loss, Moment, Noise, Source, Task, Updates
 from o2o_lightning.nn.actor import DeterministicActor
 from o2o_lightning.nn.critics import Critics, ValueNet
@@ -37,7 +37,7 @@ class IQL(ActorCritic):
     name: ClassVar[str] = "iql"
     pays_back: ClassVar[int | None] = 7_000
     makes_critic: ClassVar[bool] = True
-    carries_moments: ClassVar[tuple[str, ...]] = ("offline", "reevaluate", "align")  # online the same rule goes on
+    carries_moments: ClassVar[tuple[str, ...]] = GOES_ON
     expectile: float = 0.7
     inverse_temperature: float = 3.0
     weight_cap: float = 100.0

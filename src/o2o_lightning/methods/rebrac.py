@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from o2o_lightning.methods.actor_critic import GOES_ON
 from o2o_lightning.methods.method import Batch, Loss, Moment, Noise, Task
 from o2o_lightning.methods.td3 import TD3
 from o2o_lightning.nn.actor import DeterministicActor
@@ -27,7 +28,7 @@ class ReBRAC(TD3):
     """
 
     name: ClassVar[str] = "rebrac"
-    carries_moments: ClassVar[tuple[str, ...]] = ("offline", "reevaluate", "align")  # online the same rule goes on
+    carries_moments: ClassVar[tuple[str, ...]] = GOES_ON
     policy_penalty: float = 0.05
     penalty_floor: float = 0.5
     penalty_env_steps: int | None = None

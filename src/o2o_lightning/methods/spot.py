@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 
 from o2o_lightning.errors import UserError
+from o2o_lightning.methods.actor_critic import GOES_ON
 from o2o_lightning.methods.method import Batch, Draws, Learners, Loss, Moment, Noise, Normal, Source, Task, Updates
 from o2o_lightning.methods.td3 import TD3
 from o2o_lightning.nn.vae import ActionVAE
@@ -24,7 +25,7 @@ class SPOT(TD3):
     """
 
     name: ClassVar[str] = "spot"
-    carries_moments: ClassVar[tuple[str, ...]] = ("offline", "reevaluate", "align")  # online the same rule goes on
+    carries_moments: ClassVar[tuple[str, ...]] = GOES_ON
     pin: float = 0.1
     pin_floor: float = 0.2
     pin_env_steps: int = 1_000_000

@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Literal
 
+from o2o_lightning.methods.actor_critic import GOES_ON
 from o2o_lightning.methods.method import Source, Task
 from o2o_lightning.methods.rlpd import RLPD
 
@@ -14,7 +15,7 @@ class WSRL(RLPD):
 
     name: ClassVar[str] = "wsrl"
     needs_critic: ClassVar[bool] = True
-    carries_moments: ClassVar[tuple[str, ...]] = ("offline", "reevaluate", "align")
+    carries_moments: ClassVar[tuple[str, ...]] = GOES_ON
     needs_source: ClassVar[bool] = True
     actor_lr: float = 1e-4
     temperature_lr: float = 1e-4
