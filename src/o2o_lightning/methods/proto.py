@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from o2o_lightning.errors import at_least
+from o2o_lightning.methods.actor_critic import ActorCritic
 from o2o_lightning.methods.method import Batch, Follow, Loss, Moment, Noise, Source, Task, Updates
 from o2o_lightning.methods.rlpd import RLPD
 from o2o_lightning.methods.td3 import TD3
@@ -17,13 +18,35 @@ from o2o_lightning.objectives.schedules import linear_decay
 from o2o_lightning.objectives.td3 import normalized_policy_loss
 
 
-class PROTO(RLPD):
-    r"""SAC that pays :math:`\kappa_t (\log\pi - \log\pi_k)` for each action, π_k a slow copy of the policy (Eqs. 8–10).
+class Fading(ActorCritic):
+    """What is paid κ_t for, ever less.
 
     Args:
         strength: κ at the beginning.
         decay: share of κ that is lost, linearly, over ``decay_env_steps``; κ never falls below 0.
         decay_env_steps: the budget by default.
+    """
+
+    strength: float = 2.0
+    decay: float = 0.9
+    decay_env_steps: int | None = None
+
+    def build(self, task: Task, source: Source | None = None) -> None:
+        self.total = self.decay_env_steps or task.total
+        super().build(task, source)
+
+    def take(self, actor: Any, critic: Critics) -> None:
+        super().take(actor, critic)
+        self.register_buffer("strength_now", next(actor.parameters()).new_tensor(self.strength))
+
+    def schedules(self, moment: Moment) -> dict[str, float]:
+        return {"strength_now": self.strength * linear_decay(self.decay * moment.env_steps, self.total)}
+
+
+class PROTO(Fading, RLPD):
+    r"""SAC that pays :math:`\kappa_t (\log\pi - \log\pi_k)` for each action, π_k a slow copy of the policy (Eqs. 8–10).
+
+    Args:
         anchor_rate: Polyak rate of π_k.
         entropy_backup: subtract what an action costs, κ's part included, in the target too.
     """
@@ -34,22 +57,11 @@ class PROTO(RLPD):
     temperature: float = 0.01
     subset: int | None = None
     policy_every: int = 1
-    strength: float = 2.0
-    decay: float = 0.9
-    decay_env_steps: int | None = None
     anchor_rate: float = 0.005
-
-    def build(self, task: Task, source: Source | None = None) -> None:
-        self.total = self.decay_env_steps or task.total
-        super().build(task, source)
 
     def take(self, actor: Any, critic: Critics) -> None:
         super().take(actor, critic)
         self.anchor = frozen_copy(actor)
-        self.register_buffer("strength_now", self.log_alpha.detach().new_tensor(self.strength))
-
-    def schedules(self, moment: Moment) -> dict[str, float]:
-        return {"strength_now": self.strength * linear_decay(self.decay * moment.env_steps, self.total)}
 
     def update(self, moment: Moment) -> Updates:
         yield from super().update(moment)
@@ -68,11 +80,10 @@ class PROTO(RLPD):
         )
 
 
-class PROTOTD3(TD3):
+class PROTOTD3(Fading, TD3):
     r"""TD3 that pays :math:`\kappa_t \|a - \pi_k(s)\|^2`, π_k its target policy.
 
     Args:
-        strength, decay, decay_env_steps: as PROTO's.
         anchor_rate: Polyak rate of π_k.
         q_weight: of Q, divided by its mean magnitude.
         policy_critic: the ``first`` critic is climbed, or the ``second`` as in the released code (D70).
@@ -81,9 +92,6 @@ class PROTOTD3(TD3):
     name: ClassVar[str] = "proto_td3"
     needs_critic: ClassVar[bool] = True
     needs_source: ClassVar[bool] = True
-    strength: float = 2.0
-    decay: float = 0.9
-    decay_env_steps: int | None = None
     anchor_rate: float = 0.005
     q_weight: float = 2.5
     policy_critic: Literal["first", "second"] = "first"
@@ -93,17 +101,6 @@ class PROTOTD3(TD3):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("--model.strength", self.strength, 0)
-
-    def build(self, task: Task, source: Source | None = None) -> None:
-        self.total = self.decay_env_steps or task.total
-        super().build(task, source)
-
-    def take(self, actor: Any, critic: Critics) -> None:
-        super().take(actor, critic)
-        self.register_buffer("strength_now", next(actor.parameters()).new_tensor(self.strength))
-
-    def schedules(self, moment: Moment) -> dict[str, float]:
-        return {"strength_now": self.strength * linear_decay(self.decay * moment.env_steps, self.total)}
 
     def update(self, moment: Moment) -> Updates:
         yield self.critic_step
