@@ -125,6 +125,12 @@ def read_summary(folder: Path) -> dict[str, Any]:
         return dict(read_json(path.read_text()))
 
 
+def policy_to_take(phase: Path) -> Path:
+    """The checkpoint of a phase's folder to go on with: of the best evaluation, or the last one where none was kept."""
+    best = phase / "checkpoints" / "best.ckpt"
+    return best if best.exists() else best.with_name("last.ckpt")
+
+
 def write_config(path: Path, text: str) -> None:
     """Writes a phase's ``config.yaml``."""
     write_atomically(path, f"{text}{SEAL}{_digest(text)}\n".encode())

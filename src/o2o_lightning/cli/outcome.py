@@ -1,9 +1,9 @@
 """What came of a run, in two lines: the scores on the way, and the policy to take."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from o2o_lightning.checkpoint.run import policy_to_take, read_summary
 from o2o_lightning.report.page import duration
 
 WAY = {"offline": "π_off", "aligned": "π_on", "lowest_early": "lowest early", "best": "best", "final": "final"}
@@ -11,15 +11,13 @@ WAY = {"offline": "π_off", "aligned": "π_on", "lowest_early": "lowest early", 
 
 def outcome(run_dir: Path) -> list[str]:
     """Lines on the last phase of ``run_dir``, which has ended."""
-    summary = json.loads((run_dir / "summary.json").read_text())
+    summary = read_summary(run_dir)
     score, took = summary["score"], duration(summary["seconds"])
     way = " → ".join(f"{name} {score[key]:.1f}" for key, name in WAY.items() if key in score)
     spent = f"{summary['env_steps']:,} environment steps, " if summary["env_steps"] else ""
     scored = any(point[2] is not None for point in score["curve"])
     lines = [f"{way}{' (D4RL score)' if scored else ' (return)'}; {spent}{took}" if way else took]
-    folder = run_dir / summary["phase"] / "checkpoints"
-    name = next(name for name in ("best.ckpt", "last.ckpt") if (folder / name).exists() or name == "last.ckpt")
-    return [*lines, f"the policy to take: {folder / name}{_unless_worse(score)}"]
+    return [*lines, f"the policy to take: {policy_to_take(run_dir / summary['phase'])}{_unless_worse(score)}"]
 
 
 def _unless_worse(score: dict[str, Any]) -> str:

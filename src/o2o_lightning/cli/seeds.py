@@ -1,7 +1,6 @@
 """``seeds=``: several seeds of one run in one process, each in a directory that looks like that of a run of its own."""
 
 import contextlib
-import json
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -12,7 +11,17 @@ from typing import Any
 from o2o_lightning.callbacks.checkpoint import PhaseCheckpoint, StopSignals
 from o2o_lightning.callbacks.progress import PhaseProgress
 from o2o_lightning.checkpoint.io import write_json
-from o2o_lightning.checkpoint.run import LOCK, PLAN, add_to_plan, lock, read_plan, seed_folder, unlock, write_plan
+from o2o_lightning.checkpoint.run import (
+    LOCK,
+    PLAN,
+    add_to_plan,
+    lock,
+    read_plan,
+    read_summary,
+    seed_folder,
+    unlock,
+    write_plan,
+)
 from o2o_lightning.cli.command import Command, split
 from o2o_lightning.cli.compose import compose
 from o2o_lightning.cli.lightning import Built
@@ -172,8 +181,8 @@ class AllSignals(StopSignals):
 
 def write_summary(run_dir: Path, seeds: list[int]) -> None:
     """``RUN_DIR/summary.json``: what all seeds' summaries say alike, the mean of each score, and its deviation."""
-    files = {seed: seed_folder(run_dir, seed) / "summary.json" for seed in seeds}
-    found = {seed: json.loads(path.read_text()) for seed, path in files.items() if path.exists()}
+    folders = {seed: seed_folder(run_dir, seed) for seed in seeds}
+    found = {seed: read_summary(folder) for seed, folder in folders.items() if (folder / "summary.json").exists()}
     first, *others = found.values()
     alike = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
     scores = {

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import os
 import re
 import signal
@@ -205,13 +204,14 @@ def _launch(job: Job, overrides: list[str], own: list[str]) -> str | None:
 
 
 def _report(job: Job, jobs: list[list[str]], trouble: str | None) -> int:
+    from o2o_lightning.checkpoint.run import read_summary
     from o2o_lightning.cli.run import say
 
     failed = []
     for tokens in jobs:
         folder = job.folder(tokens)
         if job.state(tokens) == "finished":
-            final = json.loads((folder / "summary.json").read_text())["score"].get("final")
+            final = read_summary(folder)["score"].get("final")
             say(f"{folder.name}: finished" + ("" if final is None else f", final {final:.1f}"))
         else:
             failed.append(f"{folder.name}: {_reason(Path(f'{folder}.log'))}")

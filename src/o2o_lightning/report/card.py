@@ -4,6 +4,8 @@ from typing import Any
 
 import yaml
 
+from o2o_lightning.checkpoint.run import policy_to_take
+from o2o_lightning.report.figures import unit
 from o2o_lightning.report.groups import COSTS, MEASURES, Group
 from o2o_lightning.report.page import Block, Bullets, Heading, Table, Text, duration, markdown
 from o2o_lightning.report.runs import Run, method_name
@@ -23,24 +25,21 @@ def card(run: Run) -> str:
     """``README.md`` of a run directory, in Markdown with the front matter that model hubs read."""
     group, last = Group(run.method, [run]), run.phases[run.phase]
     known = {name: group.column(name)[0] for name in MEASURES if group.column(name)[0] == group.column(name)[0]}
-    folder = run.path / run.phase / "checkpoints"
-    name = "best.ckpt" if (folder / "best.ckpt").exists() else "last.ckpt"
     phases = [
         [phase, method_name(of["algorithm"]), f"{of['steps']:,}", f"{of['env_steps']:,}", duration(of["seconds"])]
         for phase, of in run.phases.items()
     ]
-    unit = "D4RL score" if run.scored else "return"
     blocks: list[Block] = [
         Heading(f"{run.method}, {run.env_id}, {run.dataset}", 1),
         Text(f"A policy of {run.env_id}, made by o2o-lightning."),
         Heading("Made from"),
         Bullets([f"{name}: {value}" for name, value in _origin(run, last).items() if value]),
         Table(["phase", "method", "updates", "environment steps", "time"], phases),
-        Heading(f"Worth ({unit})"),
+        Heading(f"Worth ({unit([group])})"),
         Table(["measure", "value", "what it is"], [[key, f"{known[key]:.4g}", MEASURES[key]] for key in known]),
         Text(f"{int(run.total('eval_env_steps')):,} {COSTS['eval_env_steps']} were spent beside those of training."),
         Heading("How to load it"),
-        Text(LOAD.format(file=f"{run.phase}/checkpoints/{name}", env=run.env_id)),
+        Text(LOAD.format(file=policy_to_take(run.path / run.phase).relative_to(run.path), env=run.env_id)),
     ]
     return f"---\n{yaml.safe_dump(_front(run, known), sort_keys=False)}---\n\n{markdown(blocks)}"
 
