@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from o2o_lightning.methods import aca, rebrac
+from o2o_lightning.methods import aca, off2on, rebrac
 from o2o_lightning.methods.awac import AWAC
 from o2o_lightning.methods.bc import BC
 from o2o_lightning.methods.cal_ql import CalQL
@@ -58,6 +58,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "aca offline": lambda: aca.Offline(hidden=HIDDEN, critic_hidden=HIDDEN),
     "aca online": lambda: aca.ACA(hidden=HIDDEN, critic_hidden=HIDDEN),
     "pex": lambda: PEX(hidden=HIDDEN),
+    "off2on offline": lambda: off2on.Offline(hidden=HIDDEN, critic_hidden=HIDDEN, samples=2, members=2),
+    "off2on online": lambda: off2on.Off2On(ratio_hidden=HIDDEN),
     "proto": lambda: PROTO(hidden=HIDDEN, critic_hidden=HIDDEN, critics=2),
     "proto_td3": lambda: PROTOTD3(hidden=HIDDEN),
     "rebrac offline": lambda: rebrac.Offline(hidden=HIDDEN),
@@ -111,7 +113,8 @@ class Networks:
 
 
 SOURCES: dict[str, Callable[[], Method]] = {"o2td3": METHODS["td3"], "o2sac": METHODS["sac"], "o2ppo": METHODS["ppo"]}
-SOURCES |= {"aca online": METHODS["aca offline"], **dict.fromkeys(("jsrl", "pex"), METHODS["iql"])}
+SOURCES |= {name: METHODS[name.replace("online", "offline")] for name in ("aca online", "off2on online")}
+SOURCES |= {**dict.fromkeys(("jsrl", "pex"), METHODS["iql"])}
 
 
 def built(name: str, seed: int = 0) -> Method:

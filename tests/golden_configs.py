@@ -27,6 +27,7 @@ SINCE = {
         "cql",
         "iql",
         "jsrl",
+        "off2on",
         "pex",
         "proto",
         "proto_td3",
@@ -35,7 +36,7 @@ SINCE = {
         "spot",
         "wsrl",
     ),
-    "offline": ("aca", "cal_ql", "rebrac", "spot", "wsrl"),
+    "offline": ("aca", "cal_ql", "off2on", "rebrac", "spot", "wsrl"),
     "experiment": ("cal_ql_corl",),
 }
 OFFLINE, ONLINE, DATASETS, EXPERIMENTS = (

@@ -26,6 +26,8 @@ CONSTRAINED: golden_configs.Row = {
     "model.multiplier.least": 0.001,
     "model.multiplier.cap": 100.0,
     "data.seeds": 0,
+    "data.entry.rule": "largest",
+    "data.entry.share": 0.5,
 }
 HASTENED: golden_configs.Row = {"model.fast_polyak": 0.05, "model.fast_updates": 0, "model.return_updates": 0}
 NEW: dict[str, golden_configs.Row] = {

@@ -54,6 +54,11 @@ RIVALS = {
     "spot": Rival(
         "spot", ("--model.hidden", "[8,8]", "--model.vae_hidden", "[8,8]", "--offline.model.vae_updates", "8")
     ),
+    "off2on": Rival(
+        "off2on",
+        (*SMALL, "--model.samples", "2", "--model.members", "2", "--model.ratio_hidden", "[8,8]"),
+        formats=("torch",),
+    ),
     "wsrl": Rival("wsrl", (*SMALL, "--offline.model.critics", "3", "--model.samples", "2", "--data.utd", "2")),
 }
 

@@ -264,7 +264,8 @@ def check_dataset(where: str, before: dict[str, Any], now: dict[str, Any]) -> No
 
 def _layers(spec: dict[str, Any]) -> int:
     """How many a network of these sizes has at least, whatever its family."""
-    return len(spec.get("hidden", ())) * int(spec.get("count", 1)) + int(spec.get("layers", 0))
+    own = len(spec.get("hidden", ())) * int(spec.get("count", 1)) + int(spec.get("layers", 0))
+    return own + sum(map(_layers, spec.get("members", ())))
 
 
 def _network_name(key: str) -> str | None:

@@ -13,6 +13,7 @@ from o2o_lightning.cli.command import PHASES, Command
 from o2o_lightning.cli.compose import compose, groups
 from o2o_lightning.cli.models import method_of
 from o2o_lightning.errors import UserError
+from o2o_lightning.nn.actors import ACTORS
 
 AUTO = "auto"
 # What an offline critic is good for online. Those that are named in neither belong to another policy than their own.
@@ -25,6 +26,7 @@ FAMILIES = {
     "squashed_gaussian": "a squashed Gaussian",
     "decision_transformer": "a Decision Transformer",
     "online_decision_transformer": "an Online Decision Transformer",
+    "mixture": "a mixture of several",
 }
 
 
@@ -139,6 +141,11 @@ def with_cloning(command: Command, phases: list[str]) -> tuple[list[str], str | 
         if phase == "offline":
             kind = wanted
         elif kind is not None and wanted is not None and kind != wanted:
+            if wanted not in ACTORS:
+                raise UserError(
+                    f"online={learner.name}: it goes on from {FAMILIES[wanted]}, which no other policy is cloned into. "
+                    f"Leave `offline=` and --model.init_from out, or choose another online method."
+                )
             has = kind if kind == "deterministic" else FAMILIES[kind]
             loss = "mean square" if wanted == "deterministic" else "Eq. 52"
             most = compose("clone", command)["trainer"]["max_steps"]

@@ -1,7 +1,7 @@
 """The environment-interacting DataModule of the online phase."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,14 @@ from torch import Tensor
 
 from o2o_lightning.data.interacting import InteractingData
 from o2o_lightning.errors import UserError
+from o2o_lightning.replay.balanced import Entry
 from o2o_lightning.replay.buffer import Mix
 from o2o_lightning.replay.interaction import Interaction
 from o2o_lightning.replay.ring import LabelledRing, Ring
 from o2o_lightning.replay.table import nested
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+PRELOADED = ("all", "part")  # modes in which the online buffer begins with rows of the dataset
 
 
 @dataclass(eq=False, repr=False)
@@ -31,8 +33,9 @@ class OnlineData(InteractingData):
     Args:
         utd: gradient updates an environment step (update-to-data ratio).
         warmup_steps: environment steps, by the policy to be fine-tuned, before the first update.
-        mix: ``half``, ``all``, ``part`` or ``none``; ``none`` needs no dataset.
-        seeds: random transitions of the dataset that the online buffer begins with, in the modes ``half`` and ``none``.
+        mix: ``half``, ``all``, ``part``, ``none`` or ``balanced``; ``none`` needs no dataset.
+        seeds: random transitions of the dataset that the online buffer begins with, except in ``all`` and ``part``.
+        entry: of ``balanced``: the priority of a new row.
         capacity: transitions that the online buffer of each process holds.
     """
 
@@ -41,6 +44,7 @@ class OnlineData(InteractingData):
     mix: Mix = "half"
     seeds: int = 0
     capacity: int = 2_000_000
+    entry: Entry = field(default_factory=Entry)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,12 +54,18 @@ class OnlineData(InteractingData):
             )
 
     def rings(self) -> list[Ring]:
+        method = None if self.trainer is None else self.module.method
+        if ("priority" in getattr(method, "needs", ())) != (self.mix == "balanced"):
+            raise UserError(
+                "--data.mix balanced: it is for a method that weighs the rows of its batches, online=off2on, which "
+                "needs it."
+            )
         seeds = 0 if self.store is None else min(self.seeds, self.store.td_count)
-        kept = seeds if self.store is None or self.mix in ("half", "none") else self.store.td_count
+        kept = self.store.td_count if self.store is not None and self.mix in PRELOADED else seeds
         own_steps = -(-self.budget // self.ranks.count)
         ring = self._ring(min(self.capacity, own_steps + kept))
-        self.buffer.mix(self.mix, self.store, ring, self.rewards)
-        if self.store is not None and self.mix in ("half", "none") and seeds:
+        self.buffer.mix(self.mix, self.store, ring, self.rewards, self.entry)
+        if self.store is not None and self.mix not in PRELOADED and seeds:
             ring.extend(self.store.gather(self.store.sample_rows(seeds, self.rows)))
         self.preloaded = len(ring)
         return [ring]
@@ -73,7 +83,7 @@ class OnlineData(InteractingData):
         method = None if self.trainer is None else self.module.method
         if method is None or "return_to_go" not in method.needs:
             return Ring(capacity, *self.sizes())
-        if self.mix in ("all", "part"):
+        if self.mix in PRELOADED:
             raise UserError(
                 f"--data.mix {self.mix}: {method.name} needs each row's return, and the online buffer would begin with "
                 "rows that have none. Pass --data.mix half, or none."
@@ -105,7 +115,7 @@ class OnlineData(InteractingData):
     def transition_batch(self, device: torch.device) -> TensorDictBase:
         """One batch ``[B]``, ready for the networks."""
         rows = self.buffer.rows(self.batch_size, self.rows).to(device)
-        return nested(self.prepare_rows(rows), torch.Size([self.batch_size]))
+        return nested(self.prepare_rows(rows), rows.shape[:1])
 
     def local_state(self) -> dict[str, Any]:
         own = {"replay": self.buffer.rule.state_dict(), "interaction": self.interaction.state()}
@@ -113,5 +123,5 @@ class OnlineData(InteractingData):
 
     def load_local_state(self, state: dict[str, Any]) -> None:
         super().load_local_state(state)
-        self.buffer.rule.load_state_dict(state["replay"])
         self.interaction.load_state(state["interaction"])
+        self.buffer.rule.load_state_dict(state["replay"])

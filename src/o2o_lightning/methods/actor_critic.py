@@ -2,12 +2,19 @@
 
 from typing import Any
 
-from o2o_lightning.methods.method import Learners, Method, Source, Task
+from o2o_lightning.methods.method import Batch, Learners, Method, Source, Task
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.targets import frozen_copy, hard_update
 
 # phases whose Adam moments a rule keeps that is the same offline and online
 GOES_ON = ("offline", "reevaluate", "align")
+TRANSITION = ("observation", "action", "reward", ("next", "observation"), ("next", "terminated"))
+
+
+def part(batch: Batch, number: int, count: int) -> Batch:
+    """Transitions of one of ``count`` equal parts of a batch; what is left over is in none."""
+    size = len(batch["reward"]) // count
+    return {key: batch[key][number * size : (number + 1) * size] for key in TRANSITION}
 
 
 class ActorCritic(Method):

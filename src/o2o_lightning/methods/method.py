@@ -142,7 +142,7 @@ class Method(nn.Module):
 
     name: ClassVar[str]
     actor_kind: ClassVar[str | None] = None  # of the policy that it works on or makes; None for any
-    needs: ClassVar[tuple[str, ...]] = ()  # columns of a batch beyond a transition's own: "return_to_go", "window"
+    needs: ClassVar[tuple[str, ...]] = ()  # beyond a transition's own columns: "return_to_go", "window"; "priority"
     makes_critic: ClassVar[bool] = False  # an action-value critic, which it hands on
     needs_critic: ClassVar[bool] = False  # of the checkpoint that it starts from
     needs_source: ClassVar[bool] = False  # a checkpoint: from new networks it would be another method

@@ -7,6 +7,7 @@ from o2o_lightning.nn.actor import Actor, ActorSpec, DeterministicActor, Policy
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.decision_transformer import DecisionTransformer, OnlineDecisionTransformer, SequenceSpec
 from o2o_lightning.nn.gaussian import GaussianActor
+from o2o_lightning.nn.mixture import Mixture
 from o2o_lightning.nn.policy_set import PolicySet
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 
@@ -26,9 +27,9 @@ def build_actor(spec: ActorSpec) -> Actor:
 
 def build_policy(spec: dict[str, Any]) -> Policy:
     """A fresh policy of the family and sizes that ``spec`` names, whether it has a memory or not."""
-    if spec["kind"] == PolicySet.kind:
-        members = [build_actor(actor_spec(member)) for member in spec["members"]]
-        return PolicySet(members, Critics(**spec["critic"]))
+    if spec["kind"] in (PolicySet.kind, Mixture.kind):
+        members: list[Any] = [build_policy(member) for member in spec["members"]]
+        return Mixture(members) if spec["kind"] == Mixture.kind else PolicySet(members, Critics(**spec["critic"]))
     if spec["kind"] in SEQUENCES:
         return SEQUENCES[spec["kind"]](SequenceSpec(**spec))
     return build_actor(actor_spec(spec))

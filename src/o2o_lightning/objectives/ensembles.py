@@ -20,6 +20,14 @@ def drawn_members(noise: Tensor, size: int, replace: bool, count: int) -> Tensor
     return noise.argsort()[:size]
 
 
+def members_least(q: Tensor, members: int) -> Tensor:
+    r"""Each member's own pessimism, :math:`\min_j Q_{i,j}`, of ``members`` equal groups: ``q [N, …] → [members, …]``.
+
+    The mean of it over pairs is what Off2On's policy climbs (Lee et al. 2021, https://arxiv.org/abs/2107.00591).
+    """
+    return least(q.reshape(members, -1, *q.shape[1:]).transpose(0, 1))
+
+
 def subset_least(q: Tensor, members: Tensor) -> Tensor:
     r"""Pessimism of a random subset, :math:`\min_{i \in \mathcal M} Q_i`: ``q [N, …]``, ``members [M]`` → ``[…]``.
 

@@ -21,7 +21,7 @@ from o2o_lightning.engine.noise import NoiseBlocks
 from o2o_lightning.envs.episodes import Evaluation, Player
 from o2o_lightning.errors import at_least
 from o2o_lightning.machine import library_versions
-from o2o_lightning.methods.method import Method, Moment, Task
+from o2o_lightning.methods.method import Loss, Method, Moment, Task
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.phases.descent import Descent
@@ -206,12 +206,16 @@ class Phase(L.LightningModule):
             loss = yield Ask(step, batch, noise)
             self._record.add(self.updates, batch, loss.value, loss.metrics)
             self._descent(loss.value, counted=i == 0)
-            self.engine.settle(loss)
+            self.settle(loss)
             if due:
                 metrics.update(loss.metrics)
         self.updates += 1
         if due:
             self.log_means(metrics)
+
+    def settle(self, loss: Loss) -> None:
+        """Takes over what a descended loss brings beside its gradient."""
+        self.engine.settle(loss)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.beside_others:  # whose networks lie in the same memory, and would be written with it

@@ -12,13 +12,14 @@ from o2o_lightning.callbacks.reference import ReferencePolicy, ThresholdSchedule
 from o2o_lightning.checkpoint.handover import POLICIES
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.envs.episodes import Evaluation
-from o2o_lightning.methods.method import Method
+from o2o_lightning.methods.method import Loss, Method
 from o2o_lightning.methods.o2.constraint import Constrained, Referenced
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.nn.targets import hard_update
 from o2o_lightning.objectives.diagnostics import ONE_SIDED, standardized_gap
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.policies.history import player_of
+from o2o_lightning.replay.balanced import Balanced
 
 FloatArray = NDArray[np.float32]
 
@@ -62,6 +63,11 @@ class Online(Phase):
         if self.warming_up:
             return generator.uniform(-1.0, 1.0, self.policy().spec.action_dim).astype(np.float32)
         return self.method.act(self.normalizer.numpy(observation), generator)
+
+    def settle(self, loss: Loss) -> None:
+        super().settle(loss)
+        if isinstance(rule := self.data.buffer.rule, Balanced):
+            loss.metrics.update(rule.prioritize(loss.metrics["priority"]))
 
     @property
     def warming_up(self) -> bool:

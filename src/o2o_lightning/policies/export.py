@@ -14,7 +14,6 @@ from o2o_lightning.nn.actor import Actor, FloatArray, Policy
 from o2o_lightning.nn.decision_transformer import SequencePolicy, Window
 from o2o_lightning.nn.mlp import MLP
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.nn.policy_set import PolicySet
 from o2o_lightning.policies.black_box import onnx_tools
 from o2o_lightning.policies.parity import tolerance
 from o2o_lightning.policies.program import load_program
@@ -155,12 +154,11 @@ def _torch_bytes(policy: Deployed, inputs: tuple[Tensor, ...]) -> bytes:
 
 
 def _onnx_bytes(policy: Deployed) -> bytes:
-    if not isinstance(policy, DeployedActor) or isinstance(policy.policy, PolicySet):
+    body = getattr(policy.policy, "body", None)
+    if not isinstance(policy, DeployedActor) or not isinstance(body, MLP):
         raise UserError(
             f"export: a {policy.policy.kind} is written as a torch.export program only. Pass --format torch, or clone "
             "it to a single policy without memory first."
         )
-    actor, body = policy.policy, policy.policy.body
-    assert isinstance(body, MLP)
-    model = onnx_tools().write_onnx(body, actor.spec, policy.normalizer, policy.low, policy.reach)
+    model = onnx_tools().write_onnx(body, policy.policy.spec, policy.normalizer, policy.low, policy.reach)
     return bytes(model.SerializeToString())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import io
 import json
 import pickle
 from collections.abc import Sequence

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchrl.data import ReplayBuffer
 
 from o2o_lightning.blocks import blocks
+from o2o_lightning.replay.balanced import Balanced, Entry
 from o2o_lightning.replay.rewards import RewardMap
 from o2o_lightning.replay.ring import Ring
 from o2o_lightning.replay.samplers import Half, Uniform
@@ -18,7 +19,7 @@ from o2o_lightning.replay.storage import RingWriter, Tables
 from o2o_lightning.replay.store import TransitionStore
 from o2o_lightning.replay.table import Layout, Table
 
-Mix = Literal["half", "all", "part", "none"]
+Mix = Literal["half", "all", "part", "none", "balanced"]
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # one line a buffer on stderr, of no use to a user
 BEST_EPISODES = 50  # size of the replay mode `part` (D44)
 
@@ -49,15 +50,24 @@ class Replay(ReplayBuffer):  # type: ignore[misc]
         self.set_sampler(self.rule)
         self.set_rng(self._rng)
 
-    def mix(self, mode: Mix, store: TransitionStore | None, ring: Ring, rewards: RewardMap = RewardMap()) -> None:
+    def mix(
+        self,
+        mode: Mix,
+        store: TransitionStore | None,
+        ring: Ring,
+        rewards: RewardMap = RewardMap(),
+        entry: Entry = Entry(),
+    ) -> None:
         """Learns from a phase's ``ring`` and the dataset.
 
         ``half``: an equal number of online and offline transitions, in that order; ``all`` and ``part``: the ring
         starts with the whole dataset, or with its 50 best episodes by the ``rewards`` learned from, and everything is
-        drawn from it; ``none``: online only.
+        drawn from it; ``none``: online only; ``balanced``: by priorities, new rows by ``entry``.
         """
-        if store is None or mode != "half":
+        if store is None or mode not in ("half", "balanced"):
             self.learn_from(ring)
+        elif mode == "balanced":
+            self.learn_from(store, ring, rule=Balanced(store, ring, entry))
         else:
             cached = [str(key) for key in ring.layout.widths if key not in store.layout.widths]
             self.learn_from(store, ring, rule=Half(store, *cached))
