@@ -95,8 +95,11 @@ def sb3_ppo(activation: type[nn.Module] = nn.Tanh, width: int = ACTIONS) -> tupl
     return state, lambda x: head(trunk(x))  # in the environment's own units, clipped when acting
 
 
-def vecnormalize(path: Path, mean: np.ndarray, var: np.ndarray, protocol: int = 4, **changes: Any) -> Path:
-    """A VecNormalize pickle, from stand-ins that carry Stable-Baselines3's names while it is written."""
+def vecnormalize(path: Path, mean: Any, var: Any, protocol: int = 4, **changes: Any) -> Path:
+    """A VecNormalize pickle, from stand-ins that carry Stable-Baselines3's names while it is written.
+
+    ``mean`` and ``var`` are arrays, or dictionaries of those of the parts that are normalised.
+    """
     places = {
         "VecNormalize": "stable_baselines3.common.vec_env.vec_normalize",
         "RunningMeanStd": "stable_baselines3.common.running_mean_std",
@@ -112,8 +115,15 @@ def vecnormalize(path: Path, mean: np.ndarray, var: np.ndarray, protocol: int = 
         sys.modules[place] = types.ModuleType(place)
         setattr(sys.modules[place], name, made[name])
     try:
-        statistics, whole, space = made["RunningMeanStd"](), made["VecNormalize"](), made["Box"]()
-        statistics.__dict__.update(mean=mean, var=var, count=np.float64(123.0))
+
+        def moments(mean: np.ndarray, var: np.ndarray) -> Any:
+            found = made["RunningMeanStd"]()
+            found.__dict__.update(mean=mean, var=var, count=np.float64(123.0))
+            return found
+
+        whole, space = made["VecNormalize"](), made["Box"]()
+        by_part = isinstance(mean, dict)
+        statistics = {name: moments(mean[name], var[name]) for name in mean} if by_part else moments(mean, var)
         space.__dict__.update(low=np.full(3, -np.inf), rng=np.random.RandomState(0))
         whole.__dict__.update(
             {"obs_rms": statistics, "clip_obs": 10.0, "epsilon": 1e-8, "norm_obs": True, "space": space, **changes}

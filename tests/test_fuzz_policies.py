@@ -74,7 +74,7 @@ def read(path: Path, format: str) -> FloatArray | None:
     try:
         with limits():
             if format == "statistics":
-                return read_statistics(path).numpy(STATES)
+                return read_statistics(path)[0].numpy(STATES)
             recognise(str(path))
             if format == "onnx":
                 return black_box(str(path), "onnx", (3, 1), None).act(STATES)

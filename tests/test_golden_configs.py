@@ -43,6 +43,7 @@ NEW: dict[str, golden_configs.Row] = {
     "offline offline=odt": {"model.compile": False},
     **{f"online online={method}": CONSTRAINED for method in ("o2sac", "sac")},
     **{f"online online={method}": {**CONSTRAINED, "model.exploration_clip": None} for method in ("o2td3", "td3")},
+    **{f"clone online={method}": {"model.teacher_actions": "auto"} for method in golden_configs.ONLINE},
     **{f"reevaluate online={method}": HASTENED for method in ("o2td3", "o2sac", "td3", "sac")},
 }
 

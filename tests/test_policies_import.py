@@ -70,13 +70,15 @@ def test_a_stable_baselines3_policy_acts_as_its_own_network_does(
     tmp_path: Path, make: Callable[[], Source], module: str, family: str
 ) -> None:
     state, forward = make()
-    report = bring(tmp_path, sb3_zip(tmp_path / "agent.zip", state, module), "--env_id", "Pendulum-v1")
     with torch.no_grad():
         expected = forward(STATES)
     if family == "gaussian":  # in Pendulum's units of ±2, clipped
         expected = (expected / 2).clamp(-1, 1)
+    np.savez(tmp_path / "reference.npz", observations=STATES.numpy(), actions=2 * expected.numpy())
+    options = ("--env_id", "Pendulum-v1", "--reference", str(tmp_path / "reference.npz"))
+    report = bring(tmp_path, sb3_zip(tmp_path / "agent.zip", state, module), *options)
     np.testing.assert_allclose(imported(tmp_path), expected.clamp(-0.9999, 0.9999), atol=1.1e-4)
-    assert report["kind"] == family and report["parity"]["same"] and report["verdict"].startswith("same policy")
+    assert report["kind"] == family and report["parity"]["same"] and report["verdict"].startswith("same actions as")
     assert report["env_id"] == "Pendulum-v1"
     if "common" not in module:
         assert report["algorithm"] == module.split(".")[1]
@@ -123,7 +125,7 @@ def test_a_policy_that_we_wrote_into_a_dataset_comes_back_as_it_was(tmp_path: Pa
     np.testing.assert_allclose(imported(tmp_path / "again"), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "layer"), [("ReLU", nn.ReLU), ("ELU", nn.ELU), ("Tanh", nn.Tanh)])
+@pytest.mark.parametrize(("name", "layer"), [("ReLU", nn.ReLU), ("ELU", nn.ELU), ("Tanh", nn.Tanh), ("GELU", nn.GELU)])
 def test_the_activation_is_read_from_the_zips_plain_strings(tmp_path: Path, name: str, layer: type[nn.Module]) -> None:
     state, forward = sb3_ppo(layer)
     arguments = {":serialized:": "gAWV", "activation_fn": f"<class 'torch.nn.modules.activation.{name}'>"}
@@ -151,7 +153,8 @@ def test_statistics_may_be_json_or_npz(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"mean": [1.0, 2.0], "var": [4.0, 9.0], "epsilon": 0.0, "clip_obs": 5}))
     np.savez(tmp_path / "a.npz", mean=np.array([1.0, 2.0]), std=np.array([2.0, 3.0]), clip=5.0)
     for name in ("a.json", "a.npz"):
-        found = read_statistics(tmp_path / name)
+        found, left = read_statistics(tmp_path / name)
+        assert left == []
         assert found.mean.tolist() == [1.0, 2.0] and found.std.tolist() == [2.0, 3.0] and found.clip == 5.0
 
 
@@ -191,6 +194,69 @@ def test_a_zip_tells_the_order_of_its_dictionary(tmp_path: Path, capsys: pytest.
     assert read_handover(tmp_path / "run/import/checkpoints/last.ckpt").layout == ["z", "a"]
     assert main(["policy", "import", str(file), "--layout", "a,z", "--out", str(tmp_path / "x.ckpt")]) == 2
     assert "itself says z,a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("keys", [("z", "a"), ("a",)])
+def test_a_dictionarys_part_without_statistics_is_taken_as_it_is(keys: tuple[str, ...], tmp_path: Path) -> None:
+    state, forward = sb3_sac()
+    mean, var = np.array([1.0, -2.0, 0.5]), np.array([4.0, 0.25, 9.0])  # of z, a, a
+    taken = [i for i, name in enumerate(("z", "a", "a")) if name in keys]
+    file = sb3_zip(tmp_path / "agent.zip", state, observation_space=dict_space())
+    beside = tmp_path / "agent.vecnormalize.pkl"
+    columns = {"z": slice(0, 1), "a": slice(1, 3)}
+    vecnormalize(beside, {k: mean[columns[k]] for k in keys}, {k: var[columns[k]] for k in keys}, clip_obs=2.0)
+    report = bring(tmp_path, file)
+    expected = STATES.clone()
+    shift, scale = torch.from_numpy(mean)[taken], torch.from_numpy(var)[taken].sqrt()
+    expected[:, taken] = ((expected[:, taken] - shift) / scale).float().clamp(-2, 2)
+    inside = (STATES.abs() < 2).all(1)  # beyond, what is not normalised is clipped here too
+    with torch.no_grad():
+        np.testing.assert_allclose(imported(tmp_path)[inside], forward(expected)[inside], atol=1.2e-4)
+    assert any("z are not normalised, but clipped" in note for note in report["notes"]) == (keys == ("a",))
+
+
+def test_batch_renormalisation_becomes_part_of_the_layers(tmp_path: Path) -> None:
+    class Renormalised(nn.Module):  # as sb3-contrib names its tensors
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.scale, self.bias = nn.Parameter(torch.randn(width)), nn.Parameter(torch.randn(width))
+            self.register_buffer("ra_mean", torch.randn(width))
+            self.register_buffer("ra_var", torch.rand(width) + 0.1)
+            self.register_buffer("steps", torch.tensor(7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * (x - self.ra_mean) / (self.ra_var + 0.01).sqrt() + self.bias
+
+    parts = [Renormalised(3), nn.Linear(3, 16), nn.ReLU(), Renormalised(16), nn.Linear(16, 8), nn.ReLU()]
+    trunk, mean, spread = nn.Sequential(*parts, Renormalised(8)), nn.Linear(8, 1), nn.Linear(8, 1)
+    state = {**prefixed("actor.latent_pi", trunk.state_dict()), **prefixed("actor.mu", mean.state_dict())}
+    state |= prefixed("actor.log_std", spread.state_dict())
+    options = {"policy_kwargs": {"batch_norm_eps": 0.01}}
+    report = bring(tmp_path, sb3_zip(tmp_path / "agent.zip", state, "sb3_contrib.crossq.policies", **options))
+    actor = read_handover(tmp_path / "run/import/checkpoints/last.ckpt").build_actor()
+    with torch.no_grad():
+        np.testing.assert_allclose(imported(tmp_path), torch.tanh(mean(trunk(STATES))), atol=1.1e-4)
+        torch.testing.assert_close(actor(STATES).log_std, spread(trunk(STATES)).clamp(-20, 2), atol=1e-4, rtol=1e-4)
+    assert (report["algorithm"], report["hidden"]) == ("crossq", [16, 8])
+
+
+@pytest.mark.parametrize("order", [("a", "observation"), ("observation", "a")])
+def test_a_time_feature_is_known_by_the_configuration_beside_the_zip(order: tuple[str, ...], tmp_path: Path) -> None:
+    state, forward = sb3_sac()
+    widths = {"a": 1, "observation": 2}  # its last is the remaining time
+    parts = ", ".join(f"'{name}': Box(-inf, inf, ({widths[name]},), float32)" for name in order)
+    space = {":type:": "<class 'gymnasium.spaces.dict.Dict'>", "spaces": f"{{{parts}}}"}
+    file = sb3_zip(tmp_path / "Reach-v1.zip", state, observation_space=space)
+    (tmp_path / "Reach-v1").mkdir()
+    said = "!!python/object/apply:collections.OrderedDict\n- - - env_wrapper\n    - utils.wrappers.TimeFeatureWrapper\n"
+    (tmp_path / "Reach-v1/config.yml").write_text(said)
+    report = bring(tmp_path, file)
+    column = 2 if order[-1] == "observation" else 1
+    whole = torch.ones(200, 3)
+    whole[:, [i for i in range(3) if i != column]] = STATES[:, :2]
+    with torch.no_grad():
+        np.testing.assert_allclose(imported(tmp_path, STATES[:, :2]), forward(whole), atol=1.2e-4)
+    assert report["verdict"].startswith("with its remaining-time input held at 1")
 
 
 @pytest.mark.parametrize("clip", [0.5, 2.0])
@@ -249,7 +315,9 @@ def test_a_remaining_time_input_is_held_and_never_called_the_same_policy(tmp_pat
     with torch.no_grad():
         expected = torch.tanh(forward(torch.cat((STATES, torch.full((200, 1), 0.5)), -1)))
     np.testing.assert_allclose(imported(tmp_path), expected, atol=1.2e-4)
-    assert not report["verdict"].startswith("same policy") and any("remaining time" in note for note in report["notes"])
+    assert report["verdict"].startswith("with its remaining-time input held") and any(
+        "remaining time" in note for note in report["notes"]
+    )
 
 
 def corl(name: str) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:

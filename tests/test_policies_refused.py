@@ -192,8 +192,11 @@ def test_policies_that_are_no_perceptrons_of_vectors_say_what_to_do(
     space = {":type:": "<class 'gymnasium.spaces.discrete.Discrete'>", "n": "3"}
     q = {"q_net.q_net.0.weight": torch.zeros(3, 3)}
     assert "Discrete" in refused(capsys, tmp_path, sb3_zip(tmp_path / "c.zip", q, action_space=space))
-    norm = {"actor.latent_pi.0.ra_mean": torch.zeros(3), **sb3_sac()[0]}
-    assert "CrossQ" in refused(capsys, tmp_path, sb3_zip(tmp_path / "c.zip", norm))
+    norm = {f"actor.latent_pi.4.{name}": torch.ones(8) for name in ("ra_mean", "ra_var", "scale", "bias")}
+    noise = {key: value for key, value in sb3_sac()[0].items() if "log_std" not in key} | {
+        "actor.log_std": torch.ones(8, 1)
+    }
+    assert "CrossQ's with gSDE" in refused(capsys, tmp_path, sb3_zip(tmp_path / "c.zip", norm | noise))
     unknown = {"actor.something.weight": torch.zeros(3, 3)}
     assert "architecture" in refused(capsys, tmp_path, sb3_zip(tmp_path / "d.zip", unknown))
     torch.save({"conv.weight": torch.zeros(1, 1, 3, 3)}, tmp_path / "e.pt")

@@ -42,10 +42,13 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--layout", help="parts of a dictionary observation in the policy's order: a,b,c")
     place.add_argument("--dataset", "--data.dataset", dest="dataset", help="states to compare in, and actions' bounds")
     place.add_argument("--env_id", "--data.env_id", dest="env_id", help="environment to evaluate in")
+    units = "what its actions are counted in: the environment's own units, or scaled to [-1, 1]"
+    place.add_argument("--actions", choices=("native", "unit"), help=units)
     place.add_argument("--run_dir", help="where results go")
 
     bring = commands.add_parser("import", parents=[source, place], help="a policy of another library as a checkpoint")
     bring.add_argument("--out", help="checkpoint to write (default: RUN_DIR/import/checkpoints/last.ckpt)")
+    bring.add_argument("--reference", help="NPZ of observations and the source's own actions there, to be the same")
     bring.add_argument("--states", type=int, help="states of the comparison (default: 1000)")
     bring.add_argument("--episodes", "--data.eval_episodes", dest="episodes", type=int, help="default: 10")
     bring.add_argument("--seed", "--data.eval_seed", dest="seed", type=int, help="of their starts; default: 1000")
@@ -98,12 +101,15 @@ def _clone(arguments: argparse.Namespace) -> int:
 def _run_clone(arguments: argparse.Namespace, format: str | None) -> int:
     from o2o_lightning.cli import fit
 
-    for name in ("normalizer", "activation", "mean", "time_feature", "layout", "states", "out"):
+    for name in ("normalizer", "activation", "mean", "time_feature", "layout", "states", "out", "reference"):
         if getattr(arguments, name, None) is not None:
             raise UserError(f"--{name}: it does not apply to {arguments.file}, which is cloned. Leave it out.")
+    if format is None and arguments.actions is not None:
+        raise UserError(f"--actions: it does not apply to {arguments.file}, a checkpoint of ours. Leave it out.")
     if arguments.family is None:
         raise UserError("o2o policy clone: no family. Pass --family squashed_gaussian, gaussian or deterministic.")
     given = {"--model.teacher_format": format, "--model.family": arguments.family, "--data.dataset": arguments.dataset,
+             "--model.teacher_actions": arguments.actions,
              "--data.env_id": arguments.env_id, "--data.eval_episodes": getattr(arguments, "episodes", None),
              "--data.eval_seed": getattr(arguments, "seed", None), "--run_dir": arguments.run_dir}  # fmt: skip
     options = [token for name, value in given.items() if value is not None for token in (name, str(value))]

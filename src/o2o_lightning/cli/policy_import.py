@@ -1,4 +1,4 @@
-"""``o2o policy import``: a policy of another library as a checkpoint, with the proof that it is the same policy."""
+"""``o2o policy import``: a policy of another library as a checkpoint, with what shows that it is the same policy."""
 
 import argparse
 import contextlib
@@ -22,9 +22,10 @@ from o2o_lightning.machine import library_versions
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.nn.squashed_gaussian import ACTION_LIMIT
 from o2o_lightning.policies.exploration import settle
-from o2o_lightning.policies.parity import by_float64, tolerance
+from o2o_lightning.policies.parity import apart, by_float64, tolerance
+from o2o_lightning.policies.proof import Proof, by_recording, by_reference
 from o2o_lightning.policies.read import describe, read_policy
-from o2o_lightning.policies.source import ImportedPolicy
+from o2o_lightning.policies.source import ImportedPolicy, reading
 
 
 def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> int:
@@ -48,13 +49,14 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
     env = env_spec(env_id, policy.observation_dim, layout) if env_id is not None else None
     if env is not None:
         _check_sizes(policy, f"environment {env_id}", (env.observation_dim, env.action_dim))
-        own = (env.action_low, env.action_high)
-        if policy.reach is not None and not np.allclose(policy.reach, own, rtol=1e-3):
-            raise UserError(
-                f"policy {policy.file}: its actions are scaled to {policy.reach[0]}…{policy.reach[1]}, environment "
-                f"{env_id} takes {own[0]}…{own[1]}. Pass the --env_id it was trained for."
-            )
-    if policy.family == "gaussian" and policy.mean_kind == "linear" and policy.bounds is None and env is not None:
+        _check_reach(policy, env, arguments.actions)
+    linear = policy.family == "gaussian" and policy.mean_kind == "linear" and policy.bounds is None
+    if arguments.actions is not None and not linear and policy.reach is None and arguments.reference is None:
+        raise UserError(
+            f"--actions: it does not apply to {policy.file}, whose actions are known to be in "
+            f"{'[-1, 1]' if policy.bounds is None else 'its own bounds'}. Leave it out."
+        )
+    if linear and env is not None and arguments.actions != "unit":
         _take_bounds(policy, env)
     report = _compare(arguments, policy, env, raw)
     columns = layout if env is None else env.layout
@@ -140,12 +142,25 @@ def _checkpoint(
     return {KEY: handover.pack(), "state_dict": state}
 
 
+def _check_reach(policy: ImportedPolicy, env: EnvSpec, units: str | None) -> None:
+    """Refuses a policy of another range of actions; one of ``[-1, 1]`` may act behind a wrapper that scales them."""
+    if policy.reach is None or np.allclose(policy.reach, (env.action_low, env.action_high), rtol=1e-3):
+        return
+    scaled = np.allclose(np.abs(policy.reach), 1.0)
+    if not (scaled and units == "unit"):
+        remedy = ", or --actions unit if a wrapper scaled them" if scaled else ""
+        raise UserError(
+            f"policy {policy.file}: its actions are scaled to {policy.reach[0]}…{policy.reach[1]}, environment "
+            f"{env.env_id} takes {env.action_low}…{env.action_high}. Pass the --env_id it was trained for{remedy}."
+        )
+
+
 def _take_bounds(policy: ImportedPolicy, env: EnvSpec) -> None:
     low, high = env.action_low.astype(np.float64), env.action_high.astype(np.float64)
     if np.any(low != -1.0) or np.any(high != 1.0):
         policy.bounds = (low, high)
         policy.notes = [note for note in policy.notes if "action bounds" not in note]
-        policy.notes.append(f"its actions are taken to be in the units of {env.env_id}")
+        policy.notes.append(f"its actions are taken to be in the units of {env.env_id} (--actions unit: in [-1, 1])")
 
 
 def _compare(
@@ -160,10 +175,17 @@ def _compare(
 
     actions = act(states)
     rounded = tolerance(actor, actions, by_float64(actor, normalizer, states))
-    parity, verdict = _parity(actions, policy.actions(states), rounded)
-    if policy.altered is not None:
-        verdict = f"with {policy.altered}: {verdict}"
-    report: dict[str, Any] = {"states_from": where, "parity": parity, "verdict": verdict}
+    parity = apart(actions, policy.actions(states), rounded)
+    proof: Proof | None
+    if arguments.reference is not None:
+        with reading(policy.file):
+            proof = by_reference(policy, arguments.reference, env, arguments.actions)
+    else:
+        proof = None if raw is None else by_recording(policy, raw, env, slice(0, arguments.states))
+    report: dict[str, Any] = {
+        "states_from": where, "parity": parity, "proof": None if proof is None else proof._asdict(),
+        "verdict": _verdict(policy, parity, proof),
+    }  # fmt: skip
     if env is not None and arguments.episodes > 0:
         reference = reference_scores(env.env_id)
         width, episodes = policy.observation_dim, arguments.episodes
@@ -173,28 +195,22 @@ def _compare(
     return report
 
 
-def _parity(actions: FloatArray, source: FloatArray, rounded: float) -> tuple[dict[str, Any], str]:
-    """How far two policies' deterministic actions ``[N, A]`` in the same states are apart, and that in one line.
-
-    ``clipped``: the only difference is ours of clipping squashed actions at ±(1 − 1e-4); ``same``: none beyond what is
-    ``rounded`` and that clip; ``dimension`` and ``state``: where it is largest.
-    """
-    apart = np.abs(actions - source)
-    beyond = np.abs(actions - np.clip(source, -ACTION_LIMIT, ACTION_LIMIT))
-    state, dimension = np.unravel_index(int(apart.argmax()), apart.shape)
-    largest, rmse = float(apart.max()), float(np.sqrt(np.square(apart).mean()))
-    plain, clipped = largest <= rounded, bool(np.minimum(apart, beyond).max() <= rounded)
-    facts = {
-        "states": len(actions), "largest": largest, "rmse": rmse, "clipped": clipped and not plain,
-        "same": plain or clipped, "dimension": int(dimension), "state": int(state),
-    }  # fmt: skip
-    if not facts["same"]:
-        return facts, (
-            f"differs: actions are up to {largest:.2g} apart, RMSE {rmse:.2g} over {len(actions):,} states, most in "
-            f"dimension {dimension} of state {state}"
+def _verdict(policy: ImportedPolicy, parity: dict[str, Any], proof: Proof | None) -> str:
+    """What was shown, in one line: by the source's own results, or only that its tensors are built as they were read."""
+    states, largest = f"{parity['states']:,} states", parity["largest"]
+    if not parity["same"]:
+        built = (
+            f"differs from its tensors: actions are up to {largest:.2g} apart, RMSE {parity['rmse']:.2g} over {states},"
+            f" most in dimension {parity['dimension']} of state {parity['state']}"
         )
-    clip = f", all of it from clipping actions at ±{ACTION_LIMIT:g}" if facts["clipped"] else ""
-    return facts, f"same policy: actions are at most {largest:.1g} apart over {len(actions):,} states{clip}"
+    else:
+        clip = f", all of it from clipping actions at ±{ACTION_LIMIT:g}" if parity["clipped"] else ""
+        built = f"built as it was read, to {largest:.1g} over {states}{clip}"
+    altered = "" if policy.altered is None else f"with {policy.altered}: "
+    if proof is None:
+        return f"{altered}{built}; not compared with the source's own actions: pass --reference FILE.npz"
+    same = f"same {proof.what} as {proof.against}, to {proof.largest:.1g} over {proof.rows:,} rows"
+    return f"{altered}{same}; {built}"
 
 
 def _states(

@@ -45,7 +45,7 @@ def check_units(raw: RawDataset, env: EnvSpec) -> None:
     """
     low, high = (-1.0, 1.0) if raw.units == "unit" else (env.action_low, env.action_high)
     lowest, highest = extremes(raw)
-    if raw.units != "clip" and _outside(lowest, highest, low, high):
+    if raw.units != "clip" and outside(lowest, highest, low, high):
         raise UserError(
             f"dataset {raw.source}: 'actions' of {sum(_rows_outside(raw, low, high))} rows leave the bounds of "
             f"{'[-1, 1]' if raw.units == 'unit' else f'{env.env_id}, [{np.min(low):g}, {np.max(high):g}]'}; they range "
@@ -58,21 +58,27 @@ def check_units(raw: RawDataset, env: EnvSpec) -> None:
 
 
 def doubtful(raw: RawDataset, env: EnvSpec) -> str | None:
-    """What is to be said where actions fit both readings and nothing tells; ends in :data:`ASK` where it must be told.
+    """What is to be said where actions fit both readings and nothing tells; it ends in :data:`ASK` to be told."""
+    found = None if raw.units is not None else both_fit(*extremes(raw), env)
+    return None if found is None else f"{found[0]} {ASK if found[1] else UNIT + '.'}"
 
-    A dataset that comes to the edge of ``[-1, 1]`` and not beyond has been scaled to it, or ends there by chance.
+
+def both_fit(lowest: Any, highest: Any, env: EnvSpec) -> tuple[str, bool] | None:
+    """What is to be said where actions between those ``[A]`` may be in ``env``'s units or in ``[-1, 1]``.
+
+    Those that come to the edge of ``[-1, 1]`` and not beyond have been scaled to it, or end there by chance: then it
+    must be told, the second value.
     """
-    lowest, highest = extremes(raw)
     wide = (env.action_low < -1 - TOLERANCE) | (env.action_high > 1 + TOLERANCE)
-    if raw.units is not None or not wide.any() or _outside(lowest, highest, -1.0, 1.0):
+    if not wide.any() or outside(lowest, highest, -1.0, 1.0):
         return None
     bounds = f"though the bounds of {env.env_id} are [{env.action_low[wide].min():g}, {env.action_high[wide].max():g}]"
     low_edge = (env.action_low < -1 - TOLERANCE) & (lowest <= -EDGE)
     high_edge = (env.action_high > 1 + TOLERANCE) & (highest >= EDGE)
     if (low_edge | high_edge).any():
-        return f"no action leaves [-1, 1] {bounds}: normalised actions? {ASK}"
+        return f"no action leaves [-1, 1] {bounds}: normalised actions?", True
     largest = max(-lowest.min(), highest.max())
-    return f"no action is beyond ±{largest:.3g}, {bounds}: they are taken to be in its units. {UNIT}."
+    return f"no action is beyond ±{largest:.3g}, {bounds}: they are taken to be in its units.", False
 
 
 def extremes(raw: RawDataset) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -81,7 +87,8 @@ def extremes(raw: RawDataset) -> tuple[NDArray[np.float32], NDArray[np.float32]]
     return np.min([part.min(0) for part in parts], axis=0), np.max([part.max(0) for part in parts], axis=0)
 
 
-def _outside(lowest: Any, highest: Any, low: Any, high: Any) -> bool:
+def outside(lowest: Any, highest: Any, low: Any, high: Any) -> bool:
+    """Whether actions between those ``[A]`` leave the bounds ``low`` and ``high``."""
     return bool(((lowest < low - TOLERANCE) | (highest > high + TOLERANCE)).any())
 
 
@@ -92,7 +99,7 @@ def _rows_outside(raw: RawDataset, low: Any, high: Any) -> Iterator[int]:
 
 
 def _remedy(raw: RawDataset, lowest: Any, highest: Any) -> str:
-    if raw.units != "unit" and not _outside(lowest, highest, -1.0, 1.0):
+    if raw.units != "unit" and not outside(lowest, highest, -1.0, 1.0):
         return f"{UNIT}, or the --data.env_id they were recorded in."
     if raw.units == "unit":
         return "Pass --data.actions native or clip, or correct them."

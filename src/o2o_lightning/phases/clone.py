@@ -16,11 +16,12 @@ from o2o_lightning.nn.actor import StochasticActor
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.targets import frozen_copy, hard_update
 from o2o_lightning.phases.base import Phase
-from o2o_lightning.policies.black_box import black_box
+from o2o_lightning.policies.black_box import Units, black_box
 from o2o_lightning.policies.history import Teacher, teacher_of
 from o2o_lightning.policies.read import recognise
 
 HELD_OUT_STATES = 8192
+TRIED = 1000  # states that a black box is tried on
 ENTROPY_SLACK = 0.1  # nats a dimension; an entropy this close to its target has met it
 
 
@@ -38,8 +39,10 @@ class ClonePolicy(Phase):
     Args:
         method: the student.
         init_from: checkpoint whose policy is the teacher.
-        teacher: instead, a black box: ``module:function`` or a file, its actions in the environment's own units.
+        teacher: instead, a black box: ``module:function`` or a file.
         teacher_format: ``callable``, ``onnx``, ``torchscript`` or ``torch_export``; ``auto`` tells the first two.
+        teacher_actions: what its actions are counted in: ``native``, the environment's own units, or ``unit``, [-1, 1];
+            ``auto`` is native, and asks where a file's actions fit both.
         check_every: updates between checks; patience: checks without progress until the end.
         progress: least gain of a check that is progress: in log-likelihood a dimension, or the distance's logarithm.
         options: as in :class:`o2o_lightning.phases.base.Phase`.
@@ -56,6 +59,7 @@ class ClonePolicy(Phase):
         init_from: str | None = None,
         teacher: str | None = None,
         teacher_format: str = "auto",
+        teacher_actions: Units = "auto",
         check_every: int = 1000,
         patience: int = 5,
         progress: float = 0.01,
@@ -64,7 +68,7 @@ class ClonePolicy(Phase):
         super().__init__(method, init_from, **options)
         if (init_from is None) == (teacher is None):
             raise UserError("--phase clone: pass --model.init_from CKPT, or --model.teacher module:function or FILE.")
-        self.teacher_spec, self.teacher_format = teacher, teacher_format
+        self.teacher_spec, self.teacher_format, self.teacher_actions = teacher, teacher_format, teacher_actions
         self.check_every, self.patience, self.progress = max(check_every, 1), patience, progress
         self.register_buffer("best_misfit", torch.tensor(math.inf))
         self.register_buffer("checks_without_progress", torch.tensor(0))
@@ -101,7 +105,10 @@ class ClonePolicy(Phase):
         if self.source is None:
             assert self.teacher_spec is not None
             format = recognise(self.teacher_spec)[0] if self.teacher_format == "auto" else self.teacher_format
-            self.teacher = black_box(self.teacher_spec, format, self.data.sizes(), self.data.env)
+            states = self.data.needed("a policy is cloned on its states")["observation"]
+            tried = states[:: max(len(states) // TRIED, 1)].numpy()
+            sizes, units = self.data.sizes(), self.teacher_actions
+            self.teacher = black_box(self.teacher_spec, format, sizes, self.data.env, units, tried)
         else:
             self.teacher = teacher_of(self.source.build_policy(), self.normalizer)
         self.student.teach(self.teacher.sampled, clipped=self.teacher.kind == GaussianActor.kind)

@@ -1,4 +1,4 @@
-"""Where other programs put a VecNormalize: rl-zoo3, the hub, Stable-Baselines3's callbacks."""
+"""What other programs put beside a zip: its VecNormalize and configuration, as rl-zoo3, the hub and callbacks do."""
 
 import re
 from collections.abc import Iterator
@@ -33,6 +33,11 @@ def statistics_beside(path: Path) -> Path | None:
     return None
 
 
+def has_time_feature(path: Path) -> bool:
+    """Whether a configuration beside the zip ``path`` says that the remaining time was added to its observations."""
+    return any("TimeFeatureWrapper" in _text(file) for file in _configurations(path))
+
+
 def _places(path: Path) -> Iterator[Path]:
     for ending in ("pkl", "json", "npz"):
         yield path.with_name(f"{path.stem}.vecnormalize.{ending}")
@@ -62,8 +67,13 @@ def _configurations(path: Path) -> Iterator[Path]:
 
 
 def _normalizes(file: Path) -> bool:
-    """Whether a configuration's plain text says that observations are normalised; nothing in it is constructed."""
-    with file.open("rb") as opened:
-        text = opened.read(MOST_BYTES).decode("utf-8", "replace")
+    """Whether a configuration says that observations are normalised."""
+    text = _text(file)
     match = _NORMALIZE.search(text)
     return match is not None and match[1].lower() not in ("false", "null", "no") and not _NOT_OBSERVATIONS.search(text)
+
+
+def _text(file: Path) -> str:
+    """The beginning of a configuration as plain text; nothing in it is constructed."""
+    with file.open("rb") as opened:
+        return opened.read(MOST_BYTES).decode("utf-8", "replace")

@@ -8,14 +8,15 @@ import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from o2o_lightning.data.units import both_fit, outside
 from o2o_lightning.envs.make import EnvSpec, unit_actions
 from o2o_lightning.errors import UserError, reason
-from o2o_lightning.launch import search_here
+from o2o_lightning.launch import note_once, search_here
 from o2o_lightning.limits import bounded
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies.history import Teacher
@@ -23,17 +24,30 @@ from o2o_lightning.policies.program import load_program
 from o2o_lightning.policies.source import BadPolicy, Taken, readable, reading
 from o2o_lightning.policies.torchscript import load_torchscript
 
+Units = Literal["auto", "native", "unit"]
+ASK = "Pass --actions unit if they are scaled to [-1, 1], --actions native if they are not."
 Function = Callable[[FloatArray], Any]
 
 
-def black_box(spec: str, format: str, sizes: tuple[int, int], env: EnvSpec | None) -> Teacher:
+def black_box(
+    spec: str,
+    format: str,
+    sizes: tuple[int, int],
+    env: EnvSpec | None,
+    units: Units = "auto",
+    states: FloatArray | None = None,
+) -> Teacher:
     """The function that ``spec`` names, as a teacher.
 
-    Its actions are in the environment's own units, and become ``[-1, 1]`` by ``env``'s bounds; without ``env`` they
-    are there already. ``sizes`` are the observation and action widths that it must have.
+    Args:
+        spec, format: where it is, and a name of :data:`FORMATS`.
+        sizes: the observation and action widths that it must have.
+        env: whose bounds make ``[-1, 1]`` of its actions; without it they are there already.
+        units: ``native``, the environment's own, or ``unit``; ``auto``: native, unless a file's actions fit both.
+        states: observations ``[N, S]`` that it is tried on; zeros where there are none.
 
     Raises:
-        UserError: it cannot be loaded, or does not map ``[B, S]`` to ``[B, A]``.
+        UserError: it cannot be loaded, does not map ``[B, S]`` to ``[B, A]``, or the units of its actions must be told.
     """
     with reading(spec):
         if format not in FORMATS:
@@ -42,7 +56,7 @@ def black_box(spec: str, format: str, sizes: tuple[int, int], env: EnvSpec | Non
             function = FORMATS[format](spec, sizes[1])
 
     @reading(spec)
-    def act(observation: FloatArray) -> FloatArray:
+    def given(observation: FloatArray) -> FloatArray:
         wrong = f"it failed on observations {observation.shape}"
         with readable(wrong, "It must map float32 [B, S] to actions [B, A]."):
             found = function(observation.copy())  # it may write into what it gets, and that is the dataset
@@ -56,14 +70,35 @@ def black_box(spec: str, format: str, sizes: tuple[int, int], env: EnvSpec | Non
                 f"it gives {what} for {len(observation)} observations of {sizes[0]} values, and "
                 f"[{len(observation)}, {sizes[1]}] is needed. Pass the dataset and environment it belongs to."
             )
-        unit = actions if env is None else unit_actions(actions, env.action_low, env.action_high)
-        return np.clip(unit, -1.0, 1.0)
+        return actions
 
-    tried = np.zeros((2, sizes[0]), np.float32)
+    def act(observation: FloatArray) -> FloatArray:
+        actions = given(observation)
+        if env is not None and units != "unit":
+            actions = unit_actions(actions, env.action_low, env.action_high)
+        return np.clip(actions, -1.0, 1.0)
+
+    tried = np.zeros((2, sizes[0]), np.float32) if states is None else states
     with _limited(spec, format), reading(spec):
-        if not np.array_equal(act(tried), act(tried)) and format != "callable":
+        actions = given(tried)
+        if not np.array_equal(actions, given(tried)) and format != "callable":
             raise BadPolicy("it draws its actions at random. Export its deterministic action.")
+        if env is not None and units == "auto" and format != "callable" and states is not None:
+            _check_units(actions, env)
     return Teacher(act)
+
+
+def _check_units(actions: FloatArray, env: EnvSpec) -> None:
+    """Asks for the units of a file's actions where they fit two readings, as those of a dataset are asked for."""
+    lowest, highest = actions.min(0), actions.max(0)
+    doubt = both_fit(lowest, highest, env)
+    if outside(lowest, highest, env.action_low, env.action_high) and not outside(lowest, highest, -1.0, 1.0):
+        bounds = f"[{env.action_low.min():g}, {env.action_high.max():g}]"
+        doubt = f"its actions leave the bounds of {env.env_id}, {bounds}, but not [-1, 1]: normalised actions?", True
+    if doubt is not None and doubt[1]:
+        raise BadPolicy(f"{doubt[0]} {ASK}")
+    if doubt is not None:
+        note_once(f"policy: {doubt[0]} Pass --actions unit if they are scaled to [-1, 1].")
 
 
 def _limited(spec: str, format: str) -> AbstractContextManager[None]:

@@ -100,29 +100,31 @@ def _normalizer(group: h5py.Group) -> Normalizer | None:
     return Normalizer(mean, std, 0.0, clip)
 
 
-def without_time(policy: ImportedPolicy, width: int, held_at: float | None, named: bool) -> ImportedPolicy:
-    """Holds the last input at one value, which then belongs to the first layer's bias."""
+def without_time(policy: ImportedPolicy, column: int, held_at: float | None, named: bool) -> ImportedPolicy:
+    """Holds one input, the remaining time, at one value, which then belongs to the first layer's bias."""
     if held_at is None and not named:
         raise BadPolicy(
-            f"it takes {width + 1} observation values, the file's have {width}. If the last "
+            f"it takes {column + 1} observation values, the file's have {column}. If the last "
             "is the remaining time (1 at an episode's start), pass --time_feature 0.7 to hold it there."
         )
     normalizer, (weight, bias) = policy.normalizer, policy.layers[0]
+    others = np.delete(np.arange(policy.observation_dim), column)
     if normalizer is not None and held_at is None:
         value, shown = 0.0, "its mean"
     else:
         value = 1.0 if held_at is None else held_at
         shown = f"{value:g}"
         if normalizer is not None:
-            value = float(normalizer(torch.full_like(normalizer.mean, value))[-1])
-    policy.layers[0] = weight[:, :width], bias + weight[:, width] * value
+            value = float(normalizer(torch.full_like(normalizer.mean, value))[column])
+    policy.layers[0] = weight[:, others], bias + weight[:, column] * value
     policy.altered = f"its remaining-time input held at {shown}"
     policy.notes.append(
-        f"its last input, the remaining time, is not among the dataset's observations: held at {shown}, so that "
+        f"its input {column}, the remaining time, is not among the environment's observations: held at {shown}, so that "
         "actions differ from the recorded ones (--time_feature for another value)"
     )
     if normalizer is not None:
-        policy.normalizer = Normalizer(normalizer.mean[:width], normalizer.std[:width], normalizer.eps, normalizer.clip)
+        kept = torch.from_numpy(others)
+        policy.normalizer = Normalizer(normalizer.mean[kept], normalizer.std[kept], normalizer.eps, normalizer.clip)
     return policy
 
 

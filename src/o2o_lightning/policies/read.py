@@ -9,7 +9,7 @@ from o2o_lightning.errors import UserError
 from o2o_lightning.limits import bounded
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies import black_box, d4rl_group, sb3, state_dict
-from o2o_lightning.policies.beside import statistics_beside
+from o2o_lightning.policies.beside import has_time_feature, statistics_beside
 from o2o_lightning.policies.d4rl_group import read_d4rl, without_time
 from o2o_lightning.policies.sb3 import read_sb3
 from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, check, check_file, readable, reading
@@ -113,36 +113,52 @@ def read_policy(
             policy.activation = activation
             policy.notes = [note for note in policy.notes if "activation" not in note]
         _normalize(policy, path, format, normalizer)
-        if format == "sb3" and time_feature is not None:
-            if policy.layout and policy.layout[-1] != "observation":
-                raise BadPolicy(
-                    f"its columns end with {policy.layout[-1]}, and the remaining time is the last of 'observation'. "
-                    "Leave --time_feature out."
-                )
+        if format == "sb3" and (time_feature is not None or has_time_feature(path)):
             policy.noise = None  # settled on made-up states already
-            policy = without_time(policy, policy.observation_dim - 1, time_feature, named=True)
+            policy = without_time(policy, _column_of_time(policy), time_feature, named=True)
         check(policy)
     return policy
 
 
+def _column_of_time(policy: ImportedPolicy) -> int:
+    """The last of the observation, or of a dictionary's part of that name, as TimeFeatureWrapper adds it."""
+    if "observation" not in policy.layout or policy.layout[-1] == "observation":
+        return policy.observation_dim - 1
+    if not policy.widths:
+        raise BadPolicy(
+            f"its columns end with {policy.layout[-1]}, and it does not tell where those of 'observation' end, of which "
+            "the last is the remaining time. Clone it: `o2o policy clone module:function`."
+        )
+    until = policy.layout[: policy.layout.index("observation") + 1]
+    return sum(policy.widths[name] for name in until) - 1
+
+
 def _normalize(policy: ImportedPolicy, path: Path, format: str, normalizer: str | None) -> None:
     """Takes the statistics that are asked for, or those beside a zip, and then says so."""
-    if normalizer is not None:
-        policy.normalizer = None if normalizer == "none" else read_statistics(normalizer, policy.layout)
-        return
-    if format != "sb3":
-        return
-    beside = statistics_beside(path)
-    if beside is None:
-        policy.notes.append("no observation statistics: pass --normalizer if it learned with VecNormalize")
-        return
-    where = beside.relative_to(path.parent)
-    note = f"its observation statistics are those of {where} beside it (--normalizer none: none)"
-    try:
-        policy.normalizer = read_statistics(beside, policy.layout)
-    except NotNormalizingError:
-        note = f"{where} beside it normalises no observations: none are normalised"
-    policy.notes.append(note)
+    if normalizer == "none":
+        policy.normalizer = None
+    elif normalizer is not None:
+        _take_statistics(policy, normalizer)
+    elif format == "sb3":
+        beside = statistics_beside(path)
+        if beside is None:
+            policy.notes.append("no observation statistics: pass --normalizer if it learned with VecNormalize")
+            return
+        where = beside.relative_to(path.parent)
+        try:
+            _take_statistics(policy, beside)
+            note = f"its observation statistics are those of {where} beside it (--normalizer none: none)"
+        except NotNormalizingError:
+            note = f"{where} beside it normalises no observations: none are normalised"
+        policy.notes.append(note)
+
+
+def _take_statistics(policy: ImportedPolicy, path: str | Path) -> None:
+    policy.normalizer, left = read_statistics(path, policy.layout, policy.widths)
+    if left and policy.normalizer.clip is not None:
+        policy.notes.append(
+            f"{', '.join(left)} are not normalised, but clipped as the others are, at ±{policy.normalizer.clip:g}"
+        )
 
 
 def describe(normalizer: Normalizer | None) -> str:

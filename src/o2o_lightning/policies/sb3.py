@@ -1,4 +1,4 @@
-"""Stable-Baselines3's zip files: SAC, TQC, TD3, DDPG, PPO, TRPO, A2C and ARS, without Stable-Baselines3.
+"""Stable-Baselines3's zip files: SAC, TQC, CrossQ, TD3, DDPG, PPO, TRPO, A2C and ARS, without Stable-Baselines3.
 
 ``policy.pth`` is a plain state dict; for ``data`` see :mod:`o2o_lightning.policies.sb3_data`.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from o2o_lightning.limits import read_json
+from o2o_lightning.policies.crossq import folded
 from o2o_lightning.policies.exploration import StateNoise, clipped, expln, settle
 from o2o_lightning.policies.sb3_data import Facts
 from o2o_lightning.policies.source import (
@@ -28,6 +29,7 @@ from o2o_lightning.policies.tensors import State, linear, load_tensors, numbers,
 FORMAT = "Stable-Baselines3 zip"
 TAKES = (
     Taken("Stable-Baselines3", "SAC, TQC (zip)", "squashed_gaussian"),
+    Taken("Stable-Baselines3", "CrossQ (zip), its batch renormalisation in its layers", "squashed_gaussian"),
     Taken("Stable-Baselines3", "TD3, DDPG (zip)", "deterministic"),
     Taken("Stable-Baselines3", "PPO, TRPO, A2C (zip)", "gaussian"),
     Taken("Stable-Baselines3", "ARS (zip), linear", "gaussian"),
@@ -51,16 +53,21 @@ def read_sb3(path: Path) -> ImportedPolicy:
         state = tensors_of(load_tensors(members["policy.pth"]))
     facts = Facts(_data(members.get("data", b"{}")))
     _refuse_others(state, facts)
+    if any(name.endswith(".ra_mean") for name in state):
+        state = folded(state, facts.number("batch_norm_eps", 1e-3))
     make = _off_policy if any(key.startswith("actor.") for key in state) else _on_policy
     policy = _linear_search(state, facts) if facts.algorithm() == "ars" else make(state, facts)
     policy.algorithm = facts.algorithm() or policy.algorithm
     if not facts.data:
         policy.notes.append("its member 'data' cannot be read: activation and action bounds are the library's defaults")
     _read_activation(policy, facts)
+    bounds = facts.bounds(policy.action_dim)
     if policy.family == "gaussian":
-        policy.bounds = facts.bounds(policy.action_dim)
-        if policy.bounds is None:
+        policy.bounds = bounds
+        if bounds is None:
             policy.notes.append("its action bounds cannot be read: [−1, 1] is assumed")
+    elif bounds is not None and not np.allclose(np.abs(bounds), 1.0):  # ±1 may be a wrapper's
+        policy.reach = bounds
     policy.layout = _layout(policy, facts)
     _replace_exploration(policy, state, facts)
     return policy
@@ -82,7 +89,6 @@ def _refuse_others(state: State, facts: Facts) -> None:
         or any(len(p) > 2 for p in pixels),
         "it has a features extractor of its own": bool(re.search(r"(?<!sde_)features_extractor\.", names)),
         "it is recurrent": "lstm" in names,
-        "it is CrossQ's with batch renormalisation": "ra_mean" in names,
         f"its observations are {observations}": observations not in ("", "Box", "Dict"),
         "a part of its observations is no Box": None in facts.parts().values(),
     }
@@ -161,6 +167,7 @@ def _layout(policy: ImportedPolicy, facts: Facts) -> tuple[str, ...]:
                 f"its observations {', '.join(parts)} have {width} values, its network takes {policy.observation_dim}. "
                 "The file is mixed up; save it again."
             )
+        policy.widths = {name: math.prod(shape or ()) for name, shape in parts.items()}
         return tuple(parts)
     return ("observation", "desired_goal") if "goal_selection_strategy" in facts.data else ()
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from o2o_lightning.policies.source import Array
 
-ACTIVATIONS = {"leakyrelu": "leaky_relu"}  # the others have the same names as ours
+ACTIVATIONS = {"leakyrelu": "leaky_relu", "celu": "elu"}  # of α = 1; the others have the same names as ours
 _PART = re.compile(r"'([^']+)'(?::|,) (\w+)\(")
 _SHAPE = re.compile(r"\((\d+(?:, ?\d+)*),?\)")
 _NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?", re.IGNORECASE)

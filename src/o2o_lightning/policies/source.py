@@ -28,6 +28,7 @@ FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0.0))),
     "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
     "silu": lambda x: x / (1.0 + np.exp(-x)),
+    "gelu": lambda x: 0.5 * x * (1.0 + torch.erf(torch.from_numpy(x / np.sqrt(2.0))).numpy()),
 }
 
 
@@ -123,6 +124,7 @@ class ImportedPolicy:
         env_id: environment, where the file names it.
         notes: what was assumed, one line each.
         layout: parts of a dictionary observation in the order of the columns, where the file tells.
+        widths: of those parts, where the file tells.
         noise: exploration that our families have not, before it is replaced by a constant.
         altered: what was changed on purpose, so that the policy is no longer the source's own; None for nothing.
         file: where it comes from.
@@ -142,6 +144,7 @@ class ImportedPolicy:
     env_id: str | None = None
     notes: list[str] = field(default_factory=list)
     layout: tuple[str, ...] = ()
+    widths: dict[str, int] = field(default_factory=dict)
     noise: object | None = None
     altered: str | None = None
     file: str = ""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.normalizer import Normalizer
+from o2o_lightning.policies.npz import read_npz
 from o2o_lightning.policies.source import Array, BadPolicy, read_limited, readable, reading
 
 MAX_BYTES = 2**26
@@ -27,8 +29,12 @@ class NotNormalizingError(UserError):
     """A VecNormalize that leaves observations as they are."""
 
 
-def read_statistics(path: str | Path, layout: Sequence[str] = ()) -> Normalizer:
-    """The normaliser that a file of statistics describes; those of a dictionary are joined in the order ``layout``.
+def read_statistics(
+    path: str | Path, layout: Sequence[str] = (), widths: Mapping[str, int] = MappingProxyType({})
+) -> tuple[Normalizer, list[str]]:
+    """The normaliser that a file of statistics describes, and the parts of a dictionary that it leaves as they are.
+
+    The statistics of a dictionary are joined in the order ``layout``; a part without any has one of the ``widths``.
 
     Raises:
         UserError: unreadable, of another form, or a pickle that would do more than hold VecNormalize's numbers.
@@ -37,19 +43,19 @@ def read_statistics(path: str | Path, layout: Sequence[str] = ()) -> Normalizer:
     with reading(path, "normalizer"):
         if not path.is_file():
             raise BadPolicy(f"there is no such file. Pass {FORM}, or VecNormalize's pickle.")
-        return _normalizer(_read(path, read_limited(path, MAX_BYTES), layout))
+        found, left = _read(path, read_limited(path, MAX_BYTES), layout, widths)
+        return _normalizer(found), left
 
 
-def _read(path: Path, content: bytes, layout: Sequence[str]) -> Any:
+def _read(path: Path, content: bytes, layout: Sequence[str], widths: Mapping[str, int]) -> tuple[Any, list[str]]:
     if content[:1] in (b"{", b" ", b"\n"):
         with readable("it is not JSON", f"Pass {FORM}."):
-            return json.loads(content)
+            return json.loads(content), []
     if content[:2] == b"PK":
-        with readable("it cannot be read", f"Pass {FORM}."), np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+        return read_npz(content), []
     if content[:1] == b"\x80":
         with readable("it is no VecNormalize pickle", f"Pass {FORM}."):
-            return _vecnormalize(path, content, layout)
+            return _vecnormalize(path, content, layout, widths)
     raise BadPolicy(f"neither JSON, NPZ nor a pickle. Pass {FORM}, or VecNormalize's pickle.")
 
 
@@ -79,35 +85,48 @@ def _normalizer(found: Any) -> Normalizer:
 _NUMBERS = ("_reconstruct", "_frombuffer", "scalar", "dtype")
 
 
-def _vecnormalize(path: Path, content: bytes, layout: Sequence[str]) -> dict[str, Any]:
+def _vecnormalize(
+    path: Path, content: bytes, layout: Sequence[str], widths: Mapping[str, int]
+) -> tuple[dict[str, Any], list[str]]:
     """Mean, variance, epsilon and clip of a VecNormalize pickle, read by a machine that can call nothing."""
     state = _Reader(io.BytesIO(content)).load().state
     if state.get("norm_obs") is False:
         raise NotNormalizingError(f"normalizer {path}: it normalises no observations. Leave --normalizer out.")
-    statistics = state["obs_rms"]
+    statistics, left = state["obs_rms"], list[str]()
+    clip, epsilon = _number(state["clip_obs"]), _number(state["epsilon"])
     if isinstance(statistics, dict):
-        statistics = _joined(statistics, layout)
+        found, left = _joined(statistics, layout, widths, epsilon)
     else:
-        statistics = {name: _array(statistics.state[name]) for name in ("mean", "var")}
-    arrays = {name: values.ravel() for name, values in statistics.items()}
-    return arrays | {"eps": _number(state["epsilon"]), "clip": _number(state["clip_obs"])}
+        found = _moments(statistics)
+    return found | {"eps": epsilon, "clip": clip}, left
 
 
-def _joined(statistics: dict[str, Any], layout: Sequence[str]) -> dict[str, Array]:
-    """Mean and variance of a dictionary's parts, one after the other as the policy takes them."""
+def _moments(statistics: Any) -> dict[str, Array]:
+    return {name: _array(statistics.state[name]).ravel() for name in ("mean", "var")}
+
+
+def _joined(
+    statistics: dict[str, Any], layout: Sequence[str], widths: Mapping[str, int], epsilon: float
+) -> tuple[dict[str, Array], list[str]]:
+    """Mean and variance of a dictionary's parts, one after the other as the policy takes them, and those without."""
     names = ", ".join(map(str, statistics))
     if not layout:
         raise BadPolicy(
             f"it normalises a dictionary of observations ({names}), and the policy's file does not tell its order. "
             "Pass --layout, the parts in the policy's order."
         )
-    if missing := [name for name in layout if name not in statistics]:
+    left = [name for name in layout if name not in statistics]
+    if unknown := [name for name in left if name not in widths]:
         raise BadPolicy(
-            f"it normalises {names}, and not {missing[0]}, which the policy takes as it is: that is not imported. "
-            "Clone it: `o2o policy clone module:function`."
+            f"it normalises {names}, and not {unknown[0]}, whose width the policy's file does not tell. Pass {FORM}."
         )
-    parts = [statistics[name].state for name in layout]
-    return {key: np.concatenate([_array(part[key]).ravel() for part in parts]) for key in ("mean", "var")}
+    parts = [
+        {"mean": np.zeros(widths[name]), "var": np.full(widths[name], 1.0 - epsilon)}  # σ = 1 with epsilon
+        if name in left
+        else _moments(statistics[name])
+        for name in layout
+    ]
+    return {key: np.concatenate([part[key] for part in parts]) for key in ("mean", "var")}, left
 
 
 class _Record:
