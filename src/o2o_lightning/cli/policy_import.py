@@ -196,7 +196,7 @@ def _compare(
 
 
 def _verdict(policy: ImportedPolicy, parity: dict[str, Any], proof: Proof | None) -> str:
-    """What was shown, in one line: by the source's own results, or only that its tensors are built as they were read."""
+    """What was shown, in one line: by the source's own results, or only that its tensors are built as read."""
     states, largest = f"{parity['states']:,} states", parity["largest"]
     if not parity["same"]:
         built = (

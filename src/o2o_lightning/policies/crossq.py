@@ -1,4 +1,4 @@
-"""CrossQ's batch renormalisation (https://arxiv.org/abs/1702.03275), which acts by constants and so is part of layers."""
+"""CrossQ's batch renormalisation (https://arxiv.org/abs/1702.03275), acting by constants: a part of layers."""
 
 import re
 
@@ -14,8 +14,8 @@ TRUNK = "actor.latent_pi"
 def folded(state: State, eps: float) -> State:
     r"""``state`` as a plain perceptron's, numbered as one.
 
-    A layer that takes :math:`\gamma (x - \mu) / \sqrt{v + \epsilon} + \beta` takes x after its weights are multiplied by
-    :math:`\gamma / \sqrt{v + \epsilon}`, and its bias has taken the rest. In float64.
+    A layer that takes :math:`\gamma (x - \mu) / \sqrt{v + \epsilon} + \beta` takes x, its weights multiplied by
+    :math:`\gamma / \sqrt{v + \epsilon}`, the rest in its bias. In float64.
     """
     places = sorted({int(match[1]) for name in state if (match := re.match(rf"{re.escape(TRUNK)}\.(\d+)\.", name))})
     plain = {name: tensor for name, tensor in state.items() if not name.startswith(TRUNK)}

@@ -119,8 +119,8 @@ def without_time(policy: ImportedPolicy, column: int, held_at: float | None, nam
     policy.layers[0] = weight[:, others], bias + weight[:, column] * value
     policy.altered = f"its remaining-time input held at {shown}"
     policy.notes.append(
-        f"its input {column}, the remaining time, is not among the environment's observations: held at {shown}, so that "
-        "actions differ from the recorded ones (--time_feature for another value)"
+        f"its input {column}, the remaining time, is not among the environment's observations: held at {shown}, so "
+        "that actions differ from the recorded ones (--time_feature for another value)"
     )
     if normalizer is not None:
         kept = torch.from_numpy(others)

@@ -126,8 +126,8 @@ def _column_of_time(policy: ImportedPolicy) -> int:
         return policy.observation_dim - 1
     if not policy.widths:
         raise BadPolicy(
-            f"its columns end with {policy.layout[-1]}, and it does not tell where those of 'observation' end, of which "
-            "the last is the remaining time. Clone it: `o2o policy clone module:function`."
+            f"its columns end with {policy.layout[-1]}, and the remaining time is the last of those of 'observation', "
+            "whose number it does not tell. Clone it: `o2o policy clone module:function`."
         )
     until = policy.layout[: policy.layout.index("observation") + 1]
     return sum(policy.widths[name] for name in until) - 1
