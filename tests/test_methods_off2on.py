@@ -280,7 +280,10 @@ def test_t40_a_members_target_is_its_own_and_the_policy_sees_all_critics():
     assert moved.tolist() == [False, False, True, True]
     assert torch.equal(before["actor_loss"], after["actor_loss"])
     method.critic.members[0].linears[-1].bias.data.sub_(100.0)
-    assert float(method.step(batch, noise).metrics["q_policy"].mean().detach()) < float(after["q_policy"].detach().mean()) - 40.0
+    assert (
+        float(method.step(batch, noise).metrics["q_policy"].mean().detach())
+        < float(after["q_policy"].detach().mean()) - 40.0
+    )
 
 
 def test_offline_each_agent_learns_as_if_it_were_alone_on_its_own_rows():

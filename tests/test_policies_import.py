@@ -241,7 +241,9 @@ def test_batch_renormalisation_becomes_part_of_the_layers(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("order", [("a", "observation"), ("observation", "a")])
-def test_a_time_feature_is_known_by_the_configuration_beside_the_zip(order: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_time_feature_that_the_configuration_tells_of_is_held_where_the_dataset_lacks_it(
+    order: tuple[str, ...], tmp_path: Path
+) -> None:
     state, forward = sb3_sac()
     widths = {"a": 1, "observation": 2}  # its last is the remaining time
     parts = ", ".join(f"'{name}': Box(-inf, inf, ({widths[name]},), float32)" for name in order)
@@ -250,12 +252,17 @@ def test_a_time_feature_is_known_by_the_configuration_beside_the_zip(order: tupl
     (tmp_path / "Reach-v1").mkdir()
     said = "!!python/object/apply:collections.OrderedDict\n- - - env_wrapper\n    - utils.wrappers.TimeFeatureWrapper\n"
     (tmp_path / "Reach-v1/config.yml").write_text(said)
-    report = bring(tmp_path, file)
+    whole = bring(tmp_path, file)
+    assert whole["observation_dim"] == 3 and any("remaining time" in note for note in whole["notes"])
+    with h5py.File(tmp_path / "data.hdf5", "w") as data:
+        data["observations"], data["actions"] = STATES[:50, :2].numpy(), np.zeros((50, 1), np.float32)
+        data["rewards"], data["terminals"] = np.zeros(50, np.float32), np.zeros(50, np.bool_)
+    report = bring(tmp_path / "held", file, "--dataset", str(tmp_path / "data.hdf5"))
     column = 2 if order[-1] == "observation" else 1
-    whole = torch.ones(200, 3)
-    whole[:, [i for i in range(3) if i != column]] = STATES[:, :2]
+    given = torch.ones(200, 3)
+    given[:, [i for i in range(3) if i != column]] = STATES[:, :2]
     with torch.no_grad():
-        np.testing.assert_allclose(imported(tmp_path, STATES[:, :2]), forward(whole), atol=1.2e-4)
+        np.testing.assert_allclose(imported(tmp_path / "held", STATES[:, :2]), forward(given), atol=1.2e-4)
     assert report["verdict"].startswith("with its remaining-time input held at 1")
 
 

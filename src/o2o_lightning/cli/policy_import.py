@@ -25,6 +25,7 @@ from o2o_lightning.policies.exploration import settle
 from o2o_lightning.policies.parity import apart, by_float64, tolerance
 from o2o_lightning.policies.proof import Proof, by_recording, by_reference
 from o2o_lightning.policies.read import describe, read_policy
+from o2o_lightning.policies.remaining_time import hold_time
 from o2o_lightning.policies.source import ImportedPolicy, reading
 
 
@@ -38,6 +39,8 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
     spec = arguments.dataset or (arguments.file if format == "d4rl" else None)
     raw = None if spec is None else load_raw(spec, said=Said(arguments.env_id, layout=policy.layout))
     layout = policy.layout
+    if policy.time_column is not None:
+        _hold_missing_time(policy, raw, env_id)
     if raw is not None:
         _check_sizes(policy, f"dataset {raw.source}", (raw.observations.shape[1], raw.actions.shape[1]))
         env_id, layout = env_id or foreign_id(raw.env_id, f"dataset {raw.source}"), layout or raw.layout
@@ -114,6 +117,19 @@ def _check_sizes(policy: ImportedPolicy, name: str, sizes: tuple[int, int]) -> N
             f"policy {policy.file}: it takes {own[0]} observation values and gives {own[1]} actions, {name} has "
             f"{sizes[0]} and {sizes[1]}. Pass the --dataset and --env_id it was trained for."
         )
+
+
+def _hold_missing_time(policy: ImportedPolicy, raw: RawDataset | None, env_id: str | None) -> None:
+    """Holds the remaining time where the dataset, or else the environment, does not give it."""
+    seen = policy.observation_dim
+    if raw is not None:
+        seen = raw.observations.shape[1]
+    elif env_id is not None:
+        seen = env_spec(env_id, None, policy.layout).observation_dim
+    if seen == policy.observation_dim - 1:
+        hold_time(policy, None)
+    else:
+        policy.notes.append(f"its input {policy.time_column} is the remaining time (--time_feature VALUE holds it)")
 
 
 def _checkpoint(

@@ -13,6 +13,7 @@ from o2o_lightning.nn.actor import Actor
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
+from o2o_lightning.policies.remaining_time import hold_time
 from o2o_lightning.policies.source import Array, BadPolicy, ImportedPolicy, Linear, Taken
 
 GROUP = "metadata/policy"
@@ -41,7 +42,13 @@ def read_d4rl(path: Path, time_feature: float | None = None) -> ImportedPolicy:
         policy.env_id = meta["env_id"]
         policy.normalizer = _normalizer(group)
     if width is not None and policy.observation_dim == width + 1:
-        policy = without_time(policy, width, time_feature, "TimeFeature" in (meta["source"] or ""))
+        if time_feature is None and "TimeFeature" not in (meta["source"] or ""):
+            raise BadPolicy(
+                f"it takes {width + 1} observation values, the file's have {width}. If the last "
+                "is the remaining time (1 at an episode's start), pass --time_feature 0.7 to hold it there."
+            )
+        policy.time_column = width
+        hold_time(policy, time_feature)
     return policy
 
 
@@ -98,34 +105,6 @@ def _normalizer(group: h5py.Group) -> Normalizer | None:
     mean, std = (torch.from_numpy(_array(group, name, 1)).float() for name in ("obs_mean", "obs_std"))
     clip = float(_array(group, "obs_clip", 0)) if dataset(group, "obs_clip") is not None else None
     return Normalizer(mean, std, 0.0, clip)
-
-
-def without_time(policy: ImportedPolicy, column: int, held_at: float | None, named: bool) -> ImportedPolicy:
-    """Holds one input, the remaining time, at one value, which then belongs to the first layer's bias."""
-    if held_at is None and not named:
-        raise BadPolicy(
-            f"it takes {column + 1} observation values, the file's have {column}. If the last "
-            "is the remaining time (1 at an episode's start), pass --time_feature 0.7 to hold it there."
-        )
-    normalizer, (weight, bias) = policy.normalizer, policy.layers[0]
-    others = np.delete(np.arange(policy.observation_dim), column)
-    if normalizer is not None and held_at is None:
-        value, shown = 0.0, "its mean"
-    else:
-        value = 1.0 if held_at is None else held_at
-        shown = f"{value:g}"
-        if normalizer is not None:
-            value = float(normalizer(torch.full_like(normalizer.mean, value))[column])
-    policy.layers[0] = weight[:, others], bias + weight[:, column] * value
-    policy.altered = f"its remaining-time input held at {shown}"
-    policy.notes.append(
-        f"its input {column}, the remaining time, is not among the environment's observations: held at {shown}, so "
-        "that actions differ from the recorded ones (--time_feature for another value)"
-    )
-    if normalizer is not None:
-        kept = torch.from_numpy(others)
-        policy.normalizer = Normalizer(normalizer.mean[kept], normalizer.std[kept], normalizer.eps, normalizer.clip)
-    return policy
 
 
 def _linear(group: h5py.Group, name: str) -> Linear:

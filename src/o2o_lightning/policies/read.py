@@ -10,7 +10,8 @@ from o2o_lightning.limits import bounded
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies import black_box, d4rl_group, sb3, state_dict
 from o2o_lightning.policies.beside import has_time_feature, statistics_beside
-from o2o_lightning.policies.d4rl_group import read_d4rl, without_time
+from o2o_lightning.policies.d4rl_group import read_d4rl
+from o2o_lightning.policies.remaining_time import column_of_time, hold_time
 from o2o_lightning.policies.sb3 import read_sb3
 from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, check, check_file, readable, reading
 from o2o_lightning.policies.state_dict import read_state_dict
@@ -85,7 +86,7 @@ def read_policy(
         normalizer: file of observation statistics; ``none`` for none, also where one lies beside the policy.
         family, mean: of a state dict, where names and shapes do not tell.
         activation: of the hidden layers, where the file does not tell.
-        time_feature: see :func:`read_d4rl`.
+        time_feature: value at which an input of the remaining time is held.
         layout: parts of a dictionary observation in the policy's order, where the file does not tell.
 
     Raises:
@@ -114,23 +115,11 @@ def read_policy(
             policy.notes = [note for note in policy.notes if "activation" not in note]
         _normalize(policy, path, format, normalizer)
         if format == "sb3" and (time_feature is not None or has_time_feature(path)):
-            policy.noise = None  # settled on made-up states already
-            policy = without_time(policy, _column_of_time(policy), time_feature, named=True)
+            policy.time_column = column_of_time(policy)
+        if format == "sb3" and time_feature is not None:
+            hold_time(policy, time_feature)
         check(policy)
     return policy
-
-
-def _column_of_time(policy: ImportedPolicy) -> int:
-    """The last of the observation, or of a dictionary's part of that name, as TimeFeatureWrapper adds it."""
-    if "observation" not in policy.layout or policy.layout[-1] == "observation":
-        return policy.observation_dim - 1
-    if not policy.widths:
-        raise BadPolicy(
-            f"its columns end with {policy.layout[-1]}, and the remaining time is the last of those of 'observation', "
-            "whose number it does not tell. Clone it: `o2o policy clone module:function`."
-        )
-    until = policy.layout[: policy.layout.index("observation") + 1]
-    return sum(policy.widths[name] for name in until) - 1
 
 
 def _normalize(policy: ImportedPolicy, path: Path, format: str, normalizer: str | None) -> None:

@@ -127,6 +127,7 @@ class ImportedPolicy:
         widths: of those parts, where the file tells.
         noise: exploration that our families have not, before it is replaced by a constant.
         altered: what was changed on purpose, so that the policy is no longer the source's own; None for nothing.
+        time_column: which input is the remaining time, where the file or what lies beside it tells.
         file: where it comes from.
     """
 
@@ -147,6 +148,7 @@ class ImportedPolicy:
     widths: dict[str, int] = field(default_factory=dict)
     noise: object | None = None
     altered: str | None = None
+    time_column: int | None = None
     file: str = ""
 
     @property
