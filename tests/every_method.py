@@ -22,6 +22,7 @@ from o2o_lightning.methods.method import Draws, Method, Normal, Task
 from o2o_lightning.methods.o2 import ppo, sac, td3
 from o2o_lightning.methods.o2.constraint import Multiplier
 from o2o_lightning.methods.odt import ODT
+from o2o_lightning.methods.pa_rl import PARL
 from o2o_lightning.methods.pex import PEX
 from o2o_lightning.methods.ppo import PPO
 from o2o_lightning.methods.proto import PROTO, PROTOTD3
@@ -37,6 +38,7 @@ S, A, B, T = 5, 3, 16, 4
 HIDDEN = (8, 8)
 TASK = Task(S, A, total=100, horizon=20, best_return=10.0)
 WINDOWS: dict[str, Any] = {"context": T, "acting_context": T, "width": 8, "layers": 1, "heads": 2, "dropout": 0.0}
+SEARCH: dict[str, Any] = {"candidates": 4, "kept": 2, "samples": 2, "ascent_steps": 2, "ascent_rate": 0.05}
 CONTROLLED = Multiplier(rule="pi", integral=0.3)
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -58,6 +60,10 @@ METHODS: dict[str, Callable[[], Method]] = {
     "aca offline": lambda: aca.Offline(hidden=HIDDEN, critic_hidden=HIDDEN),
     "aca online": lambda: aca.ACA(hidden=HIDDEN, critic_hidden=HIDDEN),
     "pex": lambda: PEX(hidden=HIDDEN),
+    "pa_rl": lambda: PARL(critic_hidden=HIDDEN, critics=3, **SEARCH),
+    "pa_rl, distributions": lambda: PARL(
+        critic_hidden=HIDDEN, critics=2, new_critics=True, support=(-5.0, 5.0, 7), **SEARCH
+    ),
     "off2on offline": lambda: off2on.Offline(hidden=HIDDEN, critic_hidden=HIDDEN, samples=2, members=2),
     "off2on online": lambda: off2on.Off2On(ratio_hidden=HIDDEN),
     "proto": lambda: PROTO(hidden=HIDDEN, critic_hidden=HIDDEN, critics=2),
@@ -114,7 +120,7 @@ class Networks:
 
 SOURCES: dict[str, Callable[[], Method]] = {"o2td3": METHODS["td3"], "o2sac": METHODS["sac"], "o2ppo": METHODS["ppo"]}
 SOURCES |= {name: METHODS[name.replace("online", "offline")] for name in ("aca online", "off2on online")}
-SOURCES |= {**dict.fromkeys(("jsrl", "pex"), METHODS["iql"])}
+SOURCES |= {**dict.fromkeys(("jsrl", "pex", "pa_rl", "pa_rl, distributions"), METHODS["iql"])}
 
 
 def built(name: str, seed: int = 0) -> Method:

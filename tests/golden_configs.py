@@ -28,6 +28,7 @@ SINCE = {
         "iql",
         "jsrl",
         "off2on",
+        "pa_rl",
         "pex",
         "proto",
         "proto_td3",

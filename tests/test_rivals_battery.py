@@ -54,6 +54,15 @@ RIVALS = {
     "spot": Rival(
         "spot", ("--model.hidden", "[8,8]", "--model.vae_hidden", "[8,8]", "--offline.model.vae_updates", "8")
     ),
+    "pa_rl": Rival(
+        "pa_rl",
+        (
+            *("--model.critic_hidden", "[8,8]", "--offline.model.hidden", "[8,8]"),
+            *("--model.critics", "3", "--model.kept", "3"),
+            *("--data.env_kwargs", "{max_episode_steps: 7}"),  # it learns from episodes that have ended
+        ),
+        phases=("offline", "reevaluate", "online"),
+    ),
     "off2on": Rival(
         "off2on",
         (*SMALL, "--model.samples", "2", "--model.members", "2", "--model.ratio_hidden", "[8,8]"),

@@ -123,11 +123,5 @@ class IQL(ActorCritic):
     def policy_loss(self, batch: Batch, difference: Tensor) -> Loss:
         """Eq. 7."""
         weight = advantage_weight(difference, self.inverse_temperature, self.weight_cap)
-        loss = weighted_imitation_loss(weight, self.misfit(batch["observation"], batch["action"]))
+        loss = weighted_imitation_loss(weight, self.actor.misfit(batch["observation"], batch["action"]))
         return Loss(loss, {"actor_loss": loss, "weight": weight})
-
-    def misfit(self, observation: Tensor, action: Tensor) -> Tensor:
-        """How far the policy is from the data's ``action``, ``[B]``."""
-        if isinstance(self.actor, GaussianActor):
-            return -self.actor.log_prob(observation, action)
-        return (self.actor.mode(observation) - action).square().sum(-1)  # type: ignore[no-any-return]

@@ -77,6 +77,17 @@ class Actor(Policy):
         """The deterministic action ``[B, A]``: what is evaluated, and the anchor of the alignment."""
         raise NotImplementedError(type(self).__name__)
 
+    def candidates(self, observation: Tensor, noise: Tensor, spread: float) -> Tensor:
+        """Actions ``[N, B, A]`` to choose among, made of standard normal ``noise``: the policy's own where it samples.
+
+        Those of a deterministic policy lie around its action, with a deviation of ``spread``.
+        """
+        return (self.mode(observation) + spread * noise).clamp(-1.0, 1.0)
+
+    def misfit(self, observation: Tensor, action: Tensor) -> Tensor:
+        """How far the policy is from an ``action`` ``[B, A]``: a squared distance, or minus a log-density, ``[B]``."""
+        return (self.mode(observation) - action).square().sum(-1)
+
     def act(self, observation: FloatArray) -> FloatArray:
         """:meth:`mode` on numpy observations ``[S]`` or ``[B, S]``, for stepping environments."""
         raise NotImplementedError(type(self).__name__)
@@ -123,6 +134,9 @@ class StochasticActor(Actor):
     def sampled(self, observation: Tensor, noise: Tensor) -> Tensor:
         """Actions ``[B, A]`` as they are executed, made of standard normal ``noise`` ``[B, A]``."""
         raise NotImplementedError(type(self).__name__)
+
+    def candidates(self, observation: Tensor, noise: Tensor, spread: float) -> Tensor:
+        return self.sampled(observation, noise)
 
     def explore(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
         """:meth:`perform` with noise of its own."""

@@ -44,6 +44,9 @@ class GaussianActor(StochasticActor):
         mean, log_std = self(observation)
         return normal_log_prob(mean, log_std, action)
 
+    def misfit(self, observation: Tensor, action: Tensor) -> Tensor:
+        return -self.log_prob(observation, action)
+
     def density(self, observation: Tensor, action: Tensor, noise: Tensor) -> Density:
         mean, log_std = self(observation)
         log_prob = normal_log_prob(mean, log_std, action)

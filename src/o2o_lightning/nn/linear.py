@@ -57,7 +57,8 @@ def _product_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         ONEDNN
-        and not torch._C._functorch.is_batchedtensor(weight)  # of many seeds at once
+        # of many seeds at once, or inside a function that is differentiated
+        and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, (x, weight)))
         and min(weight.shape) >= LEAST_WIDTH
         and x.dtype is torch.float32
         and x.device.type == "cpu"

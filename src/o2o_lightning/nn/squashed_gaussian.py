@@ -70,6 +70,9 @@ class SquashedGaussianActor(StochasticActor):
 
     distribution = forward  # typed, as a call is not
 
+    def misfit(self, observation: Tensor, action: Tensor) -> Tensor:
+        return -self.distribution(observation).log_prob(action)
+
     def density(self, observation: Tensor, action: Tensor, noise: Tensor) -> Density:
         policy = self.distribution(observation)
         return Density(policy.log_prob(action), -policy.sample(noise)[1], policy.mode())
