@@ -21,7 +21,7 @@ from o2o_lightning.methods.jsrl import JSRL
 from o2o_lightning.methods.method import Draws, Method, Normal, Task
 from o2o_lightning.methods.o2 import ppo, sac, td3
 from o2o_lightning.methods.o2.constraint import Multiplier
-from o2o_lightning.methods.odt import ODT
+from o2o_lightning.methods.odt import ODT, OnlineODT
 from o2o_lightning.methods.pa_rl import PARL
 from o2o_lightning.methods.pex import PEX
 from o2o_lightning.methods.ppo import PPO
@@ -77,6 +77,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "clone": lambda: Clone(family="gaussian", hidden=HIDDEN),
     "dt": lambda: DT(**WINDOWS),
     "odt": lambda: ODT(**WINDOWS),
+    "odt online": lambda: OnlineODT(**WINDOWS),
     "ppo": lambda: PPO(hidden=HIDDEN, value_hidden=HIDDEN),
     "o2td3 reevaluate": lambda: td3.Reevaluate(hidden=HIDDEN),
     "o2td3 align": td3.Align,
@@ -104,6 +105,9 @@ class Networks:
     def build_actor(self, name: str = "actor") -> Any:
         return copy.deepcopy(getattr(self.method, name if self.has(name) else "actor"))
 
+    def build_policy(self) -> Any:
+        return self.build_actor()
+
     def build_critic(self, name: str = "critic") -> Critics:
         return copy.deepcopy(getattr(self.method, name))
 
@@ -120,6 +124,7 @@ class Networks:
 
 SOURCES: dict[str, Callable[[], Method]] = {"o2td3": METHODS["td3"], "o2sac": METHODS["sac"], "o2ppo": METHODS["ppo"]}
 SOURCES |= {name: METHODS[name.replace("online", "offline")] for name in ("aca online", "off2on online")}
+SOURCES |= {"odt online": METHODS["odt"]}
 SOURCES |= {**dict.fromkeys(("jsrl", "pex", "pa_rl", "pa_rl, distributions"), METHODS["iql"])}
 
 

@@ -27,6 +27,7 @@ SINCE = {
         "cql",
         "iql",
         "jsrl",
+        "odt",
         "off2on",
         "pa_rl",
         "pex",

@@ -20,7 +20,9 @@ from o2o_lightning.cli.messages import hydra_message
 from o2o_lightning.errors import UserError
 
 MISSING = "???"
-ONLINE_DATA = ("o2o_lightning.data.online.OnlineData", "o2o_lightning.data.rollout.RolloutData")
+ONLINE_DATA = tuple(
+    f"o2o_lightning.data.{name}" for name in ("online.OnlineData", "rollout.RolloutData", "episodes.EpisodeData")
+)
 # What a file's name says of the domain, for the tables of hyper-parameters.
 DOMAINS: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in ("halfcheetah", "hopper", "walker2d", "antmaze", "maze2d")},

@@ -10,7 +10,7 @@ from o2o_lightning.errors import UserError
 _HYDRA_NOISE = ("full_key:", "object_type=", "reference_type=", "Set the environment variable", "See https:")
 _NOISE = ("usage:", "Given value", "Subtypes:", "Errors:", "Does not validate", "tip:", "For more details")
 _TYPES = {"NoneType": "null", "str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false"}
-_DATA = ("OfflineData", "OnlineData", "RolloutData", "TrajectoryData")
+_DATA = ("OfflineData", "OnlineData", "RolloutData", "TrajectoryData", "EpisodeData")
 _CLASSES = {
     "--trainer.logger": "lightning.pytorch.loggers",
     "--trainer.callbacks": "lightning.pytorch.callbacks",

@@ -24,6 +24,7 @@ HOLDERS = {
     "online": "o2o_lightning.phases.online.Online",
 }
 ON_POLICY = "o2o_lightning.phases.on_policy.OnPolicy"
+IN_EPISODES = "o2o_lightning.phases.episodes.OnlineEpisodes"
 # What version 0.1 wrote into configuration files: one class for a phase and its method
 _FORMER = {
     **{name: f"{name.lower()}.{name}" for name in ("AWAC", "BC", "CQL", "DT", "IQL", "ODT")},
@@ -66,7 +67,9 @@ def held(phase: str, model: dict[str, Any], composed: dict[str, Any] | None = No
     holder = _path(model) if "class_path" in model else (composed or {})["class_path"]
     method = None if "class_path" in model or composed is None else composed["init_args"].get("method")
     if issubclass(found := resolve_name(holder), Method):
-        holder, method = ON_POLICY if found.on_policy else HOLDERS[phase], {"class_path": holder}
+        in_episodes = phase == "online" and "window" in found.needs
+        phases = ON_POLICY if found.on_policy else IN_EPISODES if in_episodes else HOLDERS[phase]
+        holder, method = phases, {"class_path": holder}
     if method is None or "method" in given:
         return model
     own = {name: given.pop(name) for name in [*given] if accepts(holder, name)}

@@ -1,5 +1,6 @@
 """What the DataModules that step an environment have in common."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,6 @@ from o2o_lightning.data.raw import wrong
 from o2o_lightning.data.stream import Chunks
 from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.replay.interaction import Interaction
-from o2o_lightning.replay.ring import Ring
 from o2o_lightning.seeds import environment_seed
 
 
@@ -38,7 +38,7 @@ class InteractingData(OfflineData):
         for number, ring in enumerate(self.rings()):
             self.interactions.append(self._start(ring, environment_seed(self.ranks.rank, number)))
 
-    def rings(self) -> list[Ring]:
+    def rings(self) -> Sequence[Any]:
         """Where each environment of this process writes to; from now on the run's buffer has them."""
         raise NotImplementedError
 
@@ -70,7 +70,7 @@ class InteractingData(OfflineData):
             for interaction in self.interactions:
                 interaction.env.close()
 
-    def _start(self, ring: Ring, seed: int) -> Interaction:
+    def _start(self, ring: Any, seed: int) -> Interaction:
         """A training environment at its first start state, writing to ``ring``."""
         if self.env is None:
             unnamed = "it does not name its environment, and the online phase needs one. Pass --data.env_id."

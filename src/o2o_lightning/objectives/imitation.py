@@ -49,13 +49,15 @@ def real_mean(values: Tensor, real: Tensor) -> Tensor:
     return (values * real).sum() / real.sum()
 
 
-def sequence_likelihood_loss(log_prob: Tensor, entropy: Tensor, temperature: Tensor, real: Tensor) -> Tensor:
+def sequence_likelihood_loss(
+    log_prob: Tensor, entropy: Tensor, temperature: Tensor, real: Tensor, counted: Tensor | None = None
+) -> Tensor:
     r"""Online Decision Transformer's loss (its Eq. 5), :math:`-\mathrm{mean}[\log\pi(a|\cdot) + T\,H(\pi)]`.
 
-    Over real steps only: the released code averages the entropy over padding too. Args: ``log_prob`` of the data's
-    actions and ``entropy`` ``[B, T]``; ``temperature`` T, a constant here. Returns a scalar.
+    Args: ``log_prob`` of the data's actions, over ``real`` steps, and ``entropy``, over ``counted`` ones, the same by
+    default, all in the released code (D88), ``[B, T]``; ``temperature`` T, a constant here. Returns a scalar.
     """
-    return -real_mean(log_prob + temperature * entropy, real)
+    return -real_mean(log_prob, real) - temperature * real_mean(entropy, real if counted is None else counted)
 
 
 def sequence_temperature_loss(log_temperature: Tensor, entropy: Tensor, real: Tensor, target_entropy: float) -> Tensor:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from o2o_lightning.envs.make import UnitAction
 from o2o_lightning.envs.snapshot import can_restore, restore, snapshot
 from o2o_lightning.errors import Failure, UserError
-from o2o_lightning.replay.ring import Ring
 from o2o_lightning.seeds import restart_seed
 
 FloatArray = NDArray[np.float32]
@@ -22,10 +21,10 @@ class Interaction:
     """Steps an environment and stores what was executed and what it led to, raw (un-normalised).
 
     ``explore`` maps a raw observation ``[S]`` to the executed action ``[A]`` in ``[-1, 1]``: the same action goes
-    into the buffer (the official code stores it without its noise, D3).
+    into the ``buffer`` (the official code stores it without its noise, D3), a ring or what takes transitions alike.
     """
 
-    def __init__(self, make: Callable[[], UnitAction], buffer: Ring, seed: int) -> None:
+    def __init__(self, make: Callable[[], UnitAction], buffer: Any, seed: int) -> None:
         self.make, self.buffer, self.seed = make, buffer, seed
         self.env = make()
         self.name = self.env.spec.id if self.env.spec else str(self.env)
