@@ -40,7 +40,7 @@ NEW: dict[str, golden_configs.Row] = {
         "model.exploration_clip": None,
     },
     "offline offline=dt": {"model.compile": False},
-    "offline offline=odt": {"model.compile": False},
+    "offline offline=odt": {"model.compile": False, "model.padded_entropy": False},
     **{f"online online={method}": CONSTRAINED for method in ("o2sac", "sac")},
     **{f"online online={method}": {**CONSTRAINED, "model.exploration_clip": None} for method in ("o2td3", "td3")},
     **{f"clone online={method}": {"model.teacher_actions": "auto"} for method in golden_configs.ONLINE},
