@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 ONE_SIDED = 1.28  # the normal distribution's upper tenth
+CROSSED = 40  # parts of a state-action pair whose products are features
 
 
 class Alignment(NamedTuple):
@@ -67,3 +69,53 @@ def relative_change(curve: Sequence[float], window: int, floor: float) -> float:
     recent = sum(curve[-window:]) / window
     before = sum(curve[-2 * window : -window]) / window
     return abs(recent - before) / max(abs(recent), floor)
+
+
+def support_distance(
+    observation: Tensor, action: Tensor, near_observation: Tensor, near_action: Tensor, neighbours: int
+) -> tuple[Tensor, Tensor]:
+    r"""How far state-action pairs lie from those of a dataset.
+
+    Args: pairs ``[B, S]``, ``[B, A]`` and the dataset's ``[N, S]``, ``[N, A]``; states in comparable units.
+    Returns ``[B]`` each: the distance to the nearest state, :math:`\|s - s'\|/\sqrt S`, and, of the ``neighbours``
+    nearest states, that of the nearest action, :math:`\|a - a'\|/\sqrt A`.
+    """
+    apart, rows = torch.cdist(observation, near_observation).topk(neighbours, largest=False)
+    actions = (action.unsqueeze(1) - near_action[rows]).norm(dim=-1).amin(1)
+    return apart[:, 0] / observation.shape[-1] ** 0.5, actions / action.shape[-1] ** 0.5
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's, of two samples ``[N]``; 0 where one of them does not vary."""
+    a, b = a - a.mean(), b - b.mean()
+    return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-12))
+
+
+def kept_share(after: float, before: float, worst: float) -> float:
+    """What is left of what a policy has beyond the ``worst`` return: 1 for all of it, 0 for nothing.
+
+    A policy that had nothing to lose keeps all.
+    """
+    return (after - worst) / (before - worst) if before > worst else 1.0
+
+
+def quadratic_features(x: Tensor) -> Tensor:
+    """``[N, D]`` to 1, x and its squares, and the products of its parts where there are at most :data:`CROSSED`."""
+    left, right = (
+        torch.triu_indices(x.shape[1], x.shape[1]) if x.shape[1] <= CROSSED else [torch.arange(x.shape[1])] * 2
+    )
+    return torch.cat((torch.ones(len(x), 1, dtype=x.dtype), x, x[:, left] * x[:, right]), 1)
+
+
+def fitted_weights(features: Tensor, following: Tensor, reward: Tensor, discount: float) -> Tensor:
+    r"""Fitted Q evaluation at its fixed point, of values that are linear in features (LSTD).
+
+    :math:`w = (\Phi^T(\Phi - \gamma\Phi') + \epsilon N I)^{-1} \Phi^T r` with :math:`\epsilon` of 1e-4.
+
+    Args: ``features`` Φ ``[N, F]`` of (s, a); ``following`` Φ' ``[N, F]`` of (s', π(s')), 0 where an episode has
+    terminated; ``reward`` ``[N]``. Returns w ``[F]``: values are Φw.
+    """
+    within = features.T @ (features - discount * following) / len(features)
+    ridge = 1e-4 * torch.eye(features.shape[1], dtype=features.dtype)
+    weights: Tensor = torch.linalg.solve(within + ridge, features.T @ reward / len(features))
+    return weights
