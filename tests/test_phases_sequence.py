@@ -27,7 +27,7 @@ from o2o_lightning.methods.odt import ODT
 from o2o_lightning.nn.decision_transformer import DecisionTransformer, SequencePolicy, Window
 from o2o_lightning.phases.descent import Descent
 from o2o_lightning.phases.offline import Offline
-from o2o_lightning.policies.history import HistoryTeacher
+from o2o_lightning.policies.history import HistoryPlayer
 
 KINDS = {"dt": "decision_transformer", "odt": "online_decision_transformer"}
 TINY = {"width": 8, "layers": 1, "heads": 1, "context": 4, "acting_context": 3}
@@ -228,7 +228,7 @@ def test_predictions_on_a_dataset_are_a_clones_labels_in_the_environments_units(
         policy, normalizer = source.build_policy(), source.build_normalizer()
         if name == "dt":
             assert isinstance(policy, SequencePolicy)
-            expected = HistoryTeacher(policy, normalizer).label(store, torch.device("cpu"))
+            expected = HistoryPlayer(policy, normalizer).label(store, torch.device("cpu"))
         else:
             with torch.no_grad():
                 expected = source.build_actor().mode(normalizer(store.leaves["observation"]))

@@ -28,7 +28,7 @@ from o2o_lightning.objectives.imitation import (
     sequence_likelihood_loss,
     sequence_temperature_loss,
 )
-from o2o_lightning.policies.history import HistoryPlayer, HistoryTeacher
+from o2o_lightning.policies.history import HistoryPlayer
 from o2o_lightning.replay.store import TransitionStore
 from o2o_lightning.replay.windows import Windows
 
@@ -321,7 +321,7 @@ def test_a_clones_labels_see_each_state_behind_its_own_history_and_ask_for_the_t
     family: type[SequencePolicy], store: TransitionStore
 ) -> None:
     policy = made(family).float()
-    labels = HistoryTeacher(policy, NORMALIZER).label(store, torch.device("cpu"))
+    labels = HistoryPlayer(policy, NORMALIZER).label(store, torch.device("cpu"))
     for row in range(ROWS):
         past = slice(episode_of(row).start, row)
         observations = store.leaves["observation"][past.start : row + 1].numpy()

@@ -129,7 +129,7 @@ def _hold_missing_time(policy: ImportedPolicy, raw: RawDataset | None, env_id: s
     if seen == policy.observation_dim - 1:
         hold_time(policy, None)
     else:
-        policy.notes.append(f"its input {policy.time_column} is the remaining time (--time_feature VALUE holds it)")
+        policy.notes["time"] = f"its input {policy.time_column} is the remaining time (--time_feature VALUE holds it)"
 
 
 def _checkpoint(
@@ -175,8 +175,9 @@ def _take_bounds(policy: ImportedPolicy, env: EnvSpec) -> None:
     low, high = env.action_low.astype(np.float64), env.action_high.astype(np.float64)
     if np.any(low != -1.0) or np.any(high != 1.0):
         policy.bounds = (low, high)
-        policy.notes = [note for note in policy.notes if "action bounds" not in note]
-        policy.notes.append(f"its actions are taken to be in the units of {env.env_id} (--actions unit: in [-1, 1])")
+        policy.notes["bounds"] = (
+            f"its actions are taken to be in the units of {env.env_id} (--actions unit: in [-1, 1])"
+        )
 
 
 def _compare(
@@ -265,7 +266,7 @@ def facts_of(policy: ImportedPolicy, format: str, reason: str) -> dict[str, Any]
         "normalizer": describe(policy.normalizer),
         "action_bounds": None if policy.bounds is None else [bound.tolist() for bound in policy.bounds],
         "env_id": policy.env_id,
-        "notes": policy.notes,
+        "notes": [*policy.notes.values()],
     }
 
 
@@ -276,7 +277,7 @@ def _print_import(policy: ImportedPolicy, facts: dict[str, Any], reason: str) ->
         f"observation values, {widths} {policy.activation}, {facts['action_dim']} actions; normalisation: "
         f"{facts['normalizer']}"
     )
-    for note in policy.notes:
+    for note in policy.notes.values():
         say(f"note: {note}")
     say(f"parity on {facts['parity']['states']:,} states ({facts['states_from']}): {facts['verdict']}")
     if (score := facts.get("score")) is not None:

@@ -25,7 +25,7 @@ class Player:
     def reset(self, episodes: int) -> None:
         """All of the ``episodes`` begin."""
 
-    def act(self, observation: FloatArray, running: Sequence[int]) -> FloatArray:
+    def act(self, observation: FloatArray, running: Sequence[int] = ()) -> FloatArray:
         """Actions ``[R, A]`` at the raw observations ``[R, S]`` of the episodes that still run."""
         return self.function(observation)
 

@@ -17,7 +17,7 @@ from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.targets import frozen_copy, hard_update
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.policies.black_box import Units, black_box
-from o2o_lightning.policies.history import Teacher, teacher_of
+from o2o_lightning.policies.history import Teacher, player_of
 from o2o_lightning.policies.read import recognise
 
 HELD_OUT_STATES = 8192
@@ -110,7 +110,7 @@ class ClonePolicy(Phase):
             sizes, units = self.data.sizes(), self.teacher_actions
             self.teacher = black_box(self.teacher_spec, format, sizes, self.data.env, units, tried)
         else:
-            self.teacher = teacher_of(self.source.build_policy(), self.normalizer)
+            self.teacher = player_of(self.source.build_policy(), self.normalizer)
         self.student.teach(self.teacher.sampled, clipped=self.teacher.kind == GaussianActor.kind)
 
     def on_fit_start(self) -> None:
@@ -141,7 +141,7 @@ class ClonePolicy(Phase):
     def run_evaluation(self) -> Evaluation:
         """The student's score and, from the same start states, its teacher's."""
         result = super().run_evaluation()
-        before = self.evaluate_player(self.teacher.player())
+        before = self.evaluate_player(self.teacher)
         self.scores |= {"offline": result.score, "teacher": before.score}
         self.returns |= {"offline": result.return_mean, "teacher": before.return_mean}
         return result

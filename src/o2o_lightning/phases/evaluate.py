@@ -10,7 +10,7 @@ from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.methods.method import Method
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.phases.base import Phase
-from o2o_lightning.policies.history import teacher_of
+from o2o_lightning.policies.history import player_of
 from o2o_lightning.policies.load import Which, chosen
 
 
@@ -39,7 +39,7 @@ class EvaluatePolicy(Phase):
         self.actor = chosen(self.source, self.which)
         if stage == "predict" and self.data.store is not None:
             # all at once: a sequence policy needs each observation's own episode
-            labels = teacher_of(self.actor, self.normalizer).label(self.data.store, self.trainer.strategy.root_device)
+            labels = player_of(self.actor, self.normalizer).label(self.data.store, self.trainer.strategy.root_device)
             self.data.store.attach("policy_action", labels)
 
     def policy(self) -> Policy:

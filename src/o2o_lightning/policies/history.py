@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from o2o_lightning.blocks import blocks
-from o2o_lightning.envs.episodes import Act, FloatArray, Player
+from o2o_lightning.envs.episodes import FloatArray, Player
 from o2o_lightning.nn.actor import Actor, Policy, StochasticActor
 from o2o_lightning.nn.decision_transformer import SequencePolicy, Window
 from o2o_lightning.nn.normalizer import Normalizer
@@ -20,20 +20,12 @@ BLOCK = 512  # windows that a network takes at once
 LABEL_BLOCK = 8192  # rows that a policy takes at once
 
 
-def player_of(policy: Policy, normalizer: Normalizer) -> Player:
-    """``policy`` with the normaliser that it learned with, ready for episodes."""
+def player_of(policy: Policy, normalizer: Normalizer) -> Teacher:
+    """``policy`` with the normaliser that it learned with, ready for episodes and to be imitated."""
     if isinstance(policy, SequencePolicy):
         return HistoryPlayer(policy, normalizer)
     assert isinstance(policy, Actor)
-    return Player(lambda observation: policy.act(normalizer.numpy(observation)))
-
-
-def teacher_of(policy: Policy, normalizer: Normalizer) -> Teacher:
-    """``policy`` as what a clone imitates."""
-    if isinstance(policy, SequencePolicy):
-        return HistoryTeacher(policy, normalizer)
-    assert isinstance(policy, Actor)
-    return ActorTeacher(policy, normalizer)
+    return ActorPlayer(policy, normalizer)
 
 
 @torch.no_grad()
@@ -46,14 +38,46 @@ def modes_of(policy: SequencePolicy, window: Window) -> Tensor:
     return actions
 
 
-class HistoryPlayer(Player):
+class Teacher(Player):
+    """A player that can be imitated; ``kind`` is its family, None for a black box."""
+
+    kind: str | None = None
+
+    def label(self, store: TransitionStore, device: torch.device) -> Tensor:
+        """Deterministic actions ``[N, A]`` at every row of ``store``; networks may use ``device``."""
+        raw = store["observation"]
+        return torch.cat([torch.from_numpy(self.act(raw[rows].numpy())) for rows in blocks(len(store), LABEL_BLOCK)])
+
+    def sampled(self, observation: Tensor, noise: Tensor) -> Tensor | None:
+        """Actions ``[B, A]`` as the policy executes them, at *normalised* observations; None without a density."""
+        return None
+
+
+class ActorPlayer(Teacher):
+    """A policy of ours with the normaliser that it learned with."""
+
+    def __init__(self, actor: Actor, normalizer: Normalizer) -> None:
+        super().__init__(lambda observation: actor.act(normalizer.numpy(observation)))
+        self.actor, self.kind = actor, actor.kind
+
+    @torch.no_grad()
+    def sampled(self, observation: Tensor, noise: Tensor) -> Tensor | None:
+        if not isinstance(self.actor, StochasticActor):
+            return None
+        return self.actor.to(observation.device).sampled(observation, noise)
+
+
+class HistoryPlayer(Teacher):
     """Asks for ``target_return`` at the start, and for what is left of it after each reward.
 
-    Episodes begin together, so that those that still run have the same number of steps behind them.
+    Episodes begin together, so that those that still run have the same number of steps behind them. As a teacher of a
+    policy without memory, it sees each state of the dataset with what its own episode had before it. The dataset's
+    returns would ask for what the episodes had, good or bad; the policy is asked for its evaluation return instead,
+    less the rewards so far. What is imitated is its mode (A5): a sample would need the history once more.
     """
 
     def __init__(self, policy: SequencePolicy, normalizer: Normalizer) -> None:
-        self.policy, self.normalizer, self.spec = policy, normalizer, policy.spec
+        self.policy, self.normalizer, self.spec, self.kind = policy, normalizer, policy.spec, policy.kind
 
     def reset(self, episodes: int) -> None:
         spec, steps = self.spec, self.spec.acting_context
@@ -63,7 +87,7 @@ class HistoryPlayer(Player):
         self.observations = np.zeros((episodes, steps, spec.observation_dim), np.float32)
         self.actions = np.zeros((episodes, steps, spec.action_dim), np.float32)
 
-    def act(self, observation: FloatArray, running: Sequence[int]) -> FloatArray:
+    def act(self, observation: FloatArray, running: Sequence[int] = ()) -> FloatArray:
         context, rows = self.spec.acting_context, np.asarray(running)
         if self.steps >= context:
             for history in (self.to_go, self.observations, self.actions):
@@ -82,55 +106,6 @@ class HistoryPlayer(Player):
     def observe(self, reward: FloatArray, running: Sequence[int]) -> None:
         self.wanted[np.asarray(running)] -= reward * np.float32(self.spec.return_scale)
 
-
-class Teacher:
-    """A policy as a function of raw observations to ``[-1, 1]``; ``kind`` is its family, None for a black box."""
-
-    kind: str | None = None
-
-    def __init__(self, act: Act) -> None:
-        self.act = act
-
-    def label(self, store: TransitionStore, device: torch.device) -> Tensor:
-        """Deterministic actions ``[N, A]`` at every row of ``store``; networks may use ``device``."""
-        raw = store["observation"]
-        return torch.cat([torch.from_numpy(self.act(raw[rows].numpy())) for rows in blocks(len(store), LABEL_BLOCK)])
-
-    def player(self) -> Player:
-        """The same policy, to be evaluated."""
-        return Player(self.act)
-
-    def sampled(self, observation: Tensor, noise: Tensor) -> Tensor | None:
-        """Actions ``[B, A]`` as the policy executes them, at *normalised* observations; None without a density."""
-        return None
-
-
-class ActorTeacher(Teacher):
-    """A policy of ours with the normaliser that it learned with."""
-
-    def __init__(self, actor: Actor, normalizer: Normalizer) -> None:
-        super().__init__(lambda observation: actor.act(normalizer.numpy(observation)))
-        self.actor, self.kind = actor.requires_grad_(False), actor.kind
-
-    @torch.no_grad()
-    def sampled(self, observation: Tensor, noise: Tensor) -> Tensor | None:
-        if not isinstance(self.actor, StochasticActor):
-            return None
-        return self.actor.to(observation.device).sampled(observation, noise)
-
-
-class HistoryTeacher(Teacher):
-    """A sequence policy as the teacher of one without memory.
-
-    Each state of the dataset is seen with what its own episode had before it. The dataset's returns would ask for what
-    the episodes had, good or bad; the policy is asked for its evaluation return instead, less the rewards so far.
-    What is imitated is its mode (A5): a sample would need the history once more.
-    """
-
-    def __init__(self, policy: SequencePolicy, normalizer: Normalizer) -> None:
-        self.policy, self.normalizer = policy.requires_grad_(False), normalizer
-        self.kind = policy.kind
-
     def label(self, store: TransitionStore, device: torch.device) -> Tensor:
         policy, spec = self.policy.to(device), self.policy.spec
         windows = Windows(store, spec.acting_context, spec.return_scale)
@@ -142,6 +117,3 @@ class HistoryTeacher(Teacher):
             places = rows.unsqueeze(-1) + torch.arange(windows.length)
             labels[places[asked]] = modes_of(policy, window)[asked]
         return labels
-
-    def player(self) -> Player:
-        return HistoryPlayer(self.policy, self.normalizer)

@@ -27,7 +27,7 @@ class Parts:
         log_std_scale, log_std_offset: affine map of a layer's output.
         on_policy: a value of states alone, by name, where there is one.
         reach: lowest and highest action, where the file scales them.
-        notes: what was assumed.
+        notes: what was assumed, by what it is of.
     """
 
     layers: list[Linear]
@@ -36,7 +36,7 @@ class Parts:
     log_std_offset: float = 0.0
     on_policy: str = ""
     reach: tuple[Array, Array] | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def take_apart(state: State) -> Parts:
@@ -185,7 +185,7 @@ def _take_spread(parts: Parts, state: State, heads: list[str], loose: list[str],
         parts.log_std_scale = 0.5 if word == "log_var" else 1.0
         if any("action_scale" in other for other in state) and re.search(r"logstd$", name):  # CleanRL's SAC
             parts.log_std_scale, parts.log_std_offset = 3.5, -1.5
-            parts.notes.append(
+            parts.notes["spread"] = (
                 "its log σ goes through a tanh to [−5, 2], here it is −1.5 + 3.5 x: it explores otherwise"
             )
     for name in loose:

@@ -53,7 +53,7 @@ class LoadedPolicy:
             raise UserError(
                 f"checkpoint {self.source.path}: it takes observations [{width}] or [B, {width}], not {shape}."
             )
-        actions = self.player.act(np.atleast_2d(given), ())
+        actions = self.player.act(np.atleast_2d(given))
         return native_actions(actions, self.low, self.high).reshape(*given.shape[:-1], len(self.low))
 
 

@@ -112,7 +112,7 @@ def read_policy(
         policy.layout = policy.layout or tuple(layout)
         if activation is not None:
             policy.activation = activation
-            policy.notes = [note for note in policy.notes if "activation" not in note]
+            policy.notes.pop("activation", None)
         _normalize(policy, path, format, normalizer)
         if format == "sb3" and (time_feature is not None or has_time_feature(path)):
             policy.time_column = column_of_time(policy)
@@ -131,7 +131,7 @@ def _normalize(policy: ImportedPolicy, path: Path, format: str, normalizer: str 
     elif format == "sb3":
         beside = statistics_beside(path)
         if beside is None:
-            policy.notes.append("no observation statistics: pass --normalizer if it learned with VecNormalize")
+            policy.notes["statistics"] = "no observation statistics: pass --normalizer if it learned with VecNormalize"
             return
         where = beside.relative_to(path.parent)
         try:
@@ -139,13 +139,13 @@ def _normalize(policy: ImportedPolicy, path: Path, format: str, normalizer: str 
             note = f"its observation statistics are those of {where} beside it (--normalizer none: none)"
         except NotNormalizingError:
             note = f"{where} beside it normalises no observations: none are normalised"
-        policy.notes.append(note)
+        policy.notes["statistics"] = note
 
 
 def _take_statistics(policy: ImportedPolicy, path: str | Path) -> None:
     policy.normalizer, left = read_statistics(path, policy.layout, policy.widths)
     if left and policy.normalizer.clip is not None:
-        policy.notes.append(
+        policy.notes["left"] = (
             f"{', '.join(left)} are not normalised, but clipped as the others are, at ±{policy.normalizer.clip:g}"
         )
 

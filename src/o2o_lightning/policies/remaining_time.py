@@ -34,7 +34,7 @@ def hold_time(policy: ImportedPolicy, value: float | None) -> None:
             held = float(normalizer(torch.full_like(normalizer.mean, held))[column])
     policy.layers[0] = weight[:, others], bias + weight[:, column] * held
     policy.altered = f"its remaining-time input held at {shown}"
-    policy.notes.append(
+    policy.notes["time"] = (
         f"its input {column}, the remaining time, is not among the environment's observations: held at {shown}, so "
         "that actions differ from the recorded ones (--time_feature for another value)"
     )

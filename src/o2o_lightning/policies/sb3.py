@@ -59,13 +59,13 @@ def read_sb3(path: Path) -> ImportedPolicy:
     policy = _linear_search(state, facts) if facts.algorithm() == "ars" else make(state, facts)
     policy.algorithm = facts.algorithm() or policy.algorithm
     if not facts.data:
-        policy.notes.append("its member 'data' cannot be read: activation and action bounds are the library's defaults")
+        policy.notes["data"] = "its member 'data' cannot be read: activation and bounds are the library's defaults"
     _read_activation(policy, facts)
     bounds = facts.bounds(policy.action_dim)
     if policy.family == "gaussian":
         policy.bounds = bounds
         if bounds is None:
-            policy.notes.append("its action bounds cannot be read: [−1, 1] is assumed")
+            policy.notes["bounds"] = "its action bounds cannot be read: [−1, 1] is assumed"
     elif bounds is not None and not np.allclose(np.abs(bounds), 1.0):  # ±1 may be a wrapper's
         policy.reach = bounds
     policy.layout = _layout(policy, facts)
@@ -197,7 +197,7 @@ def _replace_exploration(policy: ImportedPolicy, state: State, facts: Facts) -> 
                 f"{policy.activation}. Clone it: `o2o policy clone module:function --family squashed_gaussian`."
             )
         policy.layers = clipped(policy.layers, limit)
-        policy.notes.append(f"its mean is clipped at ±{limit:g} before the tanh: two layers of ReLU do that")
+        policy.notes["clip"] = f"its mean is clipped at ±{limit:g} before the tanh: two layers of ReLU do that"
     made_up = np.random.default_rng(0).standard_normal((MADE_UP, policy.observation_dim), dtype=np.float32)
     settle(policy, made_up, "random observations")
 
@@ -214,4 +214,4 @@ def _read_activation(policy: ImportedPolicy, facts: Facts) -> None:
     if named:
         policy.activation = named
     if named is None:
-        policy.notes.append(f"its activation cannot be read: {policy.activation}, the algorithm's default, is assumed")
+        policy.notes["activation"] = f"its activation cannot be read: {policy.activation}, the default, is assumed"

@@ -122,7 +122,7 @@ class ImportedPolicy:
         reach: lowest and highest of the environment's actions, where the file scales the tanh to them.
         normalizer: of observations; part of the policy.
         env_id: environment, where the file names it.
-        notes: what was assumed, one line each.
+        notes: what was assumed, a sentence for each thing that it is of.
         layout: parts of a dictionary observation in the order of the columns, where the file tells.
         widths: of those parts, where the file tells.
         noise: exploration that our families have not, before it is replaced by a constant.
@@ -143,7 +143,7 @@ class ImportedPolicy:
     reach: tuple[Array, Array] | None = None
     normalizer: Normalizer | None = None
     env_id: str | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
     layout: tuple[str, ...] = ()
     widths: dict[str, int] = field(default_factory=dict)
     noise: object | None = None

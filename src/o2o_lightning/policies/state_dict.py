@@ -98,9 +98,9 @@ def read_state_dict(path: Path, family: str | None = None, mean: str | None = No
         if policy.family != "gaussian":
             raise BadPolicy(f"it is {policy.family}, and only a Gaussian has --mean. Leave it out.")
         policy.mean_kind = mean
-        policy.notes = [note for note in policy.notes if "--mean" not in note]
+        policy.notes.pop("mean", None)
     if policy.normalizer is None:
-        policy.notes.append(
+        policy.notes["statistics"] = (
             "the file holds no observation statistics: pass --normalizer if the policy learned with any"
         )
     return policy
@@ -156,7 +156,7 @@ def _corl(state: State) -> ImportedPolicy | None:
         if algorithm == "awac" and beside[0] not in state:
             continue
         policy = ImportedPolicy("CORL or official checkpoint", algorithm, sequence(state, prefix))
-        policy.notes.append(_assumed("relu"))
+        policy.notes["activation"] = _assumed("relu")
         if algorithm == "cql":
             policy.layers[-1], policy.log_std = halves(policy.layers[-1])
             policy.log_std_scale, policy.log_std_offset = _number(state, beside[0], 1.0), _number(state, beside[1], 0.0)
@@ -187,16 +187,18 @@ def _by_names(state: State, family: str | None) -> ImportedPolicy:
     policy = ImportedPolicy("state dict", "unknown", parts.layers, parts.log_std, normalizer=normalizer)
     policy.log_std_scale, policy.log_std_offset = parts.log_std_scale, parts.log_std_offset
     policy.reach = parts.reach
-    policy.notes += parts.notes
+    policy.notes |= parts.notes
     if policy.family == "gaussian" and habit is not None:
         policy.mean_kind = habit.mean
-        policy.notes.append(f"its names are those of {habit.library}: the mean is {habit.mean} (--mean for another)")
+        policy.notes["mean"] = f"its names are those of {habit.library}: the mean is {habit.mean} (--mean for another)"
     elif policy.family == "gaussian":
-        policy.notes.append("the file does not tell whether its mean goes through a tanh: assumed (--mean for another)")
+        policy.notes["mean"] = (
+            "the file does not tell whether its mean goes through a tanh: assumed (--mean for another)"
+        )
     if len(policy.layers) > 1:
         known = habit if policy.family == "gaussian" else None
         policy.activation = known.activation if known else "relu"
-        policy.notes.append(_assumed(policy.activation, known and known.library))
+        policy.notes["activation"] = _assumed(policy.activation, known and known.library)
     return policy
 
 
