@@ -58,7 +58,7 @@ JOBS = {
     "iql": job("offline", "offline=iql", "online=o2ppo"),
     "reevaluate_ppo": job("reevaluate", "online=o2ppo", parent="iql"),
     "o2ppo": job("online", "online=o2ppo", parent="reevaluate_ppo"),
-    "direct_ppo": job("online", "online=ppo", parent="iql"),
+    "direct_ppo": job("online", "online=ppo", parent="reevaluate_ppo"),
 }
 # The hand-over: the policy's moments begin anew; π_off goes online with the aligned critics; it waits for them, and the
 # multiplier is controlled, with no penalty in the critics' target.
