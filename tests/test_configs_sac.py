@@ -172,6 +172,8 @@ def test_the_interval_experiment_follows_the_official_periods_and_clip(online: s
         ("halfcheetah-expert-v2", 1000, None, small_end),
         ("hopper-medium-expert-v2", 10_000, 0.25, small_end),
         ("hopper-expert-v2", 10_000, 0.25, small_end),
+        ("walker2d-medium-expert-v2", 1000, None, small_end),
+        ("walker2d-expert-v2", *((10_000, 0.25) if online == "o2td3" else (1000, None)), small_end),
         ("antmaze-umaze-v2", 5000, None, end),
     ):
         model, _ = composed("online", f"online={online}", f"dataset={dataset}", "experiment=interval_reference")
