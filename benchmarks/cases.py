@@ -31,6 +31,9 @@ from o2o_lightning.nn.actor import DeterministicActor
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.gaussian import GaussianActor
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
+from o2o_lightning.objectives.returns import cut_returns
+from o2o_lightning.replay.store import owners
+from o2o_lightning.replay.table import TERMINATED, TRUNCATED
 
 S, A, BATCH, CHUNK = 11, 3, 256, 16
 DATASET = "embedded:hopper-medium"
@@ -213,10 +216,22 @@ def _minibatches(rollout: TensorDict, size: int) -> Iterator[TensorDictBase]:
 
 
 def _ppo_values(compiled: bool) -> Update:
-    data = offline_data(512)
+    data, method = offline_data(512), built(ppo.Reevaluate(hidden=WIDE), GAUSSIAN)
     assert data.store is not None
-    data.store.attach("return_to_go", data.store.returns_to_go(0.99))
-    return Bare(built(ppo.Reevaluate(hidden=WIDE), GAUSSIAN), chunked(data), compiled)
+    columns, tails = _value_labels(data)
+    method.tails = tails
+    for name, column in columns.items():
+        data.store.attach(name, column)
+    return Bare(method, chunked(data), compiled)
+
+
+def _value_labels(data: OfflineData) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Columns ``[N]`` of the returns that V is fitted to, and the last known state of each episode, normalised."""
+    store, normalizer = data.store, data.normalizer
+    assert store is not None and normalizer is not None
+    returns, weight = cut_returns(store["reward"], store[TERMINATED], store[TRUNCATED], store.known, 0.99)
+    labels = {"return_to_go": returns, "tail_weight": weight, "tail": owners(store.episodes).float()}
+    return labels, normalizer(store["next", "observation"][store.episodes[:, 1] - 1])
 
 
 # ---- the textbook's learners -------------------------------------------------------------------------------------
@@ -251,10 +266,9 @@ def _their_ppo() -> Update:
 def _their_ppo_values() -> Update:
     data = offline_data()
     assert data.store is not None
-    rows = {"s": columns(data)["s"], "r": data.store.leaves["reward"]}
-    targets = data.store.returns_to_go(0.99)
-    usable = data.store.td_rows if data.store.td_rows is not None else torch.arange(len(data.store))
-    rows = {"s": rows["s"], "r": rows["r"][usable], "return_to_go": targets[usable]}
+    labels, tails = _value_labels(data)
+    rows = {name: column[data.store.known] for name, column in {"r": data.store["reward"], **labels}.items()}
+    rows = {**rows, "s": columns(data)["s"], "tail": tails[rows["tail"].long()]}
     subject, replay = textbook.PPOReevaluation(S, WIDE), textbook.Replay(rows, 512)
     return lambda: subject.update(replay.sample())
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from o2o_lightning.data.build import build_store
 from o2o_lightning.errors import UserError
+from o2o_lightning.objectives.returns import discounted_returns
 from o2o_lightning.replay.buffer import Replay
 from o2o_lightning.replay.store import TransitionStore
 
@@ -102,24 +103,17 @@ def test_a_row_flagged_both_ways_is_terminal_and_ends_its_episode() -> None:
 @given(KINDS, st.floats(0, 1), st.integers(0, 2**31 - 1))
 def test_returns_to_go_are_a_plain_loops(kinds: list[str], discount: float, seed: int) -> None:
     rewards = np.random.default_rng(seed).normal(size=len(kinds)).astype(np.float32)
-    store = store_of(kinds, rewards=rewards)
-    for leak in (False, True):
-        stops = [kind == "terminated" or (kind == "truncated" and not leak) for kind in kinds]
-        expected = torch.tensor(plain_returns(rewards.tolist(), stops, discount), dtype=torch.float32)
-        torch.testing.assert_close(store.returns_to_go(discount, leak=leak), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_a_leaking_return_runs_through_a_timeout_into_the_next_episode() -> None:
-    store = store_of(["on", "truncated", "terminated"], rewards=np.array([1, 2, 4], np.float32))
-    assert store.returns_to_go(0.5).tolist() == [2.0, 2.0, 4.0]
-    assert store.returns_to_go(0.5, leak=True).tolist() == [3.0, 4.0, 4.0]
+    ends = [kind != "on" for kind in kinds]
+    expected = torch.tensor(plain_returns(rewards.tolist(), ends, discount), dtype=torch.float32)
+    found = discounted_returns(torch.from_numpy(rewards), torch.tensor(ends), discount)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_long_returns_do_not_depend_on_block_borders(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = store_of(["on"] * 20 + ["terminated"] + ["on"] * 9)
-    whole = store.returns_to_go(0.9)
-    monkeypatch.setattr("o2o_lightning.replay.store._RETURN_BLOCK", 7)
-    assert torch.equal(store.returns_to_go(0.9), whole)
+    rewards, end = torch.arange(30.0), torch.arange(30) == 20
+    whole = discounted_returns(rewards, end, 0.9)
+    monkeypatch.setattr("o2o_lightning.objectives.returns.BLOCK", 7)
+    assert torch.equal(discounted_returns(rewards, end, 0.9), whole)
 
 
 def test_the_best_complete_episodes_are_found_and_an_unfinished_one_is_not() -> None:

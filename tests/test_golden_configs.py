@@ -45,6 +45,7 @@ NEW: dict[str, golden_configs.Row] = {
     **{f"online online={method}": {**CONSTRAINED, "model.exploration_clip": None} for method in ("o2td3", "td3")},
     **{f"clone online={method}": {"model.teacher_actions": "auto"} for method in golden_configs.ONLINE},
     **{f"reevaluate online={method}": HASTENED for method in ("o2td3", "o2sac", "td3", "sac")},
+    **{f"reevaluate online={method}": {"model.bootstrap_tails": True} for method in ("o2ppo", "ppo")},
 }
 
 

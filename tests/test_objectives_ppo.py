@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import reference_ppo as plain
 import torch
-from data_files import raw_of
 from torch import Tensor
 
-from o2o_lightning.data.build import build_store
+from o2o_lightning.methods.o2 import ppo
 from o2o_lightning.nn.gaussian import GaussianActor, normal_entropy, normal_log_prob
 from o2o_lightning.nn.normalizer import RewardScale
 from o2o_lightning.objectives.ppo import (
@@ -257,24 +256,15 @@ def test_environments_side_by_side_do_not_leak_into_each_other() -> None:
 @pytest.mark.parametrize("leak", [False, True])
 def test_a_timeouts_return_stops_there_unless_it_leaks(leak: bool) -> None:
     torch.manual_seed(0)
-    terminated, truncated = torch.rand(40) < 0.1, torch.rand(40) < 0.15
+    terminated, truncated, reward = torch.rand(40) < 0.1, torch.rand(40) < 0.15, torch.randn(40)
     truncated[[9, 39]], terminated[9] = True, False
-    raw = raw_of(terminated.numpy(), (truncated & ~terminated).numpy(), torch.randn(40).numpy(), next_observations=True)
-    store = build_store(raw, None)
-    rewards = raw.rewards.tolist()
-    columns = (terminated.tolist(), (truncated & ~terminated).tolist())
-    expected = plain.returns_to_go(rewards, *columns, gamma=0.9, leak=leak)
-    found = store.returns_to_go(0.9, leak)
+    method = ppo.Reevaluate(bootstrap_tails=False, leak_returns=leak, discount=0.9)
+    found = method.returns_to_go(reward, terminated, truncated)
+    columns = (reward.tolist(), terminated.tolist(), truncated.tolist())
+    expected = plain.returns_to_go(*columns, gamma=0.9, leak=leak)
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-6, atol=1e-6)
     following = 0.9 * float(found[10]) if leak else 0.0
-    assert float(found[9]) == pytest.approx(rewards[9] + following, abs=1e-6)
-
-
-def test_returns_can_be_taken_of_transformed_rewards() -> None:
-    raw = raw_of(torch.zeros(4, dtype=torch.bool).numpy(), torch.tensor([False, False, False, True]).numpy())
-    store = build_store(raw, None)
-    found = store.returns_to_go(0.5, reward=torch.tensor([8.0, 8.0, 8.0, 8.0]))
-    assert found.tolist() == [15.0, 14.0, 12.0, 8.0]
+    assert float(found[9]) == pytest.approx(float(reward[9]) + following, abs=1e-6)
 
 
 # ---- reward scaling, schedules ---------------------------------------------------------------------------------------

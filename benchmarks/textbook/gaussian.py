@@ -72,13 +72,15 @@ class PPO:
 
 
 class PPOReevaluation:
-    """V fitted to returns."""
+    """V fitted to returns, with V itself behind the end of what was recorded."""
 
     def __init__(self, s: int, hidden: list[int]) -> None:
         self.value = mlp([s, *hidden, 1], activation=nn.Tanh)
         self.value_adam = adam(self.value, lr=1e-4)
 
     def update(self, batch: Batch) -> dict[str, float]:
-        loss = F.mse_loss(self.value(batch["s"]).squeeze(-1), batch["return_to_go"])
+        with torch.no_grad():
+            target = batch["return_to_go"] + batch["tail_weight"] * self.value(batch["tail"]).squeeze(-1)
+        loss = F.mse_loss(self.value(batch["s"]).squeeze(-1), target)
         descend(self.value_adam, loss)
         return {"value_loss": loss.item()}

@@ -26,6 +26,24 @@ def discounted_returns(reward: Tensor, end: Tensor, discount: float) -> Tensor:
     return returns
 
 
+def cut_returns(
+    reward: Tensor, terminated: Tensor, truncated: Tensor, known: Tensor, discount: float
+) -> tuple[Tensor, Tensor]:
+    r"""What is known of each row's return, and the weight of V where its episode's recording was cut.
+
+    :math:`G_t + w_t V(s_c)`: an episode that did not terminate would have gone on from :math:`s_c`, the last state that
+    is known of it: the last row's successor, or the row's own state, and then without its reward, where ``known`` is
+    false of the row. :math:`w_t = \gamma^{c - t}`, and 0 where the episode terminated.
+
+    Args: all ``[N]``, of rows in time order. Returns both ``[N]`` float32.
+    """
+    end = terminated | truncated
+    cut = end & ~terminated
+    cut[-1] = not bool(terminated[-1])
+    returns = discounted_returns(torch.where(cut & ~known, 0.0, reward), end, discount)
+    return returns, discounted_returns(torch.where(known, discount, 1.0) * cut, end, discount)
+
+
 def calibration_returns(
     reward: Tensor, end: Tensor, discount: float, failure_reward: float | None = None, failure_by: str = "all"
 ) -> Tensor:

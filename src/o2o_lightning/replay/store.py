@@ -9,12 +9,9 @@ import copy
 import torch
 from torch import Tensor
 
-from o2o_lightning.blocks import blocks
 from o2o_lightning.errors import UserError
 from o2o_lightning.replay.manifest import Manifest
-from o2o_lightning.replay.table import TERMINATED, TRUNCATED, Layout, Table
-
-_RETURN_BLOCK = 1_000_000
+from o2o_lightning.replay.table import Layout, Table
 
 
 class TransitionStore(Table):
@@ -43,6 +40,11 @@ class TransitionStore(Table):
     def td_count(self) -> int:
         """``M``, the number of rows usable for TD learning."""
         return len(self) if self.td_rows is None else len(self.td_rows)
+
+    @property
+    def known(self) -> Tensor:
+        """``[N]`` bool, whether a row is usable for TD learning."""
+        return torch.ones(len(self), dtype=torch.bool) if self.td_rows is None else self._mask(self.td_rows)
 
     def shared(self) -> "TransitionStore":
         """The same rows in the same memory; what a phase changes besides them is the result's own."""
@@ -73,25 +75,6 @@ class TransitionStore(Table):
         """Undoes :meth:`hold_out`."""
         if self._all_td_rows is not None:
             (self.td_rows,), self._all_td_rows = self._all_td_rows, None
-
-    def returns_to_go(self, discount: float, leak: bool = False, reward: Tensor | None = None) -> Tensor:
-        r"""Discounted return from each row to its episode's end, ``[N]`` float32.
-
-        :math:`G_t = r_t + \gamma (1 - e_t) G_{t+1}`, with :math:`e_t` = terminated or truncated. With ``leak`` only
-        termination resets, as in O2PPO's released code, so that a time-out's return runs into the next episode.
-        ``reward`` ``[N]`` replaces the stored, raw rewards.
-        """
-        reward = self["reward"] if reward is None else reward
-        end = self[TERMINATED] if leak else self[TERMINATED] | self[TRUNCATED]
-        returns, running = torch.empty(len(self), dtype=torch.float32), 0.0
-        # float64 in a plain loop: the recursion is sequential, and at 10M rows this still takes seconds, once
-        for block in reversed(list(blocks(len(self), _RETURN_BLOCK))):
-            values, ends = reward[block].double().tolist(), end[block].tolist()
-            for row in range(len(values) - 1, -1, -1):
-                running = values[row] + (0.0 if ends[row] else discount * running)
-                values[row] = running
-            returns[block] = torch.tensor(values, dtype=torch.float32)
-        return returns
 
     def episode_returns(self) -> Tensor:
         """Undiscounted return of each episode, ``[E]`` float64, incomplete ones included."""
@@ -134,9 +117,12 @@ def rows_of(episodes: Tensor) -> Tensor:
 
 def episode_sums(values: Tensor, episodes: Tensor) -> Tensor:
     """Sum of ``values`` ``[N]`` over each episode's rows, ``[E]`` float64; ``episodes`` ``[E, 2]`` cover all rows."""
-    lengths = episodes[:, 1] - episodes[:, 0]
-    owner = torch.repeat_interleave(torch.arange(len(episodes)), lengths)
-    return torch.zeros(len(episodes), dtype=torch.float64).index_add_(0, owner, values.double())
+    return torch.zeros(len(episodes), dtype=torch.float64).index_add_(0, owners(episodes), values.double())
+
+
+def owners(episodes: Tensor) -> Tensor:
+    """The number of each row's episode, ``[N]`` int64; ``episodes`` ``[E, 2]`` cover all rows."""
+    return torch.repeat_interleave(torch.arange(len(episodes)), episodes[:, 1] - episodes[:, 0])
 
 
 def held_out_rows(episodes: Tensor, share: float) -> Tensor:

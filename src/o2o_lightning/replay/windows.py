@@ -10,7 +10,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from o2o_lightning.blocks import blocks
+from o2o_lightning.objectives.returns import discounted_returns
 from o2o_lightning.replay.store import TransitionStore
+from o2o_lightning.replay.table import TERMINATED, TRUNCATED
 
 
 class Windows:
@@ -18,7 +20,7 @@ class Windows:
 
     def __init__(self, store: TransitionStore, length: int, scale: float) -> None:
         self.store, self.length, self.scale = store, length, scale
-        self.returns_to_go = store.returns_to_go(1.0)
+        self.returns_to_go = discounted_returns(store["reward"], store[TERMINATED] | store[TRUNCATED], 1.0)
         self._offsets = torch.arange(length)
         self._stops = store.episodes[:, 1].contiguous()
         kept = store.episodes[store.complete]
