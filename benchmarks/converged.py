@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from runs import finish
+from o2o_lightning.cli.jobs import finish
 
 ARMS = {"full": "stop=steps", "converged": "stop=converged"}
 PHASES = {"o2td3": ("reevaluate", "align", "online"), "o2sac": ("reevaluate", "align", "online"),
@@ -75,7 +75,7 @@ def _of(phase: str, options: list[str]) -> list[str]:
 def _finish(run_dir: Path, phase: str, options: list[str], start: Path | None) -> Path | None:
     """A phase's checkpoint, or None where it failed."""
     begin = ["--model.init_from", str(start)] if start else []
-    done = finish(run_dir, phase, [*options, *begin], run_dir / f"{phase}.log")
+    done = finish(run_dir, phase, [*options, *begin])
     return run_dir / phase / "checkpoints" / "last.ckpt" if done else None
 
 

@@ -12,25 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from runs import finish
+from o2o_lightning.cli.jobs import Chain, Job, ordered, run_chains
 
 EARLY = (2000, 6000)  # environment steps within which a hand-off collapses, if it does
-
-
-@dataclass(frozen=True)
-class Job:
-    """One phase: what is typed after ``o2o fit --phase PHASE``, and the job whose checkpoint it starts from."""
-
-    phase: str
-    arguments: tuple[str, ...]
-    parent: str | None = None
 
 
 def job(phase: str, *arguments: str, parent: str | None = None) -> Job:
@@ -99,46 +88,16 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     options = [*(f"steps.{step}" for step in arguments.steps), *arguments.options]
-    chains = [
-        (arguments.out / Path(dataset.split(":")[-1]).stem / f"seed{seed}", dataset, seed)
-        for seed in arguments.seeds
-        for dataset in arguments.datasets
-    ]
-
-    def one(chain: tuple[Path, str, int]) -> list[str]:
-        directory, dataset, seed = chain
-        failed: list[str] = []
-        for name in _ordered(arguments.arms):
-            if JOBS[name].parent in failed or not _finish(directory, name, dataset, seed, options):
-                failed.append(name)
-        return [f"{directory / name}" for name in failed]
-
-    with ThreadPoolExecutor(arguments.workers) as pool:
-        failed = [path for paths in pool.map(one, chains) for path in paths]
+    chains = []
+    for seed in arguments.seeds:
+        for dataset in arguments.datasets:
+            typed = [*options, f"--data.dataset={dataset}", f"--seed_everything={seed}"]
+            folder = arguments.out / Path(dataset.split(":")[-1]).stem / f"seed{seed}"
+            chains.append(Chain(folder, JOBS, {name: typed for name in ordered(JOBS, arguments.arms)}))
+    failed = run_chains(chains, arguments.workers)
     for path in failed:
         print(f"failed: {path}.log says why", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _ordered(arms: Sequence[str]) -> Iterator[str]:
-    """The jobs that the arms need, each after the one that it starts from."""
-    needed: set[str | None] = set()
-    for arm in arms:
-        name: str | None = arm
-        while name is not None:
-            needed.add(name)
-            name = JOBS[name].parent
-    return (name for name in JOBS if name in needed)
-
-
-def _finish(directory: Path, name: str, dataset: str, seed: int, options: list[str]) -> bool:
-    """Runs a job, or what is left of it; true when its summary is there."""
-    found = JOBS[name]
-    arguments = [*found.arguments, *options, "--data.dataset", dataset, "--seed_everything", str(seed)]
-    if found.parent is not None:
-        start = directory / found.parent / JOBS[found.parent].phase / "checkpoints" / "last.ckpt"
-        arguments += ["--model.init_from", str(start)]
-    return finish(directory / name, found.phase, arguments, directory / f"{name}.log")
 
 
 def _table(arguments: argparse.Namespace) -> int:

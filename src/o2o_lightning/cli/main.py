@@ -21,6 +21,7 @@ o2o: fine-tune any offline policy online, without the collapse
   o2o resume   RUN_DIR              goes on after a crash, exactly where it stopped
   o2o report   RUN_DIR…             curves, intervals over seeds, tables, a page and pictures of finished runs
   o2o diagnose CKPT | RUN_DIR       how mismatched policy, critic and data are, and which phases are needed
+  o2o reproduce [table2 | figure5]  the runs of a table or figure of the paper, and the table itself
   o2o play     CKPT                 watch the policy, or record it: --record out.gif
   o2o policy   import | clone | export | inspect | list     policies of other libraries in, ours out
   o2o data     info | check | list | cut | make
@@ -30,7 +31,8 @@ o2o: fine-tune any offline policy online, without the collapse
 `eval "$(o2o --print_completion bash)"` lets the shell (or zsh) complete commands, groups and options.
 """
 COMMANDS = (
-    "fit", "sweep", "resume", "test", "validate", "predict", "report", "diagnose", "play", "data", "policy", "demo",
+    "fit", "sweep", "resume", "test", "validate", "predict", "report", "diagnose", "reproduce", "play", "data",
+    "policy", "demo",
 )  # fmt: skip
 EVALUATIONS = ("test", "validate", "predict")  # one module, which is told which of them
 
