@@ -15,6 +15,8 @@ from data_files import arrays, write
 from o2o_lightning.cli.data import main
 from o2o_lightning.data.check import check, passed
 from o2o_lightning.data.hdf5 import file_sha256, read_hdf5
+from o2o_lightning.data.spec import load_raw
+from o2o_lightning.envs.make import foreign_id
 from o2o_lightning.errors import UserError
 
 
@@ -85,6 +87,13 @@ def test_actions_beyond_the_bounds_fail(tmp_path: Path, recorded: dict[str, Any]
 def test_another_environment_fails(tmp_path: Path, recorded: dict[str, Any]) -> None:
     path = write(tmp_path / "a.hdf5", **recorded)
     assert statuses(path, env_id="Pendulum-v1")["environment"] == "fail"
+
+
+def test_an_environment_id_that_is_no_name_is_called_so(tmp_path: Path, recorded: dict[str, Any]) -> None:
+    path = write(tmp_path / "a.hdf5", **recorded | {"metadata/env_id": 3})
+    assert statuses(path)["environment"] == "fail"
+    with pytest.raises(UserError, match="its env_id is 3, no name"):
+        foreign_id(load_raw(str(path)).env_id, "the dataset")
 
 
 def test_what_is_odd_but_legal_only_warns(tmp_path: Path) -> None:

@@ -56,6 +56,27 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
     assert not trap.exists()
 
 
+def test_json_of_too_many_levels_or_digits_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = sb3_zip(tmp_path / "good.zip", sb3_sac()[0])
+    with zipfile.ZipFile(good) as archive, zipfile.ZipFile(tmp_path / "deep.zip", "w") as deep:
+        deep.writestr("policy.pth", archive.read("policy.pth"))
+        deep.writestr("data", "[" * 200_000)
+    assert "levels" in refused(capsys, tmp_path, tmp_path / "deep.zip")
+    for content in ('{"mean":' + "[" * 100_000, '{"mean":[' + "9" * 400 + ',0,0],"std":[1,1,1]}'):
+        (tmp_path / "n.json").write_text(content)
+        assert "n.json" in refused(capsys, tmp_path, good, "--normalizer", str(tmp_path / "n.json"))
+
+
+def test_d3rlpys_files_are_called_by_their_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = {"_encoder._layers.0.weight": torch.zeros(4, 3), "_mu.weight": torch.zeros(1, 4)}
+    torch.save(state, tmp_path / "model.pt")
+    (tmp_path / "algo.d3").write_bytes(pickle.dumps({"torch": (tmp_path / "model.pt").read_bytes(), "config": "{}"}))
+    for name in ("model.pt", "algo.d3"):
+        options = () if name == "model.pt" else ("--format", "state_dict")
+        said = refused(capsys, tmp_path, tmp_path / name, *options)
+        assert "it is d3rlpy's" in said and "save_policy('p.onnx')" in said
+
+
 def test_the_pickles_inside_a_zips_json_are_never_opened(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     hidden = base64.b64encode(pickle.dumps(Payload(trap))).decode()

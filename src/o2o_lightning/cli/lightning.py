@@ -95,7 +95,10 @@ class Built:
         for frame, _ in traceback.walk_tb(error.__traceback__):
             found = frame.f_locals.get("self")
             if isinstance(found, L.Callback) and not type(found).__module__.startswith("o2o_lightning."):
-                known = ", ".join(sorted(self.trainer.callback_metrics)) or "nothing yet"
+                every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+                known = (
+                    ", ".join(sorted(self.trainer.callback_metrics)) or f"nothing before its first row, after {every}"
+                )
                 return UserError(
                     f"--trainer.callbacks {type(found).__name__}: it raised {type(error).__name__}: {error}. Correct "
                     f"or leave it out; it can monitor {known}."

@@ -8,7 +8,7 @@ import numpy as np
 
 from o2o_lightning.policies.names import meaning, meanings, relative
 from o2o_lightning.policies.source import Array, BadPolicy, Linear
-from o2o_lightning.policies.tensors import State, linear, numbers
+from o2o_lightning.policies.tensors import D3RLPY, State, linear, numbers
 
 FORM = "linear layers, `NAME.weight` and `NAME.bias`, perhaps `log_std`"
 WRAPPERS = re.compile(r"^(module|_orig_mod)\.")
@@ -47,7 +47,7 @@ def take_apart(state: State) -> Parts:
     """
     state = {_unwrapped(name): tensor for name, tensor in state.items()}
     if any("_encoder._layers." in name for name in state):
-        raise BadPolicy("it is d3rlpy's, without its scalers. Save `algo.save_policy('p.onnx')` and import that.")
+        raise BadPolicy(D3RLPY)
     own, values = _split(state)
     modules = [name.removesuffix(".weight") for name in own if name.endswith(".weight")]
     if not modules:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from o2o_lightning.errors import UserError
+from o2o_lightning.limits import read_json
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies.npz import read_npz
 from o2o_lightning.policies.source import Array, BadPolicy, read_limited, readable, reading
@@ -50,7 +50,7 @@ def read_statistics(
 def _read(path: Path, content: bytes, layout: Sequence[str], widths: Mapping[str, int]) -> tuple[Any, list[str]]:
     if content[:1] in (b"{", b" ", b"\n"):
         with readable("it is not JSON", f"Pass {FORM}."):
-            return json.loads(content), []
+            return read_json(content), []
     if content[:2] == b"PK":
         return read_npz(content), []
     if content[:1] == b"\x80":

@@ -13,6 +13,7 @@ from o2o_lightning.policies.source import Array, BadPolicy, Linear, packed, read
 
 State = dict[str, Tensor]
 MOST_TENSORS = 1000
+D3RLPY = "it is d3rlpy's, without its scalers. Save `algo.save_policy('p.onnx')` and import that."
 _TENSORS = re.compile(r"(^|/)data/\d+$")
 
 
@@ -26,6 +27,8 @@ def load_tensors(content: bytes) -> Any:
             file = packed(members) if content[:2] == b"PK" else io.BytesIO(content)
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
+            if b"_encoder._layers." in content:
+                raise BadPolicy(D3RLPY) from error
             raise BadPolicy(
                 "it holds something other than tensors and plain values, so it was not read, and nothing "
                 "of it ran. Save its `state_dict()` and import that."

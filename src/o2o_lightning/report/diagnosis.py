@@ -50,7 +50,7 @@ class Play(Player):
             part.extend([] for _ in range(episodes))
         self.player.reset(episodes)
 
-    def act(self, observation: FloatArray, running: Sequence[int]) -> FloatArray:
+    def act(self, observation: FloatArray, running: Sequence[int] = ()) -> FloatArray:
         actions = self.player.act(observation, running)
         for i, state, action in zip(running, observation, actions, strict=True):
             self.seen[i].append(state.copy())
@@ -73,7 +73,7 @@ class Shifted(Player):
     def reset(self, episodes: int) -> None:
         self.player.reset(episodes)
 
-    def act(self, observation: FloatArray, running: Sequence[int]) -> FloatArray:
+    def act(self, observation: FloatArray, running: Sequence[int] = ()) -> FloatArray:
         return np.clip(self.player.act(observation, running) + SHIFT * self.direction, -1.0, 1.0).astype(np.float32)
 
     def observe(self, reward: FloatArray, running: Sequence[int]) -> None:
