@@ -1,4 +1,4 @@
-"""Methods that go online with what they have: IQL and AWAC (T74–T80), WSRL (T97–T104)."""
+"""Methods that go online with what they have: CQL (T52), IQL and AWAC (T74–T80), WSRL (T97–T104)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from conftest import Fit
 from every_method import HIDDEN, TASK, batches, built, noises
 from torch import Tensor
 
+from o2o_lightning.cli.command import split
+from o2o_lightning.cli.compose import compose
 from o2o_lightning.cli.main import main
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.methods.awac import AWAC
 from o2o_lightning.methods.cal_ql import CalQL
+from o2o_lightning.methods.cql import CQL
 from o2o_lightning.methods.iql import IQL
 from o2o_lightning.methods.method import Method, Moment
 from o2o_lightning.methods.wsrl import WSRL
@@ -25,6 +28,32 @@ from o2o_lightning.phases.offline import Offline
 from o2o_lightning.phases.online import Online
 
 SIZES: dict[str, Any] = {"hidden": HIDDEN, "critic_hidden": HIDDEN}
+
+
+def test_t52_cal_ql_without_a_bound_is_cql_to_the_bit():
+    found = []
+    for method in (CQL(**SIZES, samples=3), CalQL(**SIZES, samples=3), CalQL(**SIZES, samples=3, calibrate=False)):
+        torch.manual_seed(0)
+        method.build(TASK)
+        batch = batches(method) | {
+            "return_to_go": torch.full((16,), 1e6 if method.needs and not method.calibrate else -1e6)
+        }
+        loss = method.step(batch, noises(method)).value
+        learning = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        found.append([loss, *torch.autograd.grad(loss, learning)])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    "method", ["iql", "awac", "cql", "cal_ql", "pex", "rebrac", "spot", "aca", "wsrl", "off2on", "proto"]
+)
+def test_t78_a_transition_earns_the_same_reward_in_both_phases(method: str):
+    for dataset in ("antmaze-umaze-v2", "hopper-medium-v2"):
+        tokens = split([f"online={method}", f"dataset={dataset}"])
+        maps = [compose(phase, tokens)["data"] for phase in ("offline", "online")]
+        for key in ("reward_scale", "reward_shift"):
+            assert maps[0][key] == maps[1][key], (dataset, key)
 
 
 def test_t74_a_weight_is_one_between_equals_and_capped_at_a_hundred():

@@ -1,4 +1,4 @@
-"""PEX: which policy acts, what learns from it, and what its checkpoints are (T60–T65)."""
+"""PEX: which policy acts, what learns from it, and what its checkpoints are (T60–T66)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Fit
 from every_method import TASK, A, Networks, S, batches, built, noises
 
+from o2o_lightning.data.module import OfflineData
+from o2o_lightning.data.online import OnlineData
 from o2o_lightning.engine.engine import Engine
+from o2o_lightning.methods.iql import IQL
 from o2o_lightning.methods.method import Moment
 from o2o_lightning.methods.pex import PEX
 from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.policy_set import PolicySet
+from o2o_lightning.phases.offline import Offline
+from o2o_lightning.phases.online import Online
 
 
 def pex(**options: Any) -> Any:
@@ -107,3 +113,19 @@ def test_the_critics_are_the_sets_own_and_it_is_rebuilt_from_its_specification()
     better = torch.stack(values).argmax(0).numpy()
     np.testing.assert_allclose(found, np.stack(modes)[better, np.arange(32)], atol=1e-6)
     assert again.act(states[0]).shape == (A,)
+
+
+def test_t66_nothing_learns_before_the_warm_up_has_ended(pendulum: str, fit: Fit):
+    batch: dict[str, Any] = {"dataset": pendulum, "batch_size": 8, "eval_episodes": 1}
+    before = fit(lambda: Offline(IQL(hidden=(8, 8))), lambda: OfflineData(**batch), 4)
+    seen: list[dict[str, Any]] = []
+
+    class Watched(PEX):
+        def act(self, observation: Any, generator: Any) -> Any:
+            seen.append({name: value.clone() for name, value in self.state_dict().items()})
+            return super().act(observation, generator)
+
+    online = Online(Watched(hidden=(8, 8)), str(before.checkpoint))
+    fit(online, OnlineData(**batch, env_steps=12, warmup_steps=9))
+    still = [all(torch.equal(value, seen[0][name]) for name, value in state.items()) for state in seen]
+    assert still == [True] * 10 + [False] * 2 and online.updates == 3

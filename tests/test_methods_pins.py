@@ -17,6 +17,7 @@ from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods import rebrac
+from o2o_lightning.methods.cql import CQL
 from o2o_lightning.methods.method import Moment
 from o2o_lightning.methods.proto import PROTO, PROTOTD3
 from o2o_lightning.methods.rlpd import RLPD
@@ -207,6 +208,30 @@ def test_t84_without_a_pin_the_policy_climbs_a_normalised_q():
 def test_online_without_the_auto_encoder_of_the_offline_phase_is_refused():
     with pytest.raises(UserError, match="needs the auto-encoder of its offline phase"):
         spot(vae_updates=0)
+
+
+def test_t85_spots_moments_are_kept_and_protos_first_step_is_its_rate(pendulum: str, fit: Fit):
+    batch = {"dataset": pendulum, "batch_size": 8, "eval_episodes": 1}
+    online = lambda: OnlineData(**batch, env_steps=3, warmup_steps=2)  # noqa: E731
+    source = lambda method: fit(lambda: Offline(method), lambda: OfflineData(**batch), 12)  # noqa: E731
+    before = source(SPOT(hidden=H, vae_hidden=H, vae_updates=4))
+    kept = fit(lambda: Online(SPOT(hidden=H, vae_hidden=H, vae_updates=0), str(before.checkpoint)), online)
+    assert {float(moments["step"]) for moments in kept.start_moments.values()} == {8.0, 4.0}  # of critics, of the actor
+    assert all(bool(moments["exp_avg"].any()) for moments in kept.start_moments.values())
+    before = source(CQL(hidden=H, critic_hidden=H, samples=2))
+    new = fit(lambda: Online(PROTO(hidden=H, critic_hidden=H), str(before.checkpoint)), online)
+    assert not new.start_moments and new.module.updates == 1
+    name = "method.critic.members.0.linears.1.bias"
+    moved = (new.end()[name] - new.start[name]).abs()
+    torch.testing.assert_close(moved[moved > 1e-5], torch.full_like(moved[moved > 1e-5], 3e-4), rtol=1e-2, atol=0)
+
+
+def test_t86_the_discount_may_be_another_online():
+    batch, targets = draw(0, 24), []
+    for discount in (0.99, 0.995):
+        method = spot(discount=discount)
+        targets.append(method.critic_step(transitions(batch), noise_of(method, (24, A))).metrics["target"] - batch["r"])
+    torch.testing.assert_close(targets[1], targets[0] * (0.995 / 0.99), rtol=1e-5, atol=1e-7)
 
 
 # ---- ReBRAC --------------------------------------------------------------------------------------------------------
