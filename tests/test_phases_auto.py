@@ -23,8 +23,8 @@ FULL, CLONED, FIT, CLONED_FIT = [O, R, V, N], [O, C, R, V, N], [O, R, N], [O, C,
 
 # source: with O2TD3 (deterministic), with O2SAC (squashed Gaussian), with O2PPO (Gaussian, which always fits V)
 TABLE = {
-    "td3_bc": ([O, V, N], [O, C, V, N], CLONED_FIT),
-    "awac": ([O, C, V, N], [O, C, V, N], FIT),
+    "td3_bc": ([O, V, N], CLONED, CLONED_FIT),  # SAC's target has an entropy term, and theirs none
+    "awac": ([O, C, V, N], CLONED, FIT),
     "cql": (CLONED, [O, N], CLONED_FIT),
     "cal_ql": (CLONED, FULL, CLONED_FIT),  # appendix B does not know it: not trusted
     "iql": (CLONED, CLONED, FIT),
@@ -37,6 +37,7 @@ TABLE = {
     "wsrl": (CLONED, FULL, CLONED_FIT),
     "rebrac": (FULL, CLONED, CLONED_FIT),
     "spot": (FULL, CLONED, CLONED_FIT),
+    "off2on": (CLONED, CLONED, CLONED_FIT),
 }
 
 
@@ -51,7 +52,7 @@ def phases(*tokens: str) -> list[str]:
 def test_a_source_needs_what_its_critic_lacks(source: str, column: int, online: str) -> None:
     expected = TABLE[source][column]
     offline = Offline(source, critic=source not in ("bc", "bc10", "dt", "odt"), cloned=C in expected)
-    found, why = needed(offline, reads_critic=online != "o2ppo")
+    found, why = needed(offline, reads_critic=online != "o2ppo", entropy=online == "o2sac")
     # O2PPO has no phase of alignment to leave out
     assert [phase for phase in (O, *([C] if C in expected else []), R, V, N) if phase in {O, C, N, *found}] == (
         expected if online != "o2ppo" else [*expected[:-1], V, N]
@@ -136,8 +137,8 @@ def test_a_checkpoints_own_origin_decides(
 
 @pytest.mark.parametrize(("origin", "expected"), [("td3_bc", [V, N]), ("cql", [R, V, N])])
 def test_a_clone_remembers_whose_critic_it_brings(tmp_path: Path, origin: str, expected: list[str]) -> None:
-    start = checkpoint(tmp_path / "a.ckpt", "clone", origin, "squashed_gaussian", True)
-    assert phases("online=o2sac", "--model.init_from", start) == expected
+    start = checkpoint(tmp_path / "a.ckpt", "clone", origin, "deterministic", True)
+    assert phases("online=o2td3", "--model.init_from", start) == expected
 
 
 def test_the_origin_is_passed_on_by_every_phase(
@@ -147,7 +148,7 @@ def test_the_origin_is_passed_on_by_every_phase(
         "--data.dataset", pendulum, "--data.batch_size", "16", "--data.eval_episodes", "1", "--model.hidden", "[8]",
         "steps.offline=2", "steps.clone=2", "steps.align=2", "steps.env=12", "--data.warmup_steps", "6",
     ]  # fmt: skip
-    line = ("--phase", "all", "phases=auto", "offline=awac", "online=o2sac", *small, "--run_dir", tmp_path / "run")
+    line = ("--phase", "all", "phases=auto", "offline=awac", "online=o2td3", *small, "--run_dir", tmp_path / "run")
     assert o2o("fit", *line) == 0
     said = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("phases: "))
     assert said.startswith("phases: offline, clone, align, online: AWAC's critic is evaluated as online")

@@ -13,12 +13,13 @@ from o2o_lightning.cli.command import PHASES, Command
 from o2o_lightning.cli.compose import compose, groups
 from o2o_lightning.cli.models import method_of
 from o2o_lightning.errors import UserError
+from o2o_lightning.methods.sac import SACCritic
 from o2o_lightning.nn.actors import ACTORS
 
 AUTO = "auto"
 # What an offline critic is good for online. Those that are named in neither belong to another policy than their own.
 REGULARISED = ("cql",)  # pessimistic, but aligned with the policy
-EXPLICIT = ("td3_bc", "awac")  # values the policy itself, as online, but was not all that the policy climbed
+EXPLICIT = ("td3_bc", "awac")  # values the policy itself, without entropy, but was not all that the policy climbed
 NAMES = {"td3_bc": "TD3+BC", "bc10": "10 %-BC"}
 FAMILIES = {
     "deterministic": "a deterministic one",
@@ -53,10 +54,11 @@ def phases_of(command: Command) -> tuple[list[str], list[str]]:
     return phases, [note for note in (choice, cloning) if note is not None]
 
 
-def needed(offline: Offline, reads_critic: bool) -> tuple[set[str], str]:
+def needed(offline: Offline, reads_critic: bool, entropy: bool = False) -> tuple[set[str], str]:
     """The phases, of re-evaluation and alignment, that come before fine-tuning, and why.
 
-    ``reads_critic`` is false of PPO, which has no use for an action-value critic.
+    ``reads_critic`` is false of PPO, which has no use for an action-value critic; ``entropy`` tells whether the online
+    critics' target has an entropy term.
     """
     name, everything = NAMES.get(offline.origin, offline.origin.upper()), {"reevaluate", "align"}
     if not reads_critic:
@@ -67,6 +69,8 @@ def needed(offline: Offline, reads_critic: bool) -> tuple[set[str], str]:
         return everything, f"{name}'s critic values another policy than its own"
     if not offline.same_rewards:
         return everything, f"{name}'s critic learned from other rewards than the online algorithm does"
+    if offline.origin in EXPLICIT and entropy:
+        return everything, f"{name}'s critic learned from a target without the online one's entropy term"
     if offline.origin in EXPLICIT:
         return {"align"}, f"{name}'s critic is evaluated as online, so re-evaluation is left out"
     if offline.cloned:
@@ -98,7 +102,7 @@ def chosen_phases(command: Command) -> tuple[list[str], str]:
     offline = _offline(command, source)
     cloned = offline.cloned or "clone" in with_cloning(command, phases)[0]
     online = method_of(compose("online", command)["model"])
-    wanted, why = needed(replace(offline, cloned=cloned), online.needs_critic)
+    wanted, why = needed(replace(offline, cloned=cloned), online.needs_critic, issubclass(online, SACCritic))
     phases = [phase for phase in phases if phase in ("offline", "online", *wanted)]
     return phases, _choice(with_cloning(command, phases)[0], f"{why} (paper, appendix B)")
 
