@@ -81,6 +81,7 @@ def test_the_verdict_follows_from_the_rehearsal_and_the_critics_error(
     found = verdict(facts(**changed))
     assert (found.direct, found.phases) == (direct, phases)
     assert found.constraint == (direct != "safe")
+    assert any("look better" in line for line in found.lines) == (direct in ("lost", "dips"))  # what was rehearsed
 
 
 def test_a_policy_that_falls_over_a_small_shift_gets_the_tight_thresholds() -> None:

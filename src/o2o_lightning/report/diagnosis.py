@@ -247,7 +247,8 @@ def verdict(facts: dict[str, Any]) -> Verdict:
         lines.append(f"re-evaluate: the critic is off by {critic['error']:.0%} of what the policy earns")
     if direct not in ("safe", "holds"):
         phases.append("align")
-        lines.append("align: actions beside the policy's own look better to the critic than they are")
+        shown = "actions beside the policy's own look better to the critic than they are"
+        lines.append(f"align: {shown if rehearsal else 'nothing has shown that critic and policy agree'}")
     if direct != "safe" and policy["bears"] < BEARS:
         lines.append(f"tight thresholds (tier=expert): actions off by {SHIFT} leave {policy['bears']:.0%} of it")
     return Verdict(direct, phases, direct != "safe", lines)
