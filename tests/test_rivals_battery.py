@@ -45,6 +45,10 @@ RIVALS = {
     "iql": Rival("iql"),
     "awac": Rival("awac"),
     "cql": Rival("cql", (*SMALL, "--model.samples", "2")),
+    "cal_ql": Rival(
+        "cal_ql",
+        (*SMALL, "--model.samples", "2", "--data.env_kwargs", "{max_episode_steps: 7}"),
+    ),
     "jsrl": Rival("jsrl", (*SMALL, "--model.horizon", "6", "--model.window", "1", "--model.critics", "3")),
     "aca": Rival("aca", SMALL),
     "pex": Rival("pex", formats=("torch",)),
@@ -158,3 +162,23 @@ def test_an_export_acts_as_the_checkpoint(made: Made, tmp_path: Path) -> None:
         assert main(["policy", "export", str(made.checkpoint), "--format", format, "--out", str(target)]) == 0
         act = torch_program if format == "torch" else onnx_program
         np.testing.assert_allclose(act(target)(*inputs), expected, rtol=0, atol=2e-6)
+
+
+@pytest.fixture(scope="module", params=["Hopper-v5", "Walker2d-v5", "PointMaze_UMaze-v3"])
+def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """700 transitions of random actions."""
+    if request.param.startswith("PointMaze"):
+        pytest.importorskip("gymnasium_robotics")
+    file = tmp_path_factory.mktemp("recorded") / "random.hdf5"
+    line = ["data", "make", "--env", request.param, "--level", "random", "--transitions", "700", "--output", str(file)]
+    assert main(line) == 0
+    return str(file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RIVALS)
+def test_it_runs_end_to_end_on_locomotion_and_in_a_maze(name: str, recorded: str, tmp_path: Path) -> None:
+    assert fit(RIVALS[name], recorded, tmp_path / "run") == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert tuple(summary["phases"]) == RIVALS[name].phases
+    assert summary["phases"]["online"]["env_steps"] == ENV_STEPS
