@@ -200,6 +200,17 @@ def test_a_frozen_reference_never_moves(chain: dict[str, Run], fit: Fit, pendulu
     assert not same(recorder.policy[0], recorder.policy[-1])
 
 
+@pytest.mark.parametrize(("start", "expected"), [("best", "actor"), ("aligned", "actor"), ("offline", "offline_actor")])
+def test_an_interval_reference_starts_without_an_evaluation(
+    chain: dict[str, Run], fit: Fit, pendulum: str, start: Any, expected: str
+) -> None:
+    method = td3.Online(reference=Reference("interval", start, period=3))
+    data = OnlineData(pendulum, env_steps=3, warmup_steps=0, eval_every=0, eval_episodes=1)
+    run = fit(Online(method, str(chain["align"].checkpoint)), data)
+    assert [point[0] for point in run.module.curve] == [3]  # the end's alone
+    assert same(part(saved(run), "method.reference_policy"), part(run.start, f"method.{expected}"))
+
+
 @pytest.mark.parametrize(
     ("start", "aligned", "offline", "expected"),
     [

@@ -12,9 +12,10 @@ NOT_NEGATIVE = (
     "policy_noise", "noise_clip", "exploration_noise", "weight_decay", "entropy", "conservative_weight", "bc_q_weight",
     "mode_weight", "inverse_temperature", "curvature", "clip", "lr", "actor_lr", "critic_lr", "value_lr",
     "temperature_lr", "start", "end", "scale", "normalize_eps", "memory_limit_gb", "eval_every_updates", "warmup_steps",
+    "eval_every",
 )  # fmt: skip
 COUNTS = (
-    "chunk", "eval_every", "eval_episodes", "env_steps", "utd", "capacity", "epochs", "num_envs", "context",
+    "chunk", "eval_episodes", "env_steps", "utd", "capacity", "epochs", "num_envs", "context",
     "acting_context", "anneal_updates", "decay_env_steps",
 )  # fmt: skip
 RANGES: dict[str, tuple[float, float]] = {

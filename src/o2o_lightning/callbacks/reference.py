@@ -16,7 +16,8 @@ class ReferencePolicy(PhaseCallback):
     Args:
         mode: ``best``: swap when an evaluation scores strictly above every earlier one; ``interval``: swap every
             ``period`` environment steps; ``frozen``: never.
-        start: ``best``: the better of π_off and π_on before the first step (D14); ``aligned`` or ``offline``.
+        start: ``best``: the better of π_off and π_on before the first step (D14), π_on where neither is evaluated
+            then; ``aligned`` or ``offline``.
         period: environment steps, for ``interval``.
     """
 
@@ -31,8 +32,8 @@ class ReferencePolicy(PhaseCallback):
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
         if phase.env_steps > 0 or math.isfinite(phase.method.reference_score):  # a resumed run has its reference
             return
-        aligned, offline = phase.start_values["aligned"], phase.start_values["offline"]
-        if self.start == "offline" or (self.start == "best" and offline >= aligned):
+        aligned, offline = (phase.start_values.get(name, -math.inf) for name in ("aligned", "offline"))
+        if self.start == "offline" or (self.start == "best" and offline >= aligned > -math.inf):
             phase.set_reference(phase.method.offline_actor, offline)
         else:
             phase.set_reference(phase.policy(), aligned)

@@ -49,7 +49,8 @@ class OfflineData(L.LightningDataModule):
         reward_scale, reward_shift: affine map of rewards for learning; scores use raw rewards.
         reward_range: scale rewards by 1000 / (highest − lowest return) of the dataset instead, as CORL does on MuJoCo.
         eval_every_updates: gradient updates between evaluations of an offline phase; 0 only at its end.
-        eval_every: environment steps between evaluations of the online phase.
+        eval_every: environment steps between evaluations of the online phase; 0 for none but at its start and
+            end, and at its end alone where the reference policy looks at no score.
         eval_episodes: episodes an evaluation.
         eval_seed: start states of the evaluation; the same for every evaluation of every phase.
         eval_async: evaluate in a second process while training goes on, where it need not wait for the score; results

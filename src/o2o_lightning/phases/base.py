@@ -48,7 +48,6 @@ class Phase(L.LightningModule):
     accepts: ClassVar[tuple[str, ...]] = ()
     clock_name: ClassVar[str] = "updates"
     evaluates: ClassVar[bool] = True
-    evaluates_at_start: ClassVar[bool] = False
 
     normalizer: Normalizer
 
@@ -113,6 +112,11 @@ class Phase(L.LightningModule):
     def evaluation_period(self) -> int:
         """How much of :attr:`clock` passes between evaluations; 0 for only at the end."""
         return self.data.eval_every_updates
+
+    @property
+    def evaluates_at_start(self) -> bool:
+        """Whether it begins with an evaluation."""
+        return False
 
     @property
     def waits_for_scores(self) -> bool:

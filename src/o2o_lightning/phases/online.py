@@ -36,12 +36,10 @@ class Online(Phase):
     phase: ClassVar[str] = "online"
     accepts: ClassVar[tuple[str, ...]] = ("align", "reevaluate", *POLICIES)
     clock_name: ClassVar[str] = "env_steps"
-    evaluates_at_start: ClassVar[bool] = True
-
-    start_values: dict[str, float]
 
     def __init__(self, method: Method, init_from: str | None = None, **options: Any) -> None:
         super().__init__(method, init_from, **options)
+        self.start_values: dict[str, float] = {}
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
@@ -98,6 +96,12 @@ class Online(Phase):
     @property
     def evaluation_period(self) -> int:
         return self.data.eval_every
+
+    @property
+    def evaluates_at_start(self) -> bool:
+        method = self.referenced
+        judged = isinstance(method, Constrained) and method.hand_on == "better"
+        return self.evaluation_period > 0 or method is None or self.waits_for_scores or judged
 
     @property
     def planned_updates(self) -> int:
