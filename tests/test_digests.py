@@ -174,3 +174,14 @@ def test_a_compressed_archive_is_not_unpacked(tmp_path: Path) -> None:
     assert os.path.getsize(tmp_path / "b.pt") < os.path.getsize(tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"not as torch\.save makes it"):
         inert.load(tmp_path / "b.pt")
+
+
+def test_a_record_that_is_called_a_folder_is_not_taken_for_numbers(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1000)}, tmp_path / "a.pt")
+    content = bytearray((tmp_path / "a.pt").read_bytes())
+    entry = content.index(b"PK\1\2", content.rindex(b"data/0") - 60)  # of the archive's directory
+    content[entry + 38] = 0x10  # its attributes, which no checksum covers
+    (tmp_path / "a.pt").write_bytes(content)
+    assert zipfile.ZipFile(tmp_path / "a.pt").testzip() is None
+    with pytest.raises(ValueError, match=r"not as torch\.save makes it"):
+        inert.load(tmp_path / "a.pt")

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch._weights_only_unpickler import Unpickler
 
+FOLDER = 0x10  # an attribute that no checksum covers
+
 
 def load(path: str | Path, mmap: bool = False) -> Any:
     """The value of a file that :func:`torch.save` wrote, on the CPU; with ``mmap`` its numbers stay in the file.
@@ -35,7 +37,9 @@ def _check(file: BinaryIO) -> None:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         records = {member.filename.partition("/")[2]: member for member in members}
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members) or len(records) < len(members):
+        # of what its attributes call a folder PyTorch reads nothing, and takes memory as it finds it
+        strange = any(member.compress_type != zipfile.ZIP_STORED or member.external_attr & FOLDER for member in members)
+        if strange or len(records) < len(members):
             raise ValueError("its archive is not as torch.save makes it")
         if sum(member.file_size for member in members) > size:
             raise ValueError("its archive declares more bytes than it has")
