@@ -449,7 +449,9 @@ def test_a_demo_that_was_interrupted_goes_on_where_it_stopped(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert o2o("demo", "--run_dir", tmp_path / "d") == 0
     assert started == ["beside resume", "resume", "fit online"]
-    assert "12.0 minutes" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "12.0 minutes" in shown
+    assert "lowest early: lowest evaluation after the first update, within 6,000" in " ".join(shown.split())
 
 
 class Beside(AbstractContextManager["Beside"]):

@@ -111,7 +111,10 @@ def _finish(run_dir: Path, arms: dict[str, Path], seconds: float) -> None:
 
 
 def _show(summary: dict[str, Any], run_dir: Path) -> None:
-    table = Table(title="Fine-tuning the same offline policy (D4RL score)")
+    from o2o_lightning.report.groups import MEASURES
+
+    caption = "; ".join(f"{name.replace('_', ' ')}: {MEASURES[name]}" for name in ("lowest_early", "final"))
+    table = Table(title="Fine-tuning the same offline policy (D4RL score)", caption=caption)
     for column in ("method", "offline π_off", "aligned π_on", "lowest early", "final", "best", "env steps"):
         table.add_column(column, justify="left" if column == "method" else "right")
     names = {"o2td3": "O2TD3", "direct": "direct TD3"}
