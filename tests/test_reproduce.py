@@ -13,7 +13,7 @@ from o2o_lightning.cli.compose import compose, groups, lightning_config
 from o2o_lightning.cli.jobs import Job, ordered
 from o2o_lightning.cli.reproduce import chains, jobs, results, scaled
 from o2o_lightning.report.groups import Group
-from o2o_lightning.report.paper import Result, rows_beside
+from o2o_lightning.report.paper import Result, rows_beside, tall
 from o2o_lightning.report.runs import read
 
 O2O = Callable[..., int]
@@ -85,6 +85,7 @@ def test_cells_are_means_over_seeds_and_totals_sums_over_all_datasets(tmp_path: 
     rows = rows_beside(result, ["a", "b"], found, sources)
     assert [row["A"] for row in rows] == ["55.0 (+50.0)\n9 (1)", "15.0 (+10.0)\n–", "70.0 (+60.0)\n8 (2)"]
     assert [row["B"] for row in rows] == ["– (–)\n–", "– (–)\n–", "– (–)\n7 (3)"]
+    assert tall(rows)[1] == {"dataset": "a", "arm": "B", "ours": "– (–)", "paper": "–"}
     assert len(rows_beside(result, ["a"], found, sources)) == 1  # the paper's total is of all
 
 

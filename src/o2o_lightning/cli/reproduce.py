@@ -16,7 +16,7 @@ from o2o_lightning.cli.models import accepts, default
 from o2o_lightning.cli.show import say, show_rows
 from o2o_lightning.errors import Failure, UserError
 from o2o_lightning.limits import read_json
-from o2o_lightning.report.paper import Result, rows_beside, written
+from o2o_lightning.report.paper import Result, rows_beside, tall, written
 
 DESCRIPTION = """\
 Runs what a table or figure of the paper is made of (configs/reproduce.yaml), and prints it beside the paper's numbers.
@@ -24,6 +24,7 @@ Policies that several arms start from are trained once a seed, and are shared wi
 The same command again skips what is finished and goes on with what was cut off. What else is typed goes to every
 `o2o fit`: --trainer.accelerator cpu, --data.batch_size 64, model.hidden=[64,64].
 """
+WIDE = 6  # arms side by side
 STAMP = "reproduce.json"  # what all runs of a directory have in common
 
 
@@ -194,7 +195,7 @@ def show(
             sources[dataset, arm] = [read(run.path.parent / first) for run in runs]
     rows = rows_beside(result, [*specs], found, sources)
     notes = [*result.notes, *_deviations(specs, seeds, scale)]
-    show_rows(f"{name}: {result.shows}", rows)
+    show_rows(f"{name}: {result.shows}", rows if len(result.arms) <= WIDE else tall(rows))
     for line in [*([f"the paper: {result.says}"] if result.says else []), *notes]:
         say(line)
     if found:

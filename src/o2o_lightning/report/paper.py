@@ -56,6 +56,20 @@ def rows_beside(
     return rows
 
 
+def tall(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The same with a row for each arm, for a terminal that has no room for so many side by side."""
+    return [
+        {
+            "dataset": row["dataset"].split("\n")[0],
+            "arm": arm,
+            **dict(zip(("ours", "paper"), cell.split("\n"), strict=True)),
+        }
+        for row in rows
+        for arm, cell in row.items()
+        if arm != "dataset"
+    ]
+
+
 def written(result: Result, rows: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
     """The same as Markdown."""
     table = Table([*rows[0]], [[cell.replace("\n", " / ") for cell in row.values()] for row in rows])
