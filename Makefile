@@ -1,8 +1,8 @@
 # A fresh machine needs Python >= 3.10 and make; everything else goes into .venv at the first call.
 #   make demo         the whole pipeline on the embedded Hopper set, beside naive fine-tuning
 #   make test         the fast tests            make test-slow   the learning tests
-#   make lint         ruff and mypy             make all-checks  lint, test, wheel, docs
-#   make wheel        dist/*.whl                make docs        the site, into site/
+#   make lint         ruff and mypy             make all-checks  lint, test, dist, docs
+#   make dist         sdist and wheel, checked  make docs        the site, into site/
 #   make clean        build products and .venv, never your runs
 #
 # PYTHON=python3.12 picks the interpreter. PIP_ARGS and pip's own environment variables reach pip,
@@ -13,6 +13,7 @@ VENV      ?= .venv
 PIP_ARGS  ?=
 PIP_QUIET ?= -qq
 DEMO_DIR  ?= demo
+DIST_DIR  ?= dist
 WORKERS   ?= 2
 
 BIN   := $(VENV)/bin
@@ -21,7 +22,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint wheel docs all-checks clean
+.PHONY: help install demo test test-slow lint dist docs all-checks clean
 
 help:
 	@sed -n '2,6s/^#   //p' Makefile
@@ -55,14 +56,17 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-wheel: $(STAMP)
-	$(BIN)/python -m build --wheel --no-isolation
+# The wheel is built from the sdist, as an installer would where no wheel fits.
+dist: $(STAMP)
+	@rm -f $(DIST_DIR)/o2o_lightning-*
+	$(BIN)/python -m build --no-isolation --outdir $(DIST_DIR)
+	$(BIN)/twine check --strict $(DIST_DIR)/o2o_lightning-*
 
 docs: $(STAMP)
 	@$(BIN)/python -m pip install $(PIP_QUIET) --disable-pip-version-check --no-input $(PIP_ARGS) -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-all-checks: lint test wheel docs
+all-checks: lint test dist docs
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(VENV)
