@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 
 from o2o_lightning.callbacks.metrics import MetricsFile
 from o2o_lightning.callbacks.progress import PhaseProgress
+from o2o_lightning.checkpoint.run import write_plan
 from o2o_lightning.cli.command import split
 from o2o_lightning.cli.compose import compose, groups
 from o2o_lightning.cli.plan import plan
@@ -419,39 +420,60 @@ def test_an_option_of_several_phases_that_agree_on_it_is_not_worth_a_line() -> N
 # ---- the demo --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
 def test_a_demo_that_was_interrupted_goes_on_where_it_stopped(
-    o2o: O2O, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    o2o: O2O, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seeds: int
 ) -> None:
     started: list[str] = []
     summary = {
-        "phase": "online", "algorithm": "td3", "env_id": "Hopper-v5", "dataset": "embedded:hopper-medium", "seed": 0,
-        "env_steps": 10, "seconds": 720.0, "source": None,
-        "score": {"offline": 1.0, "aligned": 2.0, "curve": [[10, 0.0, 3.0]], "final": 3.0, "best": 3.0},
+        "phase": "online", "algorithm": "td3", "env_id": "Hopper-v5", "dataset": "embedded:hopper-medium",
+        "env_steps": 10, "eval_env_steps": 4, "steps": 5, "seconds": 720.0, "source": {"phase": "offline"},
+        "score": {"offline": 1.0, "aligned": 2.0, "lowest_early": 3.5, "curve": [[10, 0.0, 3.0]], "final": 3.0},
     }  # fmt: skip
+    arms = {arm: [tmp_path / "d" / arm / (f"seed-{seed}" if seeds > 1 else "") for seed in range(seeds)]
+            for arm in ("o2td3", "direct")}  # fmt: skip
+
+    def leave(arm: str, phase: str) -> None:
+        for seed, run in enumerate(arms[arm]):
+            (run / phase).mkdir(parents=True, exist_ok=True)
+            text = json.dumps({**summary, "algorithm": "o2td3" if arm == "o2td3" else "td3", "seed": seed})
+            for folder in (run / phase, run):
+                (folder / "summary.json").write_text(text)
 
     def command(name: str, argv: list[str]) -> None:
-        started.append(name if name == "resume" else f"fit {argv[1]}")
-        phase = "align" if name == "resume" else argv[1]
-        (tmp_path / "d/o2td3" / phase).mkdir(parents=True, exist_ok=True)
-        for folder in (phase, "."):
-            (tmp_path / "d/o2td3" / folder / "summary.json").write_text(json.dumps(summary))
+        started.append(name if name == "resume" else " ".join(argv[1:]))
+        leave("o2td3", "align" if name == "resume" else argv[1])
 
     for phase in ("offline", "reevaluate"):
-        command("fit", ["--phase", phase])
-    (tmp_path / "d/o2td3/align").mkdir()
-    (tmp_path / "d/o2td3/align/config.yaml").touch()  # killed here
-    (tmp_path / "d/direct/online").mkdir(parents=True)
-    (tmp_path / "d/direct/online/summary.json").write_text(json.dumps(summary))
-    started.clear()
+        leave("o2td3", phase)
+    leave("direct", "online")
+    choices = ["experiment=quick", *(["seeds=[0,1]"] if seeds > 1 else [])]
+    entry = {"phase": "offline", "overrides": choices, "options": [] if seeds > 1 else ["--seed_everything", "0"]}
+    more = {"cwd": ".", "seeds": [0, 1] if seeds > 1 else None}
+    for arm, phase in (("o2td3", "offline"), ("direct", "online")):
+        write_plan(tmp_path / "d" / arm, [{**entry, **more, "phases": [phase]}])
+    for run in arms["o2td3"]:
+        (run / "align").mkdir()
+        (run / "align/config.yaml").touch()  # killed here
     for name in ("fit", "resume"):
         monkeypatch.setattr(f"o2o_lightning.cli.{name}.main", partial(command, name))
     monkeypatch.setattr("o2o_lightning.cli.demo.subprocess.Popen", lambda argv, **_: Beside(started, argv))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert o2o("demo", "--run_dir", tmp_path / "d") == 0
-    assert started == ["beside resume", "resume", "fit online"]
+    assert o2o("demo", "--run_dir", tmp_path / "d", "--seeds", seeds) == 0
+    begins = tmp_path / "d/o2td3" / ("seed-$SEED" if seeds > 1 else "")
+    assert started[1] == "resume" and "resume" in started[0]
+    assert started[2].startswith(
+        f"online {' '.join(entry['overrides'] + entry['options'])} --model.init_from {begins}/"
+    )
     shown = capsys.readouterr().out
-    assert "12.0 minutes" in shown
+    assert "12.0 minutes" in shown and (tmp_path / "d/curve.png").exists()
     assert "lowest early: lowest evaluation after the first update, within 6,000" in " ".join(shown.split())
+    runs = json.loads((tmp_path / "d/summary.json").read_text())["runs"]
+    assert [(arm["method"], arm["seeds"]) for arm in runs] == [
+        ("O2TD3", [*range(seeds)]),
+        ("direct TD3", [*range(seeds)]),
+    ]
+    assert o2o("demo", "--run_dir", tmp_path / "d") == 0 and "12.0 minutes" in capsys.readouterr().out
 
 
 class Beside(AbstractContextManager["Beside"]):

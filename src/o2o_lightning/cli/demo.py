@@ -8,55 +8,67 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from o2o_lightning.cli.show import say
 from o2o_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from o2o_lightning.report.groups import Group
 
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o demo``."""
     parser = argparse.ArgumentParser("o2o demo", description=__doc__)
     parser.add_argument("--run_dir", default="demo", help="where results go (default: demo)")
-    parser.add_argument("--seed_everything", default="0", help="random seed (default: 0)")
+    parser.add_argument("--seed_everything", type=int, default=0, help="random seed, the first of several (default: 0)")
+    parser.add_argument("--seeds", type=int, default=1, help="how many, all at once, for a band (default: 1)")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. steps.env=10000")
     arguments = parser.parse_args(argv)
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds {arguments.seeds}: at least one is needed.")
     run_dir = Path(arguments.run_dir)
     if (run_dir / "summary.json").exists():
-        summary = _summary_of_a_demo(run_dir)
+        seconds = _seconds_of_a_demo(run_dir)
         say(f"{run_dir}/summary.json exists: showing it. Remove {run_dir} to run the demo again.")
-        _show(summary, run_dir)
+        _show(_arms(run_dir), run_dir, seconds)
         return 0
     # One thread a process: both arms run side by side, and results do not depend on the number of cores.
     os.environ["OMP_NUM_THREADS"] = "1"
-    started = time.monotonic()
-    overrides = ["experiment=quick", *arguments.overrides]
-    rest = ["--seed_everything", arguments.seed_everything]
+    started, first = time.monotonic(), arguments.seed_everything
+    overrides, rest = ["experiment=quick", *arguments.overrides], ["--seed_everything", str(first)]
     full, naive = run_dir / "o2td3", run_dir / "direct"
+    begins = full
+    if arguments.seeds > 1:
+        overrides, rest = [*overrides, f"seeds={[*range(first, first + arguments.seeds)]}".replace(" ", "")], []
+        begins = full / "seed-$SEED"
     _check_same(full, overrides, rest)
     _run("offline", [*overrides, *rest], full)
-    checkpoint = str(full / "offline" / "checkpoints" / "last.ckpt")
+    checkpoint = str(begins / "offline" / "checkpoints" / "last.ckpt")
     with _beside(["online=td3", *overrides, *rest, "--model.init_from", checkpoint], naive) as direct:
         try:
             for phase in ("reevaluate", "align", "online"):
                 _run(phase, [*overrides, *rest, "--model.init_from", checkpoint], full)
-                checkpoint = str(full / phase / "checkpoints" / "last.ckpt")
+                checkpoint = str(begins / phase / "checkpoints" / "last.ckpt")
         except BaseException:
             direct.terminate()
             raise
         if direct.wait() != 0:
             raise UserError(f"demo: the naive run failed; {naive}.log says why.")
-    _finish(run_dir, {"o2td3": full, "direct": naive}, time.monotonic() - started)
+    _finish(run_dir, time.monotonic() - started)
     return 0
+
+
+def _places(phase: str, run_dir: Path) -> list[Path]:
+    """Where a phase is: in the run's folder, or in that of each seed."""
+    from o2o_lightning.checkpoint.run import read_plan, runs_of
+
+    return [folder / phase for folder in runs_of(run_dir, next(iter(read_plan(run_dir)), {}))]
 
 
 def _command(phase: str, choices: list[str], run_dir: Path) -> list[str]:
     """What starts the phase, or goes on with it where an earlier demo was interrupted."""
-    begun = run_dir / phase
-    if begun.exists() and any(begun.iterdir()):
+    if any(begun.exists() and any(begun.iterdir()) for begun in _places(phase, run_dir)):
         return ["resume", str(run_dir)]
     return ["fit", "--phase", phase, *choices, "--run_dir", str(run_dir)]
 
@@ -64,7 +76,7 @@ def _command(phase: str, choices: list[str], run_dir: Path) -> list[str]:
 def _run(phase: str, choices: list[str], run_dir: Path) -> None:
     from o2o_lightning.cli import fit, resume
 
-    if not (run_dir / phase / "summary.json").exists():
+    if not all((place / "summary.json").exists() for place in _places(phase, run_dir)):
         name, *argv = _command(phase, choices, run_dir)
         (fit if name == "fit" else resume).main(argv)
 
@@ -86,43 +98,41 @@ def _check_same(full: Path, overrides: list[str], rest: list[str]) -> None:
         raise UserError(f"--run_dir {full.parent}: a demo with other choices has begun in it. Pass another --run_dir.")
 
 
-def _summary_of_a_demo(run_dir: Path) -> dict[str, Any]:
+def _seconds_of_a_demo(run_dir: Path) -> float:
     path = run_dir / "summary.json"
-    with contextlib.suppress(ValueError, AttributeError):
-        summary: dict[str, Any] = json.loads(path.read_text())
-        if {"runs", "seconds"} <= summary.keys():
-            return summary
+    with contextlib.suppress(ValueError, AttributeError, TypeError):
+        summary = json.loads(path.read_text())
+        if "runs" in summary:
+            return float(summary["seconds"])
     raise UserError(f"{path}: it is not a demo's. Pass another --run_dir.")
 
 
-def _finish(run_dir: Path, arms: dict[str, Path], seconds: float) -> None:
-    from o2o_lightning.checkpoint.io import write_json
-    from o2o_lightning.report.figures import curves
+def _arms(run_dir: Path) -> "list[Group]":
     from o2o_lightning.report.groups import gather
     from o2o_lightning.report.runs import find
 
-    runs = {name: json.loads((path / "online" / "summary.json").read_text()) for name, path in arms.items()}
+    return gather(find([run_dir / "o2td3", run_dir / "direct"])[0])
+
+
+def _finish(run_dir: Path, seconds: float) -> None:
+    from o2o_lightning.checkpoint.io import write_json
+    from o2o_lightning.report.figures import curves
+    from o2o_lightning.report.report import facts
+
+    arms = _arms(run_dir)
     # a demo that was interrupted has taken longer than its last command
-    seconds = max(seconds, json.loads((arms["o2td3"] / "summary.json").read_text())["seconds"])
-    summary = {"seconds": round(seconds, 1), "runs": runs}
-    curves(gather(find([*arms.values()])[0]), run_dir / "curve")
-    write_json(run_dir / "summary.json", summary)
-    _show(summary, run_dir)
+    seconds = max(seconds, *(run.total("seconds") for arm in arms for run in arm.runs))
+    curves(arms, run_dir / "curve")
+    write_json(run_dir / "summary.json", {"seconds": round(seconds, 1), "runs": [facts(arm) for arm in arms]})
+    _show(arms, run_dir, seconds)
 
 
-def _show(summary: dict[str, Any], run_dir: Path) -> None:
+def _show(arms: "list[Group]", run_dir: Path, seconds: float) -> None:
+    from o2o_lightning.cli.report import show
     from o2o_lightning.report.groups import MEASURES
+    from o2o_lightning.report.report import TITLES
 
-    caption = "; ".join(f"{name.replace('_', ' ')}: {MEASURES[name]}" for name in ("lowest_early", "final"))
-    table = Table(title="Fine-tuning the same offline policy (D4RL score)", caption=caption)
-    for column in ("method", "offline π_off", "aligned π_on", "lowest early", "final", "best", "env steps"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    names = {"o2td3": "O2TD3", "direct": "direct TD3"}
-    for name, found in summary["runs"].items():
-        score = found["score"]
-        aligned = score["aligned"] if name == "o2td3" else None
-        cells = [score["offline"], aligned, score.get("lowest_early"), score["final"], score["best"]]
-        shown = ["–" if cell is None else f"{cell:.1f}" for cell in cells]
-        table.add_row(names[name], *shown, f"{found['env_steps']:,}")
-    Console().print(table)
-    say(f"{summary['seconds'] / 60:.1f} minutes; curves in {run_dir}/curve.png, numbers in summary.json")
+    show(arms)
+    for name, meaning in MEASURES.items():
+        say(f"{TITLES.get(name, name)}: {meaning}")
+    say(f"{seconds / 60:.1f} minutes; curves in {run_dir}/curve.png, numbers in summary.json")

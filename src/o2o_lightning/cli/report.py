@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     runs, notes = find(arguments.run_dirs)
     groups = gather(runs)
     write(groups, notes, out)
-    _show(groups)
+    show(groups)
     for line in (*notes, f"{out}/report.html, report.md, table.tex, report.json, and pictures as PNG and PDF"):
         say(line)
     return 0
@@ -59,7 +59,8 @@ def _cards(folders: list[Path]) -> int:
     return 0
 
 
-def _show(groups: "list[Group]") -> None:
+def show(groups: "list[Group]") -> None:
+    """Tables of scores and costs, as wide as the terminal is."""
     from rich.table import Table
 
     from o2o_lightning.report.figures import unit

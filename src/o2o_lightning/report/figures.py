@@ -31,7 +31,7 @@ def unit(groups: Sequence[Group]) -> str:
 
 
 def curves(groups: Sequence[Group], target: Path) -> None:
-    """Interquartile means over the seeds with 95 % intervals, over the steps; π_off dashed, the warm-up shaded."""
+    """Interquartile means (of fewer than four seeds, means) over the steps; π_off dashed, the warm-up shaded."""
     with _drawing(target, (8, 4.8)) as axes:
         for number, group in enumerate(groups):
             value, low, high = group.band
@@ -41,10 +41,14 @@ def curves(groups: Sequence[Group], target: Path) -> None:
             axes.fill_between(group.clock, low, high, color=look["color"], alpha=0.2, linewidth=0)
         offline = np.concatenate([group.column("offline") for group in groups])
         if not np.isnan(offline).all():
-            axes.axhline(np.nanmean(offline), color="0.35", linestyle="--", linewidth=1.5, label="offline policy")
+            axes.axhline(
+                np.nanmean(offline), color="0.35", ls="--", lw=1.5, label=f"offline policy {HANDOVER['offline']}"
+            )
         if warmup := max(run.warmup for group in groups for run in group.runs):
             axes.axvspan(0, warmup, color="0.5", alpha=0.15, linewidth=0, label="warm-up, no updates")
-        axes.set(xlabel="environment steps" if groups[0].online else "gradient updates", ylabel=unit(groups))
+        most = max(len(group.runs) for group in groups)
+        what = f" ({'IQM' if most > 3 else 'mean'}, 95 % interval)" if most > 1 else ""
+        axes.set(xlabel="environment steps" if groups[0].online else "gradient updates", ylabel=unit(groups) + what)
         axes.set_title(groups[0].title)
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.figure.legend(loc="outside lower center", ncols=2)
