@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -330,6 +332,16 @@ def test_an_unknown_command_is_guessed_or_lists_those_that_exist(
 ) -> None:
     assert o2o(command) == 2
     assert capsys.readouterr().err.startswith(f"o2o: unknown command '{command}'. {words}")
+
+
+def test_windows_is_told_before_anything_is_imported_that_it_has_not() -> None:
+    program = (
+        "import sys; from o2o_lightning.cli.main import main; sys.platform = 'win32'; print('resource' in sys.modules)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{program}; sys.exit(main(['fit']))"], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (2, "False\n") and ended.stderr.startswith("o2o: Windows: ")
 
 
 @pytest.mark.parametrize(("every", "names"), [(5, "critic_loss"), (1000, "nothing before its first row, after 1000")])

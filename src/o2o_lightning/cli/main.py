@@ -79,6 +79,8 @@ def _run(argv: list[str]) -> int:
 
         print(script(rest, COMMANDS), end="")
         return 0
+    if sys.platform == "win32":  # no resource, fork or signal masks
+        raise UserError("Windows: it has not what o2o asks of the system. Install it in WSL2, and run it there.")
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, 1)
         choice = f"Did you mean '{close[0]}'?" if close else f"Choose one of {', '.join(COMMANDS)}."
