@@ -7,6 +7,7 @@ from typing import Any
 from griffe import Extension, Object
 
 ROLE = re.compile(r":(math|class|meth|func|attr|data|mod):`~?([^`]+)`")
+FORMULAS = "o2o_lightning.objectives."
 PAGE = re.compile(r"`docs/([\w/-]+)\.md`")
 
 
@@ -19,12 +20,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 class Roles(Extension):
-    """Docstrings' ``:math:`` as formulas, and their references as names."""
+    """Docstrings' ``:math:`` as formulas, their references as names, and a method's formulas by what it imports."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Rewrites the docstring of one function, class or module."""
         if obj.docstring:
             obj.docstring.value = ROLE.sub(_plain, obj.docstring.value)
+        used = [path for path in obj.imports.values() if path.startswith(FORMULAS)] if obj.is_module else []
+        if used and obj.docstring and obj.path.startswith("o2o_lightning.methods."):
+            links = (f"[`{path.rpartition('.')[2]}`][{path}]" for path in sorted(used))
+            obj.docstring.value += f"\n\nIts formulas: {', '.join(links)}."
 
 
 def _plain(role: re.Match[str]) -> str:
