@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from o2o_lightning.methods import aca, off2on, rebrac
+from o2o_lightning.methods import aca, off2on, rebrac, uni_o4
 from o2o_lightning.methods.awac import AWAC
 from o2o_lightning.methods.bc import BC
 from o2o_lightning.methods.cal_ql import CalQL
@@ -39,6 +39,8 @@ HIDDEN = (8, 8)
 TASK = Task(S, A, total=100, horizon=20, best_return=10.0)
 WINDOWS: dict[str, Any] = {"context": T, "acting_context": T, "width": 8, "layers": 1, "heads": 2, "dropout": 0.0}
 SEARCH: dict[str, Any] = {"candidates": 4, "kept": 2, "samples": 2, "ascent_steps": 2, "ascent_rate": 0.05}
+CLONES: dict[str, Any] = {"members": 2, "models": 3, "horizon": 3, "improvement_lr": 0.01}
+CLONES |= dict.fromkeys(("hidden", "critic_hidden", "value_hidden", "model_hidden"), HIDDEN)
 CONTROLLED = Multiplier(rule="pi", integral=0.3)
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -79,6 +81,12 @@ METHODS: dict[str, Callable[[], Method]] = {
     "odt": lambda: ODT(**WINDOWS),
     "odt online": lambda: OnlineODT(**WINDOWS),
     "ppo": lambda: PPO(hidden=HIDDEN, value_hidden=HIDDEN),
+    "uni_o4 offline": lambda: uni_o4.Offline(**CLONES),
+    "uni_o4 offline, behind its gate": lambda: uni_o4.Offline(improvement=0.98, gate_every=1, **CLONES),
+    "uni_o4 offline, behind the code's gate": lambda: uni_o4.Offline(
+        improvement=0.98, gate_every=1, gate="record", **CLONES
+    ),
+    "uni_o4 online": uni_o4.UniO4,
     "o2td3 reevaluate": lambda: td3.Reevaluate(hidden=HIDDEN),
     "o2td3 align": td3.Align,
     "o2td3 online": td3.Online,
@@ -103,7 +111,7 @@ class Networks:
         return hasattr(self.method, name)
 
     def build_actor(self, name: str = "actor") -> Any:
-        return copy.deepcopy(getattr(self.method, name if self.has(name) else "actor"))
+        return copy.deepcopy(getattr(self.method, name if self.has(name) else "actor")).requires_grad_(True)
 
     def build_policy(self) -> Any:
         return self.build_actor()
@@ -123,7 +131,8 @@ class Networks:
 
 
 SOURCES: dict[str, Callable[[], Method]] = {"o2td3": METHODS["td3"], "o2sac": METHODS["sac"], "o2ppo": METHODS["ppo"]}
-SOURCES |= {name: METHODS[name.replace("online", "offline")] for name in ("aca online", "off2on online")}
+OWN = ("aca online", "off2on online", "uni_o4 online")
+SOURCES |= {name: METHODS[name.replace("online", "offline")] for name in OWN}
 SOURCES |= {"odt online": METHODS["odt"]}
 SOURCES |= {**dict.fromkeys(("jsrl", "pex", "pa_rl", "pa_rl, distributions"), METHODS["iql"])}
 
@@ -160,7 +169,7 @@ def columns(*lead: int) -> dict[Any, Tensor]:
         **{name: torch.randn(*lead, B, A) for name in ("next_offline_mean", "offline_mean")},
         **{name: torch.randn(*lead, B, A) - 1.0 for name in ("next_offline_log_std", "offline_log_std")},
         **{name: torch.randn(*lead, B) for name in ("anchor_value", "anchor_log_prob", "log_prob", "advantage")},
-        "value_target": torch.randn(*lead, B),
+        **{name: torch.randn(*lead, B) for name in ("value", "value_target")},
     }
 
 

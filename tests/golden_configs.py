@@ -36,9 +36,10 @@ SINCE = {
         "rebrac",
         "rlpd",
         "spot",
+        "uni_o4",
         "wsrl",
     ),
-    "offline": ("aca", "cal_ql", "off2on", "rebrac", "spot", "wsrl"),
+    "offline": ("aca", "cal_ql", "off2on", "rebrac", "spot", "uni_o4", "wsrl"),
     "experiment": ("cal_ql_corl",),
 }
 OFFLINE, ONLINE, DATASETS, EXPERIMENTS = (

@@ -38,6 +38,7 @@ TABLE = {
     "rebrac": (FULL, CLONED, CLONED_FIT),
     "spot": (FULL, CLONED, CLONED_FIT),
     "off2on": (CLONED, CLONED, CLONED_FIT),
+    "uni_o4": (CLONED, CLONED, CLONED_FIT),
 }
 
 

@@ -81,6 +81,15 @@ RIVALS = {
         (*SMALL, "--model.samples", "2", "--model.members", "2", "--model.ratio_hidden", "[8,8]"),
         formats=("torch",),
     ),
+    "uni_o4": Rival(
+        "uni_o4",
+        (
+            *("--offline.model.hidden", "[8,8]", "--offline.model.critic_hidden", "[8,8]"),
+            *("--offline.model.members", "2", "--offline.model.models", "2", "--offline.model.model_hidden", "[8,8]"),
+            *("--offline.model.horizon", "4", "--offline.model.improvement", "0.5", "--offline.model.gate_every", "3"),
+            *("--data.rollout", "12", "--data.epochs", "2"),
+        ),
+    ),
     "wsrl": Rival("wsrl", (*SMALL, "--offline.model.critics", "3", "--model.samples", "2", "--data.utd", "2")),
 }
 
@@ -104,7 +113,7 @@ def fit(rival: Rival, dataset: str, folder: Path) -> int:
         "--data.eval_episodes", "1", "--data.eval_every_updates", "0", "--data.eval_every", "20",
         "--trainer.log_every_n_steps", "4", "--trainer.accelerator", "cpu",
     ]  # fmt: skip
-    if rival.online != "odt":  # which begins to learn when an episode has ended
+    if rival.online not in ("odt", "uni_o4"):  # which begin to learn when an episode, or a rollout, has ended
         options += ["--data.warmup_steps", "8"]
     counts = ["steps.offline=16", "steps.reevaluate=8", f"steps.env={ENV_STEPS}", "checkpoint_every=12"]
     line = ["fit", "--phase", "all", f"online={rival.online}", *counts, *options, *rival.tokens]

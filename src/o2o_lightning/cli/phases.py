@@ -24,6 +24,7 @@ NAMES = {"td3_bc": "TD3+BC", "bc10": "10 %-BC"}
 FAMILIES = {
     "deterministic": "a deterministic one",
     "gaussian": "a Gaussian",
+    "gaussian_head": "a Gaussian with a σ for each state",
     "squashed_gaussian": "a squashed Gaussian",
     "decision_transformer": "a Decision Transformer",
     "online_decision_transformer": "an Online Decision Transformer",

@@ -68,11 +68,15 @@ class Engine:
 
     @torch.no_grad()
     def follow(self, item: Follow) -> None:
-        """``target ← (1 − rate)·target + rate·source``, in place and in one kernel call."""
+        """``target ← (1 − rate)·target + rate·source``, in place; in one kernel call, where the rate is a number."""
         pair = (item.target, item.source)
         if pair not in self._followers:  # listing the parameters takes longer than moving them
             self._followers[pair] = (list(item.target.parameters()), list(item.source.parameters()))
-        torch._foreach_lerp_(*self._followers[pair], item.rate)
+        if not isinstance(item.rate, Tensor):
+            torch._foreach_lerp_(*self._followers[pair], item.rate)
+            return
+        for target, source in zip(*self._followers[pair], strict=True):  # a rate for each of stacked seeds, or one
+            target.lerp_(source, item.rate.to(target.dtype).view(-1, *[1] * (target.dim() - 1)))
 
     def mean(self, metric: Tensor) -> Tensor:
         """A metric's mean, of the shape of a loss."""

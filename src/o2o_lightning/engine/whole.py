@@ -125,8 +125,15 @@ class Captured:
 
 
 def order_of(method: Method, moment: Moment) -> tuple[str, ...]:
-    """The names of an update's steps, and the rates of what follows, which decide what a recording of it holds."""
-    return tuple(f"follow {item.rate}" if isinstance(item, Follow) else item.__name__ for item in method.update(moment))
+    """The names of an update's steps, and the rates of what follows, which decide what a recording of it holds.
+
+    A rate that is a tensor is read when the recording is replayed, as the networks are.
+    """
+    return tuple(
+        item.__name__ if not isinstance(item, Follow) else "follow" if isinstance(item.rate, Tensor)
+        else f"follow {item.rate}"
+        for item in method.update(moment)
+    )  # fmt: skip
 
 
 def static_graph(function: Function, inputs: list[Tensor], state: list[Tensor]) -> Function:

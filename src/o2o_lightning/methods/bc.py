@@ -26,7 +26,7 @@ from o2o_lightning.nn.actors import fresh_actor
 from o2o_lightning.nn.targets import frozen_copy
 from o2o_lightning.objectives.imitation import cloning_loss, entropy_temperature_loss, imitation_loss
 
-Family = Literal["deterministic", "squashed_gaussian", "gaussian"]
+Family = Literal["deterministic", "squashed_gaussian", "gaussian", "gaussian_head"]
 
 
 class Imitation(Method):

@@ -28,7 +28,7 @@ Learners = dict[str, tuple[nn.Module | nn.Parameter, float]]
 class Loss(NamedTuple):
     """One scalar to descend, and what may be logged of it (tensors of any shape, averaged only when logged).
 
-    ``state``: new values of scalars of the method by name, which they take when the loss has been descended.
+    ``state``: new values of buffers of the method by name, which they take when the loss has been descended.
     """
 
     value: Tensor
@@ -37,11 +37,11 @@ class Loss(NamedTuple):
 
 
 class Follow(NamedTuple):
-    """``target`` moves towards ``source`` by ``rate``."""
+    """``target`` moves towards ``source`` by ``rate``: a number, or an entry of a buffer, 0-d, which a loss has set."""
 
     target: nn.Module
     source: nn.Module
-    rate: float
+    rate: float | Tensor
 
 
 Noise = dict[str, Tensor]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from o2o_lightning.methods.method import Batch, Learners, Loss, Method, Moment, Noise, Source, Task, Updates
 from o2o_lightning.nn.critics import ValueNet
-from o2o_lightning.nn.gaussian import GaussianActor, normal_entropy
+from o2o_lightning.nn.gaussian import GaussianActor, normal_entropy, normal_log_prob
 from o2o_lightning.nn.normalizer import RewardScale
 from o2o_lightning.nn.optimizers import Adam
 from o2o_lightning.nn.targets import frozen_copy
@@ -105,8 +105,9 @@ class PPO(ValueMethod):
         yield self.value_step
 
     def policy_step(self, batch: Batch, noise: Noise) -> Loss:
-        ratio = (self.actor.log_prob(batch["observation"], batch["action"]) - batch["log_prob"]).exp()
-        entropy = normal_entropy(self.actor.log_std())
+        mean, log_std = self.actor(batch["observation"])
+        ratio = (normal_log_prob(mean, log_std, batch["action"]) - batch["log_prob"]).exp()
+        entropy = normal_entropy(log_std).mean()
         loss = clipped_surrogate(ratio, batch["advantage"], self.clip) - self.entropy * entropy
         return Loss(loss, {"actor_loss": loss, "entropy": entropy})
 

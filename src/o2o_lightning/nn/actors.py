@@ -6,12 +6,13 @@ from typing import Any
 from o2o_lightning.nn.actor import Actor, ActorSpec, DeterministicActor, Policy
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.decision_transformer import DecisionTransformer, OnlineDecisionTransformer, SequenceSpec
-from o2o_lightning.nn.gaussian import GaussianActor
+from o2o_lightning.nn.gaussian import GaussianActor, GaussianHead, ReleasedHead
 from o2o_lightning.nn.mixture import Mixture
 from o2o_lightning.nn.policy_set import PolicySet
 from o2o_lightning.nn.squashed_gaussian import SquashedGaussianActor
 
-ACTORS = {actor.kind: actor for actor in (DeterministicActor, GaussianActor, SquashedGaussianActor)}
+FAMILIES = (DeterministicActor, GaussianActor, GaussianHead, ReleasedHead, SquashedGaussianActor)
+ACTORS = {actor.kind: actor for actor in FAMILIES}
 SEQUENCES = {policy.kind: policy for policy in (DecisionTransformer, OnlineDecisionTransformer)}
 
 

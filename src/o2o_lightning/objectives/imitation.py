@@ -6,6 +6,7 @@ Transformer: Zheng et al. 2022, https://arxiv.org/abs/2202.05607.
 Windows of ``T`` steps are padded where an episode ends earlier; ``real`` ``[B, T]`` bool is false there.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -66,3 +67,17 @@ def sequence_temperature_loss(log_temperature: Tensor, entropy: Tensor, real: Te
     Args: ``entropy [B, T]``, taken as a constant. Returns a scalar.
     """
     return log_temperature.exp() * (real_mean(entropy.detach(), real) - target_entropy)
+
+
+def disagreement_loss(log_prob: Tensor, weight: float) -> Tensor:
+    r"""Cloning by members that may differ: :math:`\sum_i \mathrm{mean}[-l_i - w(l_i - \max_j l_j)]`, l_i log π_i(a|s).
+
+    A member reaches the maximum by its own density alone; the others' are constants in its loss (Uni-O4).
+
+    Args: ``log_prob`` ``[M, B]``; ``weight`` w. Returns a scalar.
+    """
+    members = len(log_prob)
+    own = torch.eye(members, dtype=torch.bool, device=log_prob.device)[..., None]
+    others = log_prob.detach().expand(members, *log_prob.shape).masked_fill(own, -torch.inf).amax(1)
+    ratio = log_prob - torch.maximum(log_prob, others)
+    return -(log_prob + weight * ratio).mean(-1).sum()

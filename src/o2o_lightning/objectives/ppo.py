@@ -86,10 +86,19 @@ def value_loss(value: Tensor, target: Tensor) -> Tensor:
     return (value - target).square().mean()
 
 
+def clipped_value_loss(value: Tensor, old: Tensor, target: Tensor, clip: float) -> Tensor:
+    r"""The larger of two squares, :math:`\mathrm{mean}\max\{(V - G)^2, (\bar V + \delta - G)^2\}`, δ = V − V̄ within ±ε.
+
+    Args: ``value`` V, ``old`` V̄ before the updates and ``target`` G, all ``[B]``. Returns a scalar.
+    """
+    clipped = old + (value - old).clamp(-clip, clip)
+    return torch.maximum((value - target).square(), (clipped - target).square()).mean()
+
+
 def normal_divergence(mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std: Tensor) -> Tensor:
     r"""Divergence :math:`KL(p\,\|\,q)` of diagonal Normals, ``p`` the first pair.
 
-    Args: means ``[B, A]``, log-deviations ``[A]``. Returns ``[B]``.
+    Args: means ``[B, A]``, log-deviations ``[A]`` or ``[B, A]``. Returns ``[B]``.
     """
     spread = (2 * (log_std - other_log_std)).exp()
     shift = ((mean - other_mean) * (-other_log_std).exp()).square()

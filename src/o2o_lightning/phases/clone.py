@@ -13,13 +13,14 @@ from o2o_lightning.envs.scores import score_or_return
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods.clone import Clone
 from o2o_lightning.nn.actor import StochasticActor
-from o2o_lightning.nn.gaussian import GaussianActor
+from o2o_lightning.nn.gaussian import GaussianActor, GaussianHead, ReleasedHead
 from o2o_lightning.nn.targets import frozen_copy, hard_update
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.policies.black_box import Units, black_box
 from o2o_lightning.policies.history import Teacher, player_of
 from o2o_lightning.policies.read import recognise
 
+CLIPPED = tuple(family.kind for family in (GaussianActor, GaussianHead, ReleasedHead))  # whose samples are
 HELD_OUT_STATES = 8192
 TRIED = 1000  # states that a black box is tried on
 ENTROPY_SLACK = 0.1  # nats a dimension; an entropy this close to its target has met it
@@ -111,7 +112,7 @@ class ClonePolicy(Phase):
             self.teacher = black_box(self.teacher_spec, format, sizes, self.data.env, units, tried)
         else:
             self.teacher = player_of(self.source.build_policy(), self.normalizer)
-        self.student.teach(self.teacher.sampled, clipped=self.teacher.kind == GaussianActor.kind)
+        self.student.teach(self.teacher.sampled, clipped=self.teacher.kind in CLIPPED)
 
     def on_fit_start(self) -> None:
         data = self.states

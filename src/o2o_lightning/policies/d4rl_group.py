@@ -56,8 +56,10 @@ def policy_group(actor: Actor, normalizer: Normalizer) -> dict[str, Any]:
     """``actor``, which acts in ``[-1, 1]``, as the arrays and texts of the group, by name.
 
     D4RL's own files know neither a deterministic policy nor a Gaussian whose mean goes through a tanh: these are named
-    by ``output_distribution`` and ``mean_output``.
+    by ``output_distribution`` and ``mean_output``. Of other families it says nothing.
     """
+    if actor.kind not in DISTRIBUTIONS:
+        return {}
     state = {name: value.detach().cpu().numpy() for name, value in actor.state_dict().items()}
     layers = [f"fc{i}" for i in range(len(actor.spec.hidden))] + ["last_fc"]
     group: dict[str, Any] = {"nonlinearity": actor.spec.activation, "output_distribution": DISTRIBUTIONS[actor.kind]}
