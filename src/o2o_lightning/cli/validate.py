@@ -61,7 +61,7 @@ def main(name: str, argv: list[str]) -> int:
         data["dataset"] = source.manifest.get("source")
     config["model"] = {"class_path": MODEL, "init_args": {"init_from": path}}
     config["data"] = {"class_path": DATA, "init_args": data}
-    config["trainer"] |= {"logger": False, "callbacks": [], "enable_checkpointing": False, "enable_progress_bar": False}
+    config["trainer"] |= {"logger": False, "enable_progress_bar": False}
     options = command.without("config").tokens
     built = PhaseCLI(config, options, command.files).build(run_dir, "evaluate")
     if built.trainer.world_size > 1:

@@ -139,7 +139,7 @@ class OfflineData(L.LightningDataModule):
         total, module = cast(Any, self.trainer).max_steps, self.module
         if total <= 0:
             raise UserError("--trainer.max_steps: pass how many gradient updates this phase makes.")
-        cadences = self.eval_every_updates, module.cadence
+        cadences = self.eval_every_updates, *module.cadences
         clock = {"clock": lambda: module.updates, "total": total, "chunk": self.chunk, "cadences": cadences}
         return OfflineStream(self.draw, self.batch_size, **clock)
 
