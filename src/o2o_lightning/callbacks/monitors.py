@@ -36,11 +36,14 @@ class Monitors(PhaseCallback):
     def __init__(self) -> None:
         self._steps = self._rows = 0
         self._asked_at = 0.0
+        self._validates: int | float = 1.0
 
     def setup(self, trainer: L.Trainer, phase: Any, stage: str) -> None:
         if stage != "fit":
             return
         trainer._logger_connector.__class__ = PhaseRows
+        # a phase is evaluated on its own clock, not by Lightning's validation loop
+        self._validates, trainer.limit_val_batches = trainer.limit_val_batches, 0
         silent = [callback for callback in watching(trainer) if is_silent(callback, phase)]
         for callback in silent:
             note_once(f"{phase.phase}: without {_name(callback)}, for this phase has no '{callback.monitor}'")
@@ -52,6 +55,10 @@ class Monitors(PhaseCallback):
             elif isinstance(callback, ModelCheckpoint) and callback._save_on_train_epoch_end is None:
                 counts = callback._every_n_train_steps or callback._train_time_interval
                 callback._save_on_train_epoch_end = None if callback.monitor is None and not counts else False
+
+    def teardown(self, trainer: L.Trainer, phase: Any, stage: str) -> None:
+        if stage == "fit":
+            trainer.limit_val_batches = self._validates
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
         self._steps, self._rows, self._asked_at = trainer.global_step, 0, time.monotonic()

@@ -24,7 +24,7 @@ o2o {name} --ckpt_path CKPT [options]
 `test` is the paper's protocol: deterministic actions, fixed start states, mean undiscounted return and D4RL score.
 """
 MODEL = "o2o_lightning.phases.evaluate.EvaluatePolicy"
-DATA = "o2o_lightning.data.observations.EvaluationData"
+DATA = "o2o_lightning.data.module.OfflineData"
 
 
 def main(name: str, argv: list[str]) -> int:

@@ -23,16 +23,15 @@ from o2o_lightning.errors import at_least
 from o2o_lightning.machine import library_versions
 from o2o_lightning.methods.method import Loss, Method, Moment, Task
 from o2o_lightning.nn.actor import Policy
-from o2o_lightning.nn.normalizer import Normalizer
+from o2o_lightning.phases.contract import Contract, check_sizes
 from o2o_lightning.phases.descent import Descent
 from o2o_lightning.phases.hardware import check_compilable, check_compiler, check_hardware, compile_note
-from o2o_lightning.phases.rows import Rows
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.ranks import Ranks
 from o2o_lightning.seeds import noise_seed
 
 
-class Phase(Rows):
+class Phase(Contract):
     """Base of all phases: where a method's batches come from, when it ends, what it hands on.
 
     **Clock.** One gradient update is one :meth:`learn`, whatever number of losses it descends, so that
@@ -50,8 +49,6 @@ class Phase(Rows):
     clock_name: ClassVar[str] = "updates"
     evaluates: ClassVar[bool] = True
 
-    normalizer: Normalizer
-
     def __init__(self, method: Method, init_from: str | None = None, compile: bool = False) -> None:
         super().__init__()
         if compile:
@@ -65,12 +62,13 @@ class Phase(Rows):
         self.scores: dict[str, float | None] = {}
         self.returns: dict[str, float] = {}
         self.config: dict[str, Any] = {}
-        self.source: Handover | None = None
+        self.source = None
         self.ranks = Ranks()
         self.make_engine: Callable[[Method], Engine] = CompiledEngine if compile else Engine
         self.beside_others = False  # whether seeds of one process share :attr:`make_engine`
         self._engine: Engine | None = None
         self._noise: NoiseBlocks | None = None
+        self.keep_hyperparameters()
 
     # ---- Lightning -----------------------------------------------------------------------------------------------
 
@@ -133,11 +131,18 @@ class Phase(Rows):
         """:attr:`cadence`, and the steps between the checkpoints that callbacks save."""
         return [self.cadence, *saving_steps(self.trainer)]
 
+    @property
+    def is_built(self) -> bool:
+        """Whether there are networks: since another run of a Trainer's, or as a checkpoint had them."""
+        return hasattr(self, "normalizer")
+
     def setup(self, stage: str) -> None:
-        if hasattr(self, "normalizer"):
+        data, self.ranks = self.data, Ranks.of(self.trainer)
+        if self.is_built:
+            data.normalizer, self.method.ranks = self.normalizer, self.ranks
+            check_sizes(self.policy(), data.sizes())
             return
         check_hardware(self.trainer)
-        data, self.ranks = self.data, Ranks.of(self.trainer)
         if self.compiles:
             check_compilable(self.trainer, self.ranks.count)
         if self.init_from is not None:
@@ -179,7 +184,7 @@ class Phase(Rows):
         return optimizer
 
     def configure_callbacks(self) -> list[Callback]:
-        return [EvaluationLoop(), *self.callbacks(), Monitors()]
+        return [EvaluationLoop(), *self.callbacks(), Monitors()] if self.trainer.state.fn == "fit" else []
 
     def callbacks(self) -> list[Callback]:
         """What the phase itself needs of callbacks, beside its evaluations."""
