@@ -87,7 +87,10 @@ CASES = {
     # Hydra
     "unknown group": ("offlin=td3_bc", ["offlin", "did you mean 'offline'"]),
     "unknown option of a group": ("--phase online online=o2td33", ["online=o2td33", "did you mean 'o2td3'"]),
-    "an option like no other": ("--phase online logger=xyz", ["logger=xyz", "There are csv, tensorboard, wandb"]),
+    "an option like no other": (
+        "--phase online logger=xyz",
+        ["logger=xyz", "There are csv, mlflow, tensorboard, wandb"],
+    ),
     "misspelt key": ("steps.alig=5", ["steps.alig", "did you mean 'steps.align'"]),
     "a new key that nothing reads": ("+offlin=td3_bc", ["+offlin=td3_bc", "nothing reads", "o2o fit -h"]),
     "unknown tier": ("--phase online tier=gold", ["table.gold", "tier="]),
