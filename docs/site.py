@@ -1,14 +1,32 @@
 """What the site is made with: the README as its first page, links between pages, and docstrings with formulas."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 from griffe import Extension, Object
+from mkdocs.structure.files import File
 
 ROLE = re.compile(r":(math|class|meth|func|attr|data|mod):`~?([^`]+)`")
 FORMULAS = "o2o_lightning.objectives."
 PAGE = re.compile(r"`docs/([\w/-]+)\.md`")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Each notebook is a page too."""
+    for file in [*files]:
+        if file.src_path.endswith(".ipynb"):
+            name = file.src_path.removesuffix(".ipynb")
+            text = f"{as_page(Path(file.abs_src_path))}\n\n[The notebook itself]({name.rpartition('/')[2]}.ipynb)\n"
+            files.append(File.generated(config, f"{name}.md", content=text))
+    return files
+
+
+def as_page(notebook: Path) -> str:
+    """The cells of a notebook as Markdown."""
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(notebook.read_text("utf-8"))["cells"]]
+    return "\n\n".join(text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

@@ -175,6 +175,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     del checkpoint["loops"]
     checkpoint["callbacks"].pop("RunDirectory")
     checkpoint.get("o2o_resume", {}).pop("token", None)
+    checkpoint.get("hyper_parameters", {}).pop("init_from", None)  # a path inside the run directory
     return checkpoint
 
 

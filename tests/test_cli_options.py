@@ -321,7 +321,7 @@ def test_callbacks_are_added_and_loggers_replaced() -> None:
         "--trainer.logger.save_dir", "tb",
     )["offline"]["trainer"]  # fmt: skip
     callbacks = [callback["class_path"].rpartition(".")[2] for callback in found["callbacks"]]
-    assert callbacks == ["PhaseProgress", "PhaseCheckpoint", "LearningRateMonitor"]
+    assert callbacks == ["LearningRateMonitor"]
     assert found["logger"]["class_path"] == "lightning.pytorch.loggers.TensorBoardLogger"
     assert found["logger"]["init_args"]["save_dir"] == "tb"
 

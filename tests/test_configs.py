@@ -198,10 +198,12 @@ def test_a_datasets_name_chooses_its_row(spec: str, row: dict[str, Any]) -> None
     assert layer_norm is row["layer_norm"]
 
 
-@pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])
-def test_a_logger_writes_into_the_run_directory(logger: str) -> None:
+@pytest.mark.parametrize(
+    ("logger", "named"), [("csv", "name"), ("tensorboard", "name"), ("wandb", "phase"), ("mlflow", "phase")]
+)
+def test_a_logger_writes_into_the_run_directory(logger: str, named: str) -> None:
     made = compose("align", split([f"logger={logger}"]))["trainer"]["logger"]["init_args"]
-    assert (made["save_dir"], made["name"]) == ("$RUN_DIR", "$PHASE")
+    assert (made["save_dir"], made[named]) == ("$RUN_DIR", "$PHASE")
 
 
 def test_no_configuration_repeats_another() -> None:

@@ -427,7 +427,7 @@ def test_tensorboard_shows_each_row_of_a_resumed_run_once(reference, tmp_path):
     assert killing.run(["resume", str(folder)], log) == 0, log.read_text()
     shown = EventAccumulator(str(folder / "online")).Reload()
     rows = [line.split(",") for line in (reference / "online/metrics.csv").read_text().splitlines()]
-    for name in ("critic_loss", "return_mean"):
+    for name, shown_as in (("critic_loss", "loss/critic"), ("return_mean", "eval/return_mean")):
         column, step = rows[0].index(name), rows[0].index("step")
         expected = [int(row[step]) for row in rows[1:] if row[column]]
-        assert [event.step for event in shown.Scalars(name)] == expected
+        assert [event.step for event in shown.Scalars(shown_as)] == expected

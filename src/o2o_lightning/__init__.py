@@ -15,6 +15,7 @@ _HOMES = {
     "errors": ("UserError",),
     "phases": ("Align", "ClonePolicy", "Offline", "OnPolicy", "Online", "Reevaluate"),
     "phases.evaluate": ("EvaluatePolicy",),
+    "phases.trainer": ("run_trainer",),
     "policies.load": ("LoadedPolicy", "load_policy"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}

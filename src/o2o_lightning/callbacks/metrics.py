@@ -73,6 +73,10 @@ class MetricsFile(CSVLogger):
             self._rewrite([*found, row])
         self.rows += 1
 
+    @rank_zero_only
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Nothing: ``config.yaml`` beside the file has them."""
+
     def save(self) -> None:
         """Nothing: each row is in the file already."""
 

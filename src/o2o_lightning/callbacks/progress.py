@@ -90,8 +90,11 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         if self._bar is not None:  # not at the end of training: one more evaluation comes there
             self._bar.update(self._task, completed=phase.clock, status=self._status(phase, time.monotonic()))
         self._stop()
-        if (line := phase.conclusion()) is not None:
-            self._say(line)
+        reasons = ((callback, getattr(callback, "stopping_reason_message", None)) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        said = [f"{phase.phase}: {type(callback).__name__}: {reason}" for callback, reason in reasons if reason]
+        for line in (phase.conclusion(), *said):
+            if line is not None:
+                self._say(line)
 
     def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
         self._stop()

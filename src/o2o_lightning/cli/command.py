@@ -29,6 +29,9 @@ class Option:
         """The option that was typed as ``--name value``."""
         own = _OF_ONE_PHASE.match(name)
         within = name[own.end() :] if own else name
+        if within == "trainer.callbacks" and value not in (None, "null", "[]"):  # one more, as with Lightning's `+=`
+            name, within = f"{name}+", f"{within}+"
+            tokens = [f"--{name}={value}"]
         return cls(own[1] if own else None, within.replace(".init_args.", "."), value, tuple(tokens))
 
     @property

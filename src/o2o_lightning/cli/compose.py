@@ -140,5 +140,5 @@ def lightning_config(phase: str, composed: dict[str, Any]) -> dict[str, Any]:
         for key, value in composed["data"].items()
         if value != MISSING and (accepts(path, key) or not any(accepts(online, key) for online in ONLINE_DATA))
     }
-    kept = {part: composed[part] for part in ("seed_everything", "trainer")}
+    kept = {part: composed[part] for part in ("seed_everything", "trainer", "checkpoint")}
     return {**kept, "model": held(phase, composed["model"]), "data": {"class_path": path, "init_args": data}}

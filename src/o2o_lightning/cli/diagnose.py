@@ -122,7 +122,7 @@ def _built(command: Command, path: Path, updates: int) -> "Built":
     config["model"] = {"class_path": REHEARSE, "init_args": {"init_from": str(path), "method": method}}
     given = config["data"]["init_args"]
     config["data"] = {"class_path": DATA, "init_args": {key: given[key] for key in given if accepts(DATA, key)}}
-    config["trainer"] |= {"logger": False, "callbacks": [], "enable_checkpointing": False, "max_steps": updates}
+    config["trainer"] |= {"logger": False, "callbacks": [], "max_steps": updates}
     config["trainer"]["enable_progress_bar"] = False
     tokens = [
         token

@@ -17,16 +17,19 @@ import lightning as L
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.trainer.connectors.callback_connector import _CallbackConnector
+from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from o2o_lightning.callbacks.checkpoint import PhaseCheckpoint
 from o2o_lightning.callbacks.progress import PhaseProgress
 from o2o_lightning.callbacks.run_directory import RunDirectory
 from o2o_lightning.cli.messages import instantiation_message, parser_message
 from o2o_lightning.cli.models import held, known, said
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.errors import Failure, Interrupted, Lost, UserError, reason
+from o2o_lightning.launch import note_once
 from o2o_lightning.limits import check_text, read_yaml
 from o2o_lightning.methods.method import Method
 from o2o_lightning.phases.base import Phase
@@ -36,6 +39,7 @@ from o2o_lightning.ranks import lost
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 set_parsing_settings(subclasses_enabled=[Method])  # a dataclass that is more than its fields
 PARTS = ("model", "data")
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 FORMER_LOGGER = ("o2o_lightning.report.metrics.", "o2o_lightning.callbacks.metrics.")  # as version 0.1 wrote it
 BAD_INPUT = (ArgumentError, MisconfigurationException, ModuleNotFoundError, TypeError, ValueError)
 SMALLER = "Lower --data.batch_size, --data.capacity or --model.hidden, or pass --data.memmap true."
@@ -112,7 +116,9 @@ class PhaseCLI(LightningCLI):
     def __init__(self, config: dict[str, Any], options: Iterable[str] = (), files: Iterable[str] = ()) -> None:
         quiet()
         self.files, self.composed = list(files), config
-        laid_over = [str(yaml.safe_dump(config, sort_keys=False)), *(self._read(file) for file in self.files)]
+        self.own_callbacks: list[L.Callback] = []
+        self.folder = Path()
+        laid_over = [_dumped(_apart(config)), *(self._read(file) for file in self.files)]
         super().__init__(
             model_class=Phase,
             datamodule_class=OfflineData,
@@ -125,6 +131,9 @@ class PhaseCLI(LightningCLI):
             # later arguments win: what is typed beats the user's files, and these beat what Hydra composed
             args=[*(f"--config={file}" for file in laid_over), *options],
         )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(PhaseCheckpoint, "checkpoint")  # of every phase, beside --trainer.callbacks
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # LightningCLI warns when arguments are given both here and in sys.argv; here they always are
@@ -145,12 +154,23 @@ class PhaseCLI(LightningCLI):
             if "model" in content:
                 composed = self.composed["model"]
                 content["model"] = held(resolve_name(composed["class_path"]).phase, content["model"], composed)
+            content = _apart(content)
         except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError, ImportError):
             return file  # LightningCLI says what is wrong with it
-        return str(yaml.safe_dump(content, sort_keys=False))
+        return _dumped(content)
 
     def instantiate_classes(self) -> None:
         """Nothing yet."""
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
+        theirs = config["callbacks"] if isinstance(config["callbacks"], list) else [config["callbacks"]]
+        own = [*self.own_callbacks, *callbacks]
+        if isinstance(name := config["profiler"], str) and name in PROFILERS:  # its report is too long for a terminal
+            config["profiler"] = PROFILERS[name](str(self.folder), "profile")
+            note_once(f"{self.folder.name}: its profile will be in {self.folder}/fit-profile.txt")
+        if config["enable_progress_bar"] is not False and not any(isinstance(item, ProgressBar) for item in theirs):
+            own.append(PhaseProgress())
+        return super()._instantiate_trainer(config, own)
 
     def written(self) -> str:
         """The whole typed configuration as YAML, as ``--config`` takes it back."""
@@ -160,9 +180,7 @@ class PhaseCLI(LightningCLI):
         """Seeds, and instantiates trainer, phase and data; ``command`` is what the run's plan remembers."""
         written = self.written()
         self.config = cast(Namespace, _substitute(self.config, str(run_dir), phase))
-        if self.config["trainer.enable_progress_bar"] is False:
-            bar, callbacks = f"{PhaseProgress.__module__}.{PhaseProgress.__name__}", self.config["trainer.callbacks"]
-            self.config["trainer.callbacks"] = [item for item in callbacks or () if item["class_path"] != bar]
+        self.own_callbacks, self.folder = [RunDirectory(run_dir, written, command)], run_dir / phase
         if str(self.config["trainer.strategy"]).startswith("ddp_spawn"):
             raise UserError("--trainer.strategy ddp_spawn: data and environments can't be sent to a process. Pass ddp.")
         try:
@@ -174,8 +192,6 @@ class PhaseCLI(LightningCLI):
             belongs = getattr(model, "phase", "?")
             raise UserError(f"--model: {type(model).__name__} is not of phase '{phase}'. Pass --phase {belongs}.")
         model.config = yaml.safe_load(written)
-        self.trainer.callbacks.append(RunDirectory(run_dir, written, command))  # type: ignore[attr-defined]
-        self.trainer.callbacks = _CallbackConnector._reorder_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
         return Built(self.trainer, model, cast(OfflineData, self.datamodule), self.config["seed_everything"])
 
 
@@ -207,13 +223,34 @@ def quiet() -> None:
     """Silences what Lightning and its parts say of themselves; warnings that concern the user still come."""
     for name in ("pytorch", "pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what a profiler says was asked for
     for message in (
         ".*LeafSpec.*", ".*num_workers.*", ".*tensorboardX.*", ".*CSVLogger.*", ".*Checkpoint directory.*",
         ".*weights_only.*", ".*GPU available but not used.*", ".*does not have many workers.*", ".*logging interval.*",
         ".*Experiment logs directory.*", ".*You're resuming from a checkpoint that ended.*",
         ".*transfer_batch_to_device.*", ".*No seed found.*", ".*implemented the batching rule.*",
+        ".*ModelCheckpoint with manual optimization.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", message=message)
+
+
+def _apart(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` with what version 0.1 wrote among the callbacks of others where it is now: under ``checkpoint``."""
+    trainer = config.get("trainer")
+    if not isinstance(trainer, dict) or not isinstance(given := trainer.get("callbacks"), list):
+        return config
+    paths = {f"{kind.__module__}.{kind.__name__}": kind for kind in (PhaseProgress, PhaseCheckpoint)}
+    own = {paths.get(item["class_path"]): item for item in given if isinstance(item, dict) and "class_path" in item}
+    if not {PhaseProgress, PhaseCheckpoint} & {*own}:
+        return config
+    theirs = [item for item in given if item not in (own.get(PhaseProgress), own.get(PhaseCheckpoint))]
+    saved = own[PhaseCheckpoint].get("init_args") if PhaseCheckpoint in own else None
+    settings = {} if saved is None else {"checkpoint": saved}
+    return {**config, "trainer": {**trainer, "callbacks": theirs}, **settings}
+
+
+def _dumped(config: dict[str, Any]) -> str:
+    return str(yaml.safe_dump(config, sort_keys=False))
 
 
 def _substitute(value: Any, run_dir: str, phase: str) -> Any:

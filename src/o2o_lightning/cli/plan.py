@@ -14,6 +14,11 @@ from o2o_lightning.data.spec import load_raw
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods.o2.constraint import Constrained
 
+OURS_STAY = (
+    "--trainer.callbacks adds to the phases' own, which stay. --trainer.enable_progress_bar false goes without the "
+    "progress, --checkpoint.save_best false without best.ckpt; last.ckpt is what the next phase starts from"
+)
+
 
 @dataclass
 class Step:
@@ -112,6 +117,8 @@ def _options_by_phase(command: Command, configs: dict[str, dict[str, Any]]) -> t
     for option in command.options:
         if option.name == "config":
             continue
+        if option.name == "trainer.callbacks":  # of nothing: a callback is added
+            notes.append(OURS_STAY)
         if option.phase is not None and option.phase not in configs:
             name = option.tokens[0].partition("=")[0]
             raise UserError(f"{name}: this run has no phase '{option.phase}'. It has {', '.join(configs)}.")

@@ -24,7 +24,7 @@ o2o {name} --ckpt_path CKPT [options]
 `test` is the paper's protocol: deterministic actions, fixed start states, mean undiscounted return and D4RL score.
 """
 MODEL = "o2o_lightning.phases.evaluate.EvaluatePolicy"
-DATA = "o2o_lightning.data.observations.EvaluationData"
+DATA = "o2o_lightning.data.module.OfflineData"
 
 
 def main(name: str, argv: list[str]) -> int:
@@ -61,7 +61,7 @@ def main(name: str, argv: list[str]) -> int:
         data["dataset"] = source.manifest.get("source")
     config["model"] = {"class_path": MODEL, "init_args": {"init_from": path}}
     config["data"] = {"class_path": DATA, "init_args": data}
-    config["trainer"] |= {"logger": False, "callbacks": [], "enable_checkpointing": False, "enable_progress_bar": False}
+    config["trainer"] |= {"logger": False, "enable_progress_bar": False}
     options = command.without("config").tokens
     built = PhaseCLI(config, options, command.files).build(run_dir, "evaluate")
     if built.trainer.world_size > 1:

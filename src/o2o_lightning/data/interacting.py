@@ -32,7 +32,7 @@ class InteractingData(OfflineData):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if self.interactions:
+        if self.interactions or stage != "fit":
             return
         self.generator = np.random.default_rng(environment_seed(self.ranks.rank))
         for number, ring in enumerate(self.rings()):

@@ -29,6 +29,7 @@ from o2o_lightning.replay.rewards import RewardMap, return_range_scale
 from o2o_lightning.replay.store import TransitionStore
 from o2o_lightning.replay.table import Key, Table, nested
 from o2o_lightning.seeds import rows_seed
+from o2o_lightning.settings import plain as as_plain
 
 PRECOMPUTE_BLOCK = 8192
 PRECOMPUTE_ROWS = 2_000_000  # beyond, a phase need not wait; not a matter of storage, which changes no bit
@@ -95,6 +96,7 @@ class OfflineData(L.LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
+        self.save_hyperparameters(as_plain(self))
         check_ranges("data", {option.name: getattr(self, option.name) for option in fields(self)})
         self.rewards = RewardMap(self.reward_scale, self.reward_shift)
         self.layout = tuple(self.observation_layout)
@@ -139,9 +141,19 @@ class OfflineData(L.LightningDataModule):
         total, module = cast(Any, self.trainer).max_steps, self.module
         if total <= 0:
             raise UserError("--trainer.max_steps: pass how many gradient updates this phase makes.")
-        cadences = self.eval_every_updates, module.cadence
+        cadences = self.eval_every_updates, *module.cadences
         clock = {"clock": lambda: module.updates, "total": total, "chunk": self.chunk, "cadences": cadences}
         return OfflineStream(self.draw, self.batch_size, **clock)
+
+    def val_dataloader(self) -> range:
+        return range(1)  # one evaluation; the episodes are the evaluator's
+
+    def test_dataloader(self) -> range:
+        return range(1)
+
+    def predict_dataloader(self) -> Iterator[TensorDictBase]:
+        gather = self.needed("actions are predicted at one's observations").gather
+        return (gather(torch.arange(part.start, part.stop)) for part in self.blocks())
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # the stream puts each batch on the device; a live chunk cannot be moved as a whole

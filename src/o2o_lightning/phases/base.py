@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, cast
 
-import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from o2o_lightning.callbacks.evaluation_loop import EvaluationLoop
 from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.callbacks.monitors import Monitors, saving_steps
 from o2o_lightning.checkpoint.handover import KEY, Handover, check_dataset, read_handover
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.engine.compiled import CompiledEngine
@@ -23,7 +23,7 @@ from o2o_lightning.errors import at_least
 from o2o_lightning.machine import library_versions
 from o2o_lightning.methods.method import Loss, Method, Moment, Task
 from o2o_lightning.nn.actor import Policy
-from o2o_lightning.nn.normalizer import Normalizer
+from o2o_lightning.phases.contract import Contract, check_sizes
 from o2o_lightning.phases.descent import Descent
 from o2o_lightning.phases.hardware import check_compilable, check_compiler, check_hardware, compile_note
 from o2o_lightning.policies.history import player_of
@@ -31,7 +31,7 @@ from o2o_lightning.ranks import Ranks
 from o2o_lightning.seeds import noise_seed
 
 
-class Phase(L.LightningModule):
+class Phase(Contract):
     """Base of all phases: where a method's batches come from, when it ends, what it hands on.
 
     **Clock.** One gradient update is one :meth:`learn`, whatever number of losses it descends, so that
@@ -49,8 +49,6 @@ class Phase(L.LightningModule):
     clock_name: ClassVar[str] = "updates"
     evaluates: ClassVar[bool] = True
 
-    normalizer: Normalizer
-
     def __init__(self, method: Method, init_from: str | None = None, compile: bool = False) -> None:
         super().__init__()
         if compile:
@@ -64,13 +62,13 @@ class Phase(L.LightningModule):
         self.scores: dict[str, float | None] = {}
         self.returns: dict[str, float] = {}
         self.config: dict[str, Any] = {}
-        self.display: dict[str, float] = {}
-        self.source: Handover | None = None
+        self.source = None
         self.ranks = Ranks()
         self.make_engine: Callable[[Method], Engine] = CompiledEngine if compile else Engine
         self.beside_others = False  # whether seeds of one process share :attr:`make_engine`
         self._engine: Engine | None = None
         self._noise: NoiseBlocks | None = None
+        self.keep_hyperparameters()
 
     # ---- Lightning -----------------------------------------------------------------------------------------------
 
@@ -128,11 +126,23 @@ class Phase(L.LightningModule):
         """Gradient updates between two moments, beside evaluations, that a chunk must end at; 0 for none."""
         return 0
 
+    @property
+    def cadences(self) -> list[int]:
+        """:attr:`cadence`, and the steps between the checkpoints that callbacks save."""
+        return [self.cadence, *saving_steps(self.trainer)]
+
+    @property
+    def is_built(self) -> bool:
+        """Whether there are networks: since another run of a Trainer's, or as a checkpoint had them."""
+        return hasattr(self, "normalizer")
+
     def setup(self, stage: str) -> None:
-        if hasattr(self, "normalizer"):
+        data, self.ranks = self.data, Ranks.of(self.trainer)
+        if self.is_built:
+            data.normalizer, self.method.ranks = self.normalizer, self.ranks
+            check_sizes(self.policy(), data.sizes())
             return
         check_hardware(self.trainer)
-        data, self.ranks = self.data, Ranks.of(self.trainer)
         if self.compiles:
             check_compilable(self.trainer, self.ranks.count)
         if self.init_from is not None:
@@ -174,7 +184,11 @@ class Phase(L.LightningModule):
         return optimizer
 
     def configure_callbacks(self) -> list[Callback]:
-        return [EvaluationLoop()]
+        return [EvaluationLoop(), *self.callbacks(), Monitors()] if self.trainer.state.fn == "fit" else []
+
+    def callbacks(self) -> list[Callback]:
+        """What the phase itself needs of callbacks, beside its evaluations."""
+        return []
 
     def training_step(self, chunk: Any, batch_idx: int) -> None:
         self._record = ChunkRecord(self.phase, self.ranks.rank)
@@ -295,23 +309,6 @@ class Phase(L.LightningModule):
         store = self.data.needed("what an option asks for is measured on its states")
         return self.data.prepare(store.gather(store.sample_rows(count, torch.Generator().manual_seed(0))), self.device)
 
-    def log_means(self, metrics: dict[str, Tensor]) -> None:
-        """One row of the means of ``metrics`` over their elements and all processes."""
-        row = {name: float(value.detach().float().mean()) for name, value in metrics.items()}
-        self.log_now(self.ranks.mean_row(row))
-
-    def log_now(self, metrics: dict[str, float], moment: tuple[int, int] | None = None) -> None:
-        """One row to every logger, on the phase's own clock; both clocks, of now or of ``moment``, are columns.
-
-        Lightning's own callbacks can monitor what it has.
-        """
-        updates, env_steps = moment or (self.updates, self.env_steps)
-        row = {"updates": updates, **({"env_steps": env_steps} if env_steps else {}), **metrics}
-        self.display.update(metrics)
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        for logger in self.trainer.loggers:
-            logger.log_metrics(row, step=env_steps if self.clock_name == "env_steps" else updates)
-
     def evaluate(self, policy: Policy | None = None) -> Evaluation:
         """Evaluates ``policy`` (default: the phase's) off the training environment; its steps are counted as a cost."""
         return self.evaluate_player(player_of(policy or self.policy(), self.normalizer))
@@ -338,7 +335,7 @@ class Phase(L.LightningModule):
         self.curve.append([clock, result.return_mean, result.score])
         row = {"eval_env_steps": float(self.eval_env_steps), "return_mean": result.return_mean}
         self.log_now(row if result.score is None else {**row, "score": result.score}, moment)
-        self.trainer.callback_metrics["score"] = torch.tensor(result.value)
+        self.show({"score": result.value})  # the mean return, where no reference score is known
         self.tell("on_evaluation", result)
 
     def tell(self, hook: str, *args: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from o2o_lightning.checkpoint.handover import PHASES
+from o2o_lightning.checkpoint.handover import PHASES, Handover
 from o2o_lightning.data.cloning import CloneData
 from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.envs.scores import score_or_return
@@ -98,9 +98,10 @@ class ClonePolicy(Phase):
         return cast(Clone, self.method)
 
     def setup(self, stage: str) -> None:
-        if hasattr(self, "teacher"):
-            return
+        built = self.is_built
         super().setup(stage)
+        if built:
+            return
         self.best = frozen_copy(self.student.actor)
         self.teacher: Teacher
         if self.source is None:
@@ -113,6 +114,10 @@ class ClonePolicy(Phase):
         else:
             self.teacher = player_of(self.source.build_policy(), self.normalizer)
         self.student.teach(self.teacher.sampled, clipped=self.teacher.kind in CLIPPED)
+
+    def restore(self, source: Handover) -> None:
+        super().restore(source)
+        self.best = frozen_copy(self.student.actor)
 
     def on_fit_start(self) -> None:
         data = self.states

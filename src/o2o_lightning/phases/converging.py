@@ -53,8 +53,8 @@ class Converging(Phase):
     def cadence(self) -> int:
         return self.convergence.every
 
-    def configure_callbacks(self) -> list[Callback]:
-        return [*super().configure_callbacks(), self.watch]
+    def callbacks(self) -> list[Callback]:
+        return [self.watch]
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

@@ -56,7 +56,7 @@ def check_stackable(trainer: Any, compiles: bool) -> None:
         raise UserError(f"seeds=: --trainer.precision {trainer.precision} has not been shown to hold. Leave it out.")
     if compiles:
         raise UserError("seeds=: --model.compile true is for one seed. Leave one of them out.")
-    if any(type(logger).__name__ == "WandbLogger" for logger in trainer.loggers):
+    if any(kind.__name__ == "WandbLogger" for logger in trainer.loggers for kind in type(logger).__mro__):
         raise UserError("seeds=: a process is one run of W&B. Pass logger=csv or logger=tensorboard.")
 
 

@@ -22,12 +22,9 @@ class Offline(Phase):
         super().__init__(method, None, **options)
 
     def setup(self, stage: str) -> None:
-        self._select()  # first: observations are normalised by what is learned from
+        if stage == "fit" or not self.is_built:
+            self._select()  # first: observations are normalised by what is learned from
         super().setup(stage)
-
-    def teardown(self, stage: str) -> None:
-        if self.data.store is not None:
-            self.data.store.td_rows = self._td_rows
 
     def task(self) -> Task:
         if "window" not in self.method.needs:

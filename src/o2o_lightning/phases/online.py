@@ -120,8 +120,9 @@ class Online(Phase):
     def waits_for_scores(self) -> bool:
         return self.referenced is not None and self.referenced.reference.mode == "best"
 
-    def configure_callbacks(self) -> list[Callback]:
-        callbacks, method = super().configure_callbacks(), self.referenced
+    def callbacks(self) -> list[Callback]:
+        callbacks: list[Callback] = []
+        method = self.referenced
         if method is not None:
             reference = method.reference
             callbacks.append(ReferencePolicy(reference.mode, reference.start, reference.period))
