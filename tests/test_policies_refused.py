@@ -16,6 +16,8 @@ from policy_files import Payload, d4rl_file, perceptron, sb3_ppo, sb3_sac, sb3_z
 from torch import nn
 
 from o2o_lightning.cli.main import main
+from o2o_lightning.errors import UserError
+from o2o_lightning.policies.statistics import read_statistics
 
 
 def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, file: Path | str, *options: str) -> str:
@@ -65,6 +67,12 @@ def test_json_of_too_many_levels_or_digits_is_one_line(tmp_path: Path, capsys: p
     for content in ('{"mean":' + "[" * 100_000, '{"mean":[' + "9" * 400 + ',0,0],"std":[1,1,1]}'):
         (tmp_path / "n.json").write_text(content)
         assert "n.json" in refused(capsys, tmp_path, good, "--normalizer", str(tmp_path / "n.json"))
+
+
+def test_a_pickle_that_asks_for_a_memo_of_gigabytes_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "n.pkl").write_bytes(b"\x80\x04}r" + (1_292_340_372).to_bytes(4, "little") + b".")
+    with pytest.raises(UserError, match=r"n\.pkl"):
+        read_statistics(tmp_path / "n.pkl")
 
 
 def test_d3rlpys_files_are_called_by_their_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from o2o_lightning.errors import UserError
-from o2o_lightning.limits import read_json
+from o2o_lightning.limits import bounded, read_json
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies.npz import read_npz
 from o2o_lightning.policies.source import Array, BadPolicy, read_limited, readable, reading
@@ -40,7 +40,7 @@ def read_statistics(
         UserError: unreadable, of another form, or a pickle that would do more than hold VecNormalize's numbers.
     """
     path = Path(path)
-    with reading(path, "normalizer"):
+    with reading(path, "normalizer"), bounded(f"normalizer {path}"):  # a pickle's memo has the size that it says
         if not path.is_file():
             raise BadPolicy(f"there is no such file. Pass {FORM}, or VecNormalize's pickle.")
         found, left = _read(path, read_limited(path, MAX_BYTES), layout, widths)
