@@ -133,7 +133,7 @@ def command(case: Case, name: str, folder: Path) -> list[str]:
     if phase != "online" or not case.start or "ppo" in name:  # the others take their networks from the checkpoint
         known = [f"--model.{key}={value}" for key, value in golden_cases.WIDTHS.items() if key in own | nested]
         typed += [token for token in known if not any(option(token) == option(given) for given in typed)]
-    return ["fit", "--phase", phase, *golden_cases.SMALL, *typed]
+    return ["fit", "--phase", phase, golden_configs.PRESET, *golden_cases.SMALL, *typed]
 
 
 def option(token: str) -> str | None:

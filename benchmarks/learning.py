@@ -2,6 +2,7 @@
 
     python benchmarks/learning.py run   --out learning --datasets a.hdf5 b.hdf5 --seeds 0 1 2 --arms o2td3 direct_td3
     python benchmarks/learning.py table --out learning
+    python benchmarks/learning.py elsewhere --out learning --arms o2td3    # the policies from other start states
 
 A job is one `o2o fit --phase ...`; arms share the jobs that they start from. A finished job is not run again, and one
 that was cut off goes on (`o2o resume`), so the same command continues a study that died.
@@ -18,7 +19,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from o2o_lightning.cli.jobs import Chain, Job, ordered, run_chains
+from o2o_lightning.envs.episodes import Evaluator
+from o2o_lightning.envs.scores import reference_scores
+from o2o_lightning.policies.load import LoadedPolicy, load_policy
 
+ELSEWHERE = 777_000  # the first start state that no run evaluates at
 EARLY = (2000, 6000)  # environment steps within which a hand-off collapses, if it does
 
 
@@ -27,6 +32,7 @@ def job(phase: str, *arguments: str, parent: str | None = None) -> Job:
     return Job(phase, arguments, parent)
 
 
+PAPER = "preset=paper"
 # The ablations: `reevaluated_*` fine-tunes with the re-evaluated critic, `aligned_*` with the aligned one, both without
 # the constraint. Squashed-Gaussian policies are clones of the same TD3+BC policy that TD3 starts from.
 JOBS = {
@@ -34,6 +40,7 @@ JOBS = {
     "reevaluate_td3": job("reevaluate", "online=o2td3", parent="td3_bc"),
     "align_td3": job("align", "online=o2td3", parent="reevaluate_td3"),
     "o2td3": job("online", "online=o2td3", parent="align_td3"),
+    "paper_td3": job("online", "online=o2td3", PAPER, parent="align_td3"),
     "direct_td3": job("online", "online=td3", parent="td3_bc"),
     "reevaluated_td3": job("online", "online=td3", parent="reevaluate_td3"),
     "aligned_td3": job("online", "online=o2td3", "experiment=no_constraint", parent="align_td3"),
@@ -41,6 +48,7 @@ JOBS = {
     "reevaluate_sac": job("reevaluate", "online=o2sac", parent="clone"),
     "align_sac": job("align", "online=o2sac", parent="reevaluate_sac"),
     "o2sac": job("online", "online=o2sac", parent="align_sac"),
+    "paper_sac": job("online", "online=o2sac", PAPER, parent="align_sac"),
     "direct_sac": job("online", "online=sac", parent="clone"),
     "reevaluated_sac": job("online", "online=sac", parent="reevaluate_sac"),
     "aligned_sac": job("online", "online=o2sac", "experiment=no_constraint", parent="align_sac"),
@@ -61,7 +69,7 @@ CONTROLLED = (
 )
 for which in ("td3", "sac"):
     for name, typed in {"fresh": FRESH, "off": OFFLINE, "pi": CONTROLLED}.items():
-        JOBS[f"o2{which}_{name}"] = job("online", f"online=o2{which}", *typed, parent=f"align_{which}")
+        JOBS[f"o2{which}_{name}"] = job("online", f"online=o2{which}", PAPER, *typed, parent=f"align_{which}")
 ARMS = [name for name, found in JOBS.items() if found.phase == "online"]
 
 
@@ -81,6 +89,11 @@ def main() -> int:
     table = commands.add_parser("table")
     table.add_argument("--out", type=Path, required=True)
     table.set_defaults(command=_table)
+    elsewhere = commands.add_parser("elsewhere")
+    elsewhere.add_argument("--out", type=Path, required=True)
+    elsewhere.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    elsewhere.add_argument("--episodes", type=int, default=60)
+    elsewhere.set_defaults(command=_elsewhere)
     arguments = parser.parse_args()
     command: Any = arguments.command
     return int(command(arguments))
@@ -116,6 +129,27 @@ def _table(arguments: argparse.Namespace) -> int:
             cells += [_cell([score[name] for score in scores]) for name in ("final", "best")]
             print(f"| {dataset.name} | {arm} | {len(scores)} | " + " | ".join(cells) + " |")
     return 0
+
+
+def _elsewhere(arguments: argparse.Namespace) -> int:
+    """π_off, and what each run stands for at its end, from start states that no run has evaluated at."""
+    print("| dataset | arm | seed | π_off | at the end |")
+    print("|---|---|---|---|---|")
+    for path in sorted(arguments.out.glob("*/seed*/*/online/checkpoints/last.ckpt")):
+        arm, seed, dataset = (path.parents[i].name for i in (2, 3, 4))
+        if arm in arguments.arms:
+            cells = [_judged(load_policy(path, which), arguments.episodes) for which in ("offline", "actor")]
+            print(f"| {dataset} | {arm} | {seed.removeprefix('seed')} | {' | '.join(cells)} |", flush=True)
+    return 0
+
+
+def _judged(loaded: LoadedPolicy, episodes: int) -> str:
+    """Mean and standard error, in points of the score where there is one."""
+    source, reference = loaded.source, reference_scores(loaded.env_id)
+    sizes, kwargs = loaded.policy.spec.observation_dim, source.kwargs_in(loaded.env_id)
+    found = Evaluator(loaded.env_id, sizes, episodes, ELSEWHERE, reference, source.layout, kwargs).run(loaded.player)
+    unit = 1.0 if reference is None else (reference[1] - reference[0]) / 100.0
+    return f"{found.value:.1f} ± {stdev(found.returns) / len(found.returns) ** 0.5 / unit:.1f}"
 
 
 def early(score: dict[str, Any]) -> list[float]:

@@ -16,7 +16,8 @@ from o2o_lightning.methods.cql import CQL
 from o2o_lightning.methods.dt import DT
 from o2o_lightning.methods.iql import IQL
 from o2o_lightning.methods.o2 import ppo, sac, td3
-from o2o_lightning.methods.o2.constraint import Reference, Threshold
+from o2o_lightning.methods.o2.constraint import Threshold
+from o2o_lightning.methods.o2.reference import Reference
 from o2o_lightning.methods.odt import ODT
 from o2o_lightning.methods.td3_bc import TD3BC
 from o2o_lightning.phases.align import Align

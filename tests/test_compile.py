@@ -37,7 +37,7 @@ from o2o_lightning.methods.method import Method
 from o2o_lightning.methods.o2 import ppo as o2ppo
 from o2o_lightning.methods.o2 import sac as o2sac
 from o2o_lightning.methods.o2 import td3 as o2td3
-from o2o_lightning.methods.o2.constraint import Reference
+from o2o_lightning.methods.o2.reference import Reference
 from o2o_lightning.methods.odt import ODT
 from o2o_lightning.methods.td3_bc import TD3BC
 from o2o_lightning.nn.critics import Critics

@@ -106,10 +106,26 @@ def test_o2td3_has_the_tables_numbers_on(dataset: str, tmp_path: Path) -> None:
     assert (data.eval_every, data.eval_episodes) == row["evaluation"]
 
 
+@pytest.mark.parametrize(
+    ("typed", "mode", "moments"),
+    [
+        (["online=o2td3"], "trials", "fresh"),
+        (["online=o2sac"], "trials", "fresh"),
+        (["online=o2sac", "preset=paper"], "best", "carried"),
+        (["online=o2td3", "experiment=interval_reference"], "interval", "fresh"),
+        (["online=o2ppo"], None, None),  # its class's own: the paper's
+    ],
+)
+def test_a_run_is_held_unless_the_papers_hand_over_is_asked_for(typed: list[str], mode: Any, moments: Any) -> None:
+    model = compose("online", split(typed))["model"]["init_args"]
+    assert (model.get("reference") or {}).get("mode") == mode
+    assert model.get("actor_moments") == moments
+
+
 @pytest.mark.parametrize("dataset", ["hopper-medium-v2", "hopper-medium-expert-v2", "antmaze-umaze-v2", "file"])
 def test_every_phase_has_the_tables_numbers_on(dataset: str, tmp_path: Path) -> None:
     row = ROWS[dataset]
-    made = {phase: built(phase, tmp_path, f"dataset={dataset}") for phase in CLASSES}
+    made = {phase: built(phase, tmp_path, f"dataset={dataset}", "preset=paper") for phase in CLASSES}
     steps = {phase: trainer.max_steps for phase, (trainer, _, _) in made.items()}
     assert steps == {"offline": 1_000_000, "reevaluate": 500_000, "align": row["align"], "online": -1}
     for phase, (_, model, data) in made.items():

@@ -80,7 +80,7 @@ def composed(phase: str, *tokens: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_o2sac_composes_to_its_row_of_the_table(dataset: str, row: tuple[Any, ...]):
     (alpha, start, end, multiplier, critics, hidden, normalize, scale, shift, align_steps, warmup, env_steps, every,
      episodes, updates) = row  # fmt: skip
-    tokens = ("online=o2sac", f"dataset={dataset}")
+    tokens = ("online=o2sac", "preset=paper", f"dataset={dataset}")
     (reevaluate, pr), (align, va), (online, cft) = (composed(phase, *tokens) for phase in PHASES[1:])
     assert (pr["class"], va["class"], cft["class"]) == ("sac.Reevaluate", "sac.Align", "sac.Online")
     assert reevaluate["temperature"] == align["temperature"] == online["temperature"] == alpha

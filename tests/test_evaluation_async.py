@@ -24,7 +24,7 @@ from o2o_lightning.data.online import OnlineData
 from o2o_lightning.envs.episodes import Evaluator
 from o2o_lightning.errors import Failure
 from o2o_lightning.methods.o2 import td3
-from o2o_lightning.methods.o2.constraint import Reference
+from o2o_lightning.methods.o2.reference import Reference
 from o2o_lightning.methods.td3_bc import TD3BC
 from o2o_lightning.nn.actor import DeterministicActor
 from o2o_lightning.nn.actors import build_policy

@@ -14,6 +14,13 @@ GOLDEN = golden_configs.unpacked(golden_configs.FILE.read_text())
 # Options that these had not when the file was made: a method has those of the rule that it extends, and what can be
 # compiled is the engine's affair. With the values that leave the method as it was.
 EVERY: golden_configs.Row = {"data.env_kwargs": {}, "data.actions": "auto", "data.terminals": "auto"}
+TRIALS: golden_configs.Row = {
+    "model.trials.confidence": 1.0,
+    "model.trials.confirmations": 20,
+    "model.trials.tolerance": 0.05,
+    "model.trials.ease": 4.0,
+    "model.trials.share": 0.5,
+}
 CONSTRAINED: golden_configs.Row = {
     "model.hand_on": "aligned",
     "model.judge_episodes": 30,
@@ -25,6 +32,7 @@ CONSTRAINED: golden_configs.Row = {
     "model.multiplier.proportional": 0.5,
     "model.multiplier.least": 0.001,
     "model.multiplier.cap": 100.0,
+    **TRIALS,
     "data.seeds": 0,
     "data.entry.rule": "largest",
     "data.entry.share": 0.5,
@@ -43,6 +51,7 @@ NEW: dict[str, golden_configs.Row] = {
     "offline offline=odt": {"model.compile": False, "model.padded_entropy": False},
     **{f"online online={method}": CONSTRAINED for method in ("o2sac", "sac")},
     **{f"online online={method}": {**CONSTRAINED, "model.exploration_clip": None} for method in ("o2td3", "td3")},
+    **{f"online online={method}": TRIALS for method in ("o2ppo", "ppo")},
     **{f"clone online={method}": {"model.teacher_actions": "auto"} for method in golden_configs.ONLINE},
     **{f"reevaluate online={method}": HASTENED for method in ("o2td3", "o2sac", "td3", "sac")},
     **{f"reevaluate online={method}": {"model.bootstrap_tails": True} for method in ("o2ppo", "ppo")},

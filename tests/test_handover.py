@@ -22,7 +22,7 @@ from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods.o2 import td3
-from o2o_lightning.methods.o2.constraint import Reference
+from o2o_lightning.methods.o2.reference import Reference
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.phases.align import Align
 from o2o_lightning.phases.online import Online

@@ -25,7 +25,7 @@ from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods.iql import IQL
 from o2o_lightning.methods.o2 import ppo
-from o2o_lightning.methods.o2.constraint import Reference
+from o2o_lightning.methods.o2.reference import Reference
 from o2o_lightning.methods.td3_bc import TD3BC
 from o2o_lightning.phases.offline import Offline
 from o2o_lightning.phases.on_policy import OnPolicy

@@ -20,7 +20,8 @@ from o2o_lightning.data.online import OnlineData
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods.cql import CQL
 from o2o_lightning.methods.o2 import sac, td3
-from o2o_lightning.methods.o2.constraint import Multiplier, Reference, Threshold
+from o2o_lightning.methods.o2.constraint import Multiplier, Threshold
+from o2o_lightning.methods.o2.reference import Reference
 from o2o_lightning.methods.td3_bc import TD3BC
 from o2o_lightning.phases.align import Align
 from o2o_lightning.phases.descent import Descent

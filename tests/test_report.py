@@ -319,6 +319,17 @@ def test_an_offline_policy_that_scored_higher_is_the_one_to_take(tmp_path: Path)
     assert outcome(run)[1].endswith("last.ckpt; π_off scored higher, and is in it too: --model.policy offline")
 
 
+def test_a_run_with_trials_ends_with_how_they_ended_and_what_training_returned(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", offline=42.0, aligned=40.0)
+    played = {"actor": {"episodes": 12, "return_mean": 310.25}, "reference": {"episodes": 0, "return_mean": None}}
+    for path in run.rglob("summary.json"):
+        summary = json.loads(path.read_text())
+        path.write_text(json.dumps({**summary, "trials": {"won": 2, "lost": 1, "neither": 4, "played": played}}))
+    assert outcome(run)[1] == (
+        "trials of the actor: 2 won, 1 lost, 4 undecided; training episodes: 12 of the actor's returned 310.2"
+    )
+
+
 # ---- the card ----------------------------------------------------------------------------------------------------
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from o2o_lightning.errors import UserError, at_least
 
-SHARES = ("discount", "gae_lambda", "polyak", "expectile", "dropout", "fraction")
+SHARES = ("discount", "gae_lambda", "polyak", "expectile", "dropout", "fraction", "share")
 NOT_NEGATIVE = (
     "policy_noise", "noise_clip", "exploration_noise", "weight_decay", "entropy", "conservative_weight", "bc_q_weight",
     "mode_weight", "inverse_temperature", "curvature", "clip", "lr", "actor_lr", "critic_lr", "value_lr",
     "temperature_lr", "start", "end", "scale", "normalize_eps", "memory_limit_gb", "eval_every_updates", "warmup_steps",
-    "eval_every",
+    "confidence", "tolerance", "eval_every",
 )  # fmt: skip
 COUNTS = (
     "chunk", "eval_episodes", "env_steps", "utd", "capacity", "epochs", "num_envs", "context",
@@ -24,7 +24,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(COUNTS, (1, 2**53)),  # beyond, a count is no longer exact where it meets a float
     **dict.fromkeys(("hidden", "critic_hidden", "value_hidden", "layers", "heads", "width"), (1, 2**20)),
     **dict.fromkeys(("critics", "samples"), (1, 2**16)),
-    **dict.fromkeys(("batch_size", "rollout"), (2, 2**24)),
+    **dict.fromkeys(("batch_size", "rollout", "confirmations"), (2, 2**24)),
     **dict.fromkeys(("reward_scale", "reward_shift", "target_entropy", "target_return"), (-1e30, 1e30)),
     "eval_seed": (0, 2**32 - 1),
 }

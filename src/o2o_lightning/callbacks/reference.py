@@ -15,7 +15,7 @@ class ReferencePolicy(PhaseCallback):
 
     Args:
         mode: ``best``: swap when an evaluation scores strictly above every earlier one; ``interval``: swap every
-            ``period`` environment steps; ``frozen``: never.
+            ``period`` environment steps; ``frozen``: never; ``trials``: the phase's court does it.
         start: ``best``: the better of π_off and π_on before the first step (D14), π_on where neither is evaluated
             then; ``aligned`` or ``offline``.
         period: environment steps, for ``interval``.
@@ -23,7 +23,7 @@ class ReferencePolicy(PhaseCallback):
 
     def __init__(
         self,
-        mode: Literal["best", "interval", "frozen"] = "best",
+        mode: Literal["best", "trials", "interval", "frozen"] = "best",
         start: Literal["best", "aligned", "offline"] = "best",
         period: int = 1000,
     ) -> None:

@@ -14,7 +14,10 @@ _SECTIONS = {
         "clip_fraction", "weight", "distance", "misfit", "learner_share",
     ),
 }  # fmt: skip
-_PREFIXES = {"eval_": "eval", "measured_": "convergence", "held_out_": "held_out", "anchor_": "anchor"}
+_PREFIXES = {
+    "eval_": "eval", "measured_": "convergence", "held_out_": "held_out", "anchor_": "anchor",
+    "candidate_": "candidate",
+}  # fmt: skip
 _HOMES = {name: section for section, names in _SECTIONS.items() for name in names}
 EVALUATED = ("score", "return_mean", "eval_env_steps")  # what each evaluation brings
 LATER = ("eval", *_PREFIXES.values())  # sections that do not come with the first rows

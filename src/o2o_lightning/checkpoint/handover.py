@@ -32,8 +32,9 @@ class Handover:
     """A policy, perhaps critics or a state-value network, and where they come from.
 
     ``state`` holds the networks' tensors under ``actor.…``, ``critic.…``, ``target_critic.…``, ``value.…``,
-    ``offline_actor.…``; ``adam`` the optimizer's moments by parameter name; ``scores`` what evaluations have said so
-    far; ``origin`` the algorithm that made π_off, which cloning and every later phase pass on.
+    ``offline_actor.…``; ``stands_for`` names the one that is the run's policy; ``adam`` the optimizer's moments by
+    parameter name; ``scores`` what evaluations have said so far; ``origin`` the algorithm that made π_off, passed on by
+    cloning and every later phase.
     """
 
     phase: str
@@ -44,6 +45,7 @@ class Handover:
     env_id: str | None
     manifest: dict[str, Any]
     origin: str = ""
+    stands_for: str = "actor"
     value: dict[str, Any] | None = None
     layout: list[str] = field(default_factory=list)
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -66,16 +68,16 @@ class Handover:
         """What the environment was made with, where it is still that one; nothing in another."""
         return self.env_kwargs if env_id == self.env_id else {}
 
-    def build_policy(self, prefix: str = "actor") -> Policy:
-        """The policy stored under ``prefix``, the actor itself where there is none of that name.
+    def build_policy(self, prefix: str | None = None) -> Policy:
+        """The policy stored under ``prefix``; what the checkpoint stands for where there is none so named.
 
         The result of an offline phase, a clone or an import is what later phases call π_off.
         """
-        if (prefix == "offline_actor" and self.phase in POLICIES) or not self.has(prefix):
-            prefix = "actor"
+        if prefix is None or (prefix == "offline_actor" and self.phase in POLICIES) or not self.has(prefix):
+            prefix = self.stands_for
         return self._made(lambda: build_policy(self.actor), prefix)
 
-    def build_actor(self, prefix: str = "actor") -> Actor:
+    def build_actor(self, prefix: str | None = None) -> Actor:
         """As :meth:`build_policy`, where only a policy without memory will do."""
         policy = self.build_policy(prefix)
         if not isinstance(policy, Actor):

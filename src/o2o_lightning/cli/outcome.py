@@ -17,7 +17,20 @@ def outcome(run_dir: Path) -> list[str]:
     spent = f"{summary['env_steps']:,} environment steps, " if summary["env_steps"] else ""
     scored = any(point[2] is not None for point in score["curve"])
     lines = [f"{way}{' (D4RL score)' if scored else ' (return)'}; {spent}{took}" if way else took]
+    if trials := summary.get("trials"):
+        lines.append(_trials(trials))
     return [*lines, f"the policy to take: {policy_to_take(run_dir / summary['phase'])}{_unless_worse(score)}"]
+
+
+def _trials(trials: dict[str, Any]) -> str:
+    """How the actor's trials ended, and what the training episodes returned that it played, and π_ref."""
+    played = ", ".join(
+        f"{found['episodes']} of {name} returned {found['return_mean']:.1f}"
+        for name, found in (("the actor's", trials["played"]["actor"]), ("π_ref's", trials["played"]["reference"]))
+        if found["episodes"]
+    )
+    ended = f"trials of the actor: {trials['won']} won, {trials['lost']} lost, {trials['neither']} undecided"
+    return f"{ended}; training episodes: {played}" if played else ended
 
 
 def _unless_worse(score: dict[str, Any]) -> str:

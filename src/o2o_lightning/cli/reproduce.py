@@ -24,6 +24,7 @@ Policies that several arms start from are trained once a seed, and are shared wi
 The same command again skips what is finished and goes on with what was cut off. What else is typed goes to every
 `o2o fit`: --trainer.accelerator cpu, --data.batch_size 64, model.hidden=[64,64].
 """
+PRESET = "preset=paper"  # of every run: the hand-over is the paper's own
 WIDE = 6  # arms side by side
 STAMP = "reproduce.json"  # what all runs of a directory have in common
 
@@ -40,7 +41,7 @@ def jobs(result: Result) -> dict[str, Job]:
     return {
         folder(name, result): Job(
             step["phase"],
-            (*step["choices"], *(result.choices if step["phase"] == "online" else ())),
+            (PRESET, *step["choices"], *(result.choices if step["phase"] == "online" else ())),
             step.get("from"),
         )
         for name, step in steps.items()

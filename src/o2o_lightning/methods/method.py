@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import dataclass_transform
 
-from o2o_lightning.nn.actor import Policy, StochasticActor
+from o2o_lightning.nn.actor import StochasticActor
 from o2o_lightning.nn.critics import Critics, ValueNet
 from o2o_lightning.nn.optimizers import Adam
 from o2o_lightning.ranges import check_ranges
@@ -114,8 +114,8 @@ class Source(Protocol):
     def has(self, name: str) -> bool:
         """Whether a network of that name is stored."""
 
-    def build_actor(self, name: str = "actor") -> Any:
-        """The policy stored under ``name``, the actor itself where there is none of that name."""
+    def build_actor(self, name: str | None = None) -> Any:
+        """The policy stored under ``name``, what the checkpoint stands for where there is none of that name."""
 
     def build_critic(self, name: str = "critic") -> Critics:
         """The critics stored under ``name``; refused where there are none."""
@@ -150,6 +150,7 @@ class Method(nn.Module):
     on_policy: ClassVar[bool] = False  # learns from rounds of its own rollouts, and from nothing else
     carries_moments: ClassVar[tuple[str, ...]] = ("reevaluate", "align")  # phases whose Adam moments go on (D47)
     pays_back: ClassVar[int | None] = None  # updates that earn the compilation, docs/speed.md; None where none do
+    stands_for = "actor"  # the network that is evaluated, exported and handed on
     magnitudes: ClassVar[tuple[str, ...]] = ()  # of `curves`: in the rewards' own unit, which may be tiny
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -186,15 +187,15 @@ class Method(nn.Module):
 
     def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
         """The exploring action ``[A]`` at a normalised observation ``[S]``: a sample, of a policy that has any."""
-        actor = self.actor
+        actor = self.explorer()
         return actor.explore(observation, generator) if isinstance(actor, StochasticActor) else actor.act(observation)
 
     def before_step(self, step: int, last_return: float | None, generator: np.random.Generator) -> None:
         """Before each action: the number of the episode's step, from 0, and the return of the episode before."""
 
-    def policy(self) -> Policy:
-        """The policy that is evaluated, exported and handed on."""
-        return self.actor  # type: ignore[no-any-return]
+    def explorer(self) -> Any:
+        """The policy whose actions explore."""
+        return self.actor
 
     def rates(self, moment: Moment) -> dict[str, float]:
         """Learning rates of those :meth:`learners` that follow a schedule."""
@@ -213,10 +214,7 @@ class Method(nn.Module):
         return Adam(groups)
 
     def moment_scales(self, sampled: Callable[[], Batch]) -> dict[str, float]:
-        """How many times as large the gradients of those :meth:`learners` are as in the phase before, where they are.
-
-        Their Adam moments are scaled alike, and left out by a 0. ``sampled`` brings some of the dataset's transitions.
-        """
+        """How much larger some gradients are than in the phase before, on ``sampled`` rows; 0: moments begin anew."""
         return {}
 
     def cache(self, batch: Batch) -> dict[str, Tensor]:

@@ -134,7 +134,7 @@ class TD3(TD3Critic):
         return self.ranks.mean(q.detach().abs().mean())
 
     def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
-        action = self.actor.act(observation)
+        action = self.explorer().act(observation)
         noise = generator.standard_normal(action.shape, dtype=np.float32) * self.exploration_noise
         if self.exploration_clip is not None:
             noise = np.clip(noise, -self.exploration_clip, self.exploration_clip)

@@ -58,6 +58,18 @@ def standardized_gap(challenger: Sequence[float], incumbent: Sequence[float]) ->
     return gap / error if error > 0.0 else math.copysign(math.inf, gap) if gap else 0.0
 
 
+def paired_gap(challenger: Sequence[float], incumbent: Sequence[float]) -> float:
+    r"""How far the returns of two policies lie apart, start state by start state: :math:`\bar d / (s_d / \sqrt n)`.
+
+    d are the differences, s_d is their standard deviation; infinite, or 0 for equal means, where nothing varies. Normal
+    for many returns of policies that are equally good; start states that are easy or hard for both do not blur it.
+    """
+    gaps = [ours - theirs for ours, theirs in zip(challenger, incumbent, strict=True)]
+    gap = fmean(gaps)
+    error = math.sqrt(sum((x - gap) ** 2 for x in gaps) / max(len(gaps) - 1, 1) / len(gaps))
+    return gap / error if error > 0.0 else math.copysign(math.inf, gap) if gap else 0.0
+
+
 def relative_change(curve: Sequence[float], window: int, floor: float) -> float:
     """How far the mean of the last ``window`` values lies from that of the ``window`` before, in units of the former.
 

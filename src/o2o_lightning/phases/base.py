@@ -246,6 +246,7 @@ class Phase(Contract):
             actor=self.policy().spec.to_dict(),
             critic=critic.spec.to_dict() if critic is not None else None,
             value=value.spec.to_dict() if value is not None else None,
+            stands_for=self.method.stands_for,
             normalizer=self.normalizer.state(),
             env_id=self.data.env_id,
             manifest=self.data.manifest(),
@@ -281,7 +282,7 @@ class Phase(Contract):
 
     def policy(self) -> Policy:
         """The policy that evaluations and exports use."""
-        return self.method.policy()
+        return getattr(self.method, self.method.stands_for)  # type: ignore[no-any-return]
 
     def facts(self) -> dict[str, Any]:
         """What ``summary.json`` says of this phase beyond what it says of all."""

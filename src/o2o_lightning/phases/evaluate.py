@@ -14,7 +14,7 @@ class EvaluatePolicy(Phase):
 
     Args:
         init_from: checkpoint of any phase.
-        policy: ``actor``, the policy as it was saved; ``reference``, the best one that the online phase kept;
+        policy: ``actor``, the policy that the run stands for; ``reference``, the best one that the online phase kept;
             ``offline``, the policy that everything started from.
     """
 

@@ -3,7 +3,6 @@
 from typing import Any, ClassVar, cast
 
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -12,12 +11,15 @@ from o2o_lightning.callbacks.reference import ReferencePolicy, ThresholdSchedule
 from o2o_lightning.checkpoint.handover import POLICIES
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.envs.episodes import Evaluation
+from o2o_lightning.errors import UserError
 from o2o_lightning.methods.method import Loss, Method
-from o2o_lightning.methods.o2.constraint import Constrained, Referenced
+from o2o_lightning.methods.o2.constraint import Constrained
+from o2o_lightning.methods.o2.reference import Referenced
 from o2o_lightning.nn.actor import Policy
-from o2o_lightning.nn.targets import hard_update
+from o2o_lightning.nn.targets import differ, hard_update
 from o2o_lightning.objectives.diagnostics import ONE_SIDED, standardized_gap
 from o2o_lightning.phases.base import Phase
+from o2o_lightning.phases.trial import Court
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.replay.balanced import Balanced
 
@@ -39,7 +41,16 @@ class Online(Phase):
 
     def __init__(self, method: Method, init_from: str | None = None, **options: Any) -> None:
         super().__init__(method, init_from, **options)
+        self.court = Court(self)
         self.start_values: dict[str, float] = {}
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self._holds and not self.data.eval_every:
+            raise UserError(
+                "--data.eval_every 0: an actor is tried at evaluations (docs/trials.md). Leave it out, or pass "
+                "preset=paper --model.reference.mode interval, which needs none."
+            )
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
@@ -108,6 +119,17 @@ class Online(Phase):
         data = self.interacting
         return int(max(data.budget - data.warmup_steps, 0) * data.utd)
 
+    def local_state(self) -> dict[str, Any]:
+        return super().local_state() | ({"court": self.court.state()} if self._holds else {})
+
+    def load_local_state(self, state: dict[str, Any]) -> None:
+        super().load_local_state(state)
+        if self._holds:
+            self.court.load_state(state["court"])
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | (self.court.facts() if self._holds else {})
+
     # ---- the reference policy ------------------------------------------------------------------------------------
 
     @property
@@ -117,8 +139,12 @@ class Online(Phase):
         return method if isinstance(method, Referenced) and method.follows else None
 
     @property
+    def _holds(self) -> bool:
+        return self.referenced is not None and self.referenced.held
+
+    @property
     def waits_for_scores(self) -> bool:
-        return self.referenced is not None and self.referenced.reference.mode == "best"
+        return self.referenced is not None and self.referenced.reference.mode in ("best", "trials")
 
     def callbacks(self) -> list[Callback]:
         callbacks: list[Callback] = []
@@ -132,6 +158,8 @@ class Online(Phase):
         return callbacks
 
     def run_evaluation(self) -> Evaluation:
+        if self._holds:
+            return self.court.trial()
         method = self.method
         if self.env_steps == 0 and isinstance(method, Constrained) and method.hand_on == "better":
             both = (self.judge(actor, method.judge_episodes) for actor in (self.policy(), method.offline_actor))
@@ -139,16 +167,21 @@ class Online(Phase):
                 method.become(method.offline_actor)
         result = super().run_evaluation()
         if self.env_steps == 0:
-            # both ends of the hand-over from the same start states: π_on just now, and π_off
-            offline = self.evaluate(self.method.offline_actor) if self._has_moved() else result
-            self.start_values = {"aligned": result.value, "offline": offline.value}
-            self.scores |= {"aligned": result.score, "offline": offline.score}
-            self.returns |= {"aligned": result.return_mean, "offline": offline.return_mean}
+            self.begin(result)
         return result
 
-    def judge(self, policy: Policy, episodes: int) -> Evaluation:
-        """Evaluates ``policy`` by so many episodes from start states that no evaluation begins at."""
-        make = self.data.evaluator(episodes, self.data.eval_seed + self.data.eval_episodes)
+    def begin(self, aligned: Evaluation) -> Evaluation:
+        """Takes note of both ends of the hand-over, from the same start states: π_on, just evaluated, and π_off."""
+        before = self.method.offline_actor
+        offline = self.evaluate(before) if differ(self.method.actor, before) else aligned
+        self.start_values = {"aligned": aligned.value, "offline": offline.value}
+        self.scores |= {"aligned": aligned.score, "offline": offline.score}
+        self.returns |= {"aligned": aligned.return_mean, "offline": offline.return_mean}
+        return offline
+
+    def judge(self, policy: Policy, episodes: int, round: int = 0) -> Evaluation:
+        """Evaluates ``policy`` by so many episodes from start states that no evaluation, or other round, begins at."""
+        make = self.data.evaluator(episodes, self.data.eval_seed + self.data.eval_episodes + round * episodes)
         result = make(ranks=self.ranks).run(player_of(policy, self.normalizer))
         self.eval_env_steps += result.env_steps
         return result
@@ -169,7 +202,3 @@ class Online(Phase):
             return []
         parts = [f"λ {float(method.log_multiplier.detach().exp()):.3f} τ {float(method.threshold_now):.4g}"]
         return [*parts, f"f {self.display['divergence']:.4g}"] if "divergence" in self.display else parts
-
-    def _has_moved(self) -> bool:
-        now, before = (policy.state_dict() for policy in (self.policy(), self.method.offline_actor))
-        return now.keys() != before.keys() or not all(torch.equal(now[name], before[name]) for name in now)

@@ -16,7 +16,7 @@ from o2o_lightning.policies.history import player_of
 
 FloatArray = NDArray[np.float32]
 Which = Literal["actor", "reference", "offline"]
-NAMES = {"actor": "actor", "reference": "reference_policy", "offline": "offline_actor"}  # of networks in a checkpoint
+NAMES = {"actor": None, "reference": "reference_policy", "offline": "offline_actor"}  # networks; None: its run's
 
 
 class LoadedPolicy:
@@ -62,7 +62,8 @@ def load_policy(checkpoint: str | Path, policy: Which = "actor", env_id: str | N
 
     Args:
         checkpoint: such as ``RUN_DIR/online/checkpoints/best.ckpt``.
-        policy: ``actor``, ``reference`` (the best one that constrained fine-tuning kept) or ``offline``.
+        policy: ``actor`` (what the run stands for), ``reference`` (the best one that constrained fine-tuning kept) or
+            ``offline``.
         env_id: another environment than the checkpoint's own.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What constrained fine-tuning is told: the multiplier, the threshold, the reference policy."""
+"""What constrained fine-tuning is told beside its reference policy: the multiplier, and the threshold."""
 
 import math
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from o2o_lightning.errors import UserError, at_least
-from o2o_lightning.methods.method import Batch, Loss, Method, Moment, Source, Task
-from o2o_lightning.nn.targets import frozen_copy, hard_update
+from o2o_lightning.methods.method import Batch, Loss, Moment, Source, Task
+from o2o_lightning.methods.o2.reference import Referenced
 from o2o_lightning.objectives.constraint import bounded_penalty, controlled_multiplier, multiplier_loss
 
 
@@ -26,7 +26,8 @@ class Multiplier:
         satisfied_weight, violated_weight: ω of Eq. 49 where the constraint holds, and where it does not.
         rule: ``adam``: the paper's, Adam on the loss of Eq. 49; ``pi``: proportional and integral in the relative
             violation f/τ − 1, with gains ``proportional`` and ``integral``, an update each.
-        least, cap: limits of λ, for ``pi``. O2SAC's one-sample KL is noise, and a large λ makes steps of it.
+        least, cap: limits of λ, for ``pi`` and where trials ease it. O2SAC's one-sample KL is noise, and a large λ
+            makes steps of it.
     """
 
     start: float = 1.0
@@ -65,52 +66,6 @@ class Threshold:
     start: float = 0.0025
     end: float = 0.04
     env_steps: int = 100_000
-
-
-@dataclass(frozen=True)
-class Reference:
-    """When the reference policy π_ref becomes a copy of the current one.
-
-    Attributes:
-        mode: ``best``: at each evaluation whose score is the highest so far; ``interval``: every ``period``
-            environment steps; ``frozen``: never (ablation).
-        start: ``best``: the better of π_off and π_on (D14); ``aligned``: π_on; ``offline``: π_off.
-        period: environment steps between two copies in mode ``interval``.
-        threshold_scale: factor on the threshold's end; the official code quarters it in mode ``interval`` (D15).
-    """
-
-    mode: Literal["best", "interval", "frozen"] = "best"
-    start: Literal["best", "aligned", "offline"] = "best"
-    period: int = 1000
-    threshold_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        at_least("--model.reference.period", self.period, 1)
-        at_least("--model.reference.threshold_scale", self.threshold_scale, 0)
-
-
-class Referenced(Method):
-    """A method that can stay close to a reference policy π_ref, the best one so far.
-
-    Args:
-        reference: when π_ref follows, ``--model.reference.mode`` and others.
-    """
-
-    reference: Reference = Reference()
-
-    @property
-    def follows(self) -> bool:
-        """Whether π_ref means anything to it."""
-        raise NotImplementedError(f"{type(self).__name__}.follows")
-
-    @property
-    def label(self) -> str:
-        return self.name if self.follows else self.name.removeprefix("o2")
-
-    def take_reference(self) -> None:
-        """π_ref begins as the actor is; the phase says which policy is the better one."""
-        self.reference_policy = frozen_copy(self.actor)
-        self.register_buffer("reference_score", torch.tensor(-math.inf, dtype=torch.float64))
 
 
 class Constrained(Referenced):
@@ -155,10 +110,6 @@ class Constrained(Referenced):
             self.become(self.offline_actor)
         self.take_reference()
 
-    def become(self, actor: nn.Module) -> None:
-        """The policy, and what follows it, are copies of ``actor`` from now on."""
-        hard_update(self.actor, actor)
-
     def moment_scales(self, sampled: Callable[[], Batch]) -> dict[str, float]:
         if self.actor_moments == "rescaled":
             return {"actor": self.loss_scale(sampled())}
@@ -179,6 +130,12 @@ class Constrained(Referenced):
             self.register_buffer("integral", self.log_multiplier.detach().clone())
         # 0-d tensor, not a number: a schedule must not trigger a recompilation
         self.register_buffer("threshold_now", torch.tensor(self.threshold.start))
+
+    def after_trial(self, lost: bool) -> None:
+        step, rule = math.log(self.trials.ease) * (1.0 if lost else -1.0), self.multiplier
+        with torch.no_grad():
+            for name in ("log_multiplier", "integral") if rule.rule == "pi" else ("log_multiplier",):
+                getattr(self, name).add_(step).clamp_(math.log(rule.least), math.log(rule.cap))
 
     def gradient_limits(self) -> dict[str, float]:
         return {} if self.actor_grad_clip is None else {"actor": self.actor_grad_clip}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods.method import Batch, Learners, Loss, Noise, Source, Task
-from o2o_lightning.methods.o2.constraint import Reference, Referenced
+from o2o_lightning.methods.o2.reference import Reference, Referenced
 from o2o_lightning.methods.ppo import PPO, ValueMethod
 from o2o_lightning.nn.critics import ValueNet
 from o2o_lightning.nn.normalizer import RewardScale
