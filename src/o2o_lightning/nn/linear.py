@@ -57,8 +57,9 @@ def _product_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         ONEDNN
-        # of many seeds at once, or inside a function that is differentiated
-        and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, (x, weight)))
+        and not torch._C._functorch.is_batchedtensor(weight)  # of many seeds at once
+        # inside a function that is differentiated; a compiler cannot look, and takes such a function apart itself
+        and (torch.compiler.is_compiling() or not torch._C._functorch.is_gradtrackingtensor(x))
         and min(weight.shape) >= LEAST_WIDTH
         and x.dtype is torch.float32
         and x.device.type == "cpu"
