@@ -1,4 +1,4 @@
-"""What came of a run, in two lines: the scores on the way, and the policy to take."""
+"""What came of a run, in a few lines: the scores on the way, how trials ended, and the policy to take."""
 
 from pathlib import Path
 from typing import Any
