@@ -207,15 +207,9 @@ def test_monitors_change_no_bit(fit: Fit, pendulum: str, tmp_path: Path) -> None
 # ---- stop and go on --------------------------------------------------------------------------------------------------
 
 
-def test_early_stopping_goes_on_counting_where_a_run_was_killed(
-    o2o: O2O, pendulum: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def kill_at_third_evaluation_and_go_on(
+    o2o: O2O, monkeypatch: pytest.MonkeyPatch, argv: list[Any], run_dir: Path
 ) -> None:
-    stop = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "score"]
-    stop += ["--trainer.callbacks.min_delta", "1e9", "--trainer.callbacks.mode", "max"]
-    argv = ["fit", "--phase", "offline", "--data.dataset", pendulum, *SIZES, "--trainer.max_steps", "400", *stop]
-    assert o2o(*argv, "--run_dir", tmp_path / "whole") == 0
-    whole = json.loads((tmp_path / "whole/offline/summary.json").read_text())
-    assert whole["steps"] == 40  # after the best one at 10, three more
     evaluate, calls = OfflineData.evaluate, []
 
     def killed(self: OfflineData, act: Any) -> Any:
@@ -226,7 +220,30 @@ def test_early_stopping_goes_on_counting_where_a_run_was_killed(
 
     with monkeypatch.context() as patched:
         patched.setattr(OfflineData, "evaluate", killed)
-        assert o2o(*argv, "--run_dir", tmp_path / "run") == 130
-    assert o2o("resume", tmp_path / "run") == 0
+        assert o2o(*argv, "--run_dir", run_dir) == 130
+    assert o2o("resume", run_dir) == 0
+
+
+def test_early_stopping_goes_on_counting_where_a_run_was_killed(
+    o2o: O2O, pendulum: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "score"]
+    stop += ["--trainer.callbacks.min_delta", "1e9", "--trainer.callbacks.mode", "max"]
+    argv = ["fit", "--phase", "offline", "--data.dataset", pendulum, *SIZES, "--trainer.max_steps", "400", *stop]
+    assert o2o(*argv, "--run_dir", tmp_path / "whole") == 0
+    whole = json.loads((tmp_path / "whole/offline/summary.json").read_text())
+    assert whole["steps"] == 40  # after the best one at 10, three more
+    kill_at_third_evaluation_and_go_on(o2o, monkeypatch, argv, tmp_path / "run")
     assert rows(tmp_path / "run/offline") == rows(tmp_path / "whole/offline")
     assert json.loads((tmp_path / "run/offline/summary.json").read_text())["steps"] == 40
+
+
+@pytest.mark.parametrize("every", [20, 24])  # updates between checkpoints: a row is due just after one, or not
+def test_learning_rates_have_the_rows_of_a_run_that_was_not_killed(
+    o2o: O2O, pendulum: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    argv = ["fit", "--phase", "offline", "--data.dataset", pendulum, *SIZES, "--trainer.max_steps", "40"]
+    argv += ["--trainer.callbacks", "LearningRateMonitor", f"checkpoint_every={every}"]
+    assert o2o(*argv, "--run_dir", tmp_path / "whole") == 0
+    kill_at_third_evaluation_and_go_on(o2o, monkeypatch, argv, tmp_path / "run")
+    assert rows(tmp_path / "run/offline") == rows(tmp_path / "whole/offline")

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.loops.fit_loop import RestartStage
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
@@ -33,7 +34,10 @@ class Monitors(PhaseCallback):
     passed.
     """
 
+    kept = ("due",)
+
     def __init__(self) -> None:
+        self.due = False  # whether what logs by Lightning's count of batches does so before the next chunk
         self._steps = self._rows = 0
         self._asked_at = 0.0
         self._validates: int | float = 1.0
@@ -62,7 +66,9 @@ class Monitors(PhaseCallback):
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
         self._steps, self._rows, self._asked_at = trainer.global_step, 0, time.monotonic()
-        _tell_clock(trainer, phase.clock, due=False)
+        _tell_clock(trainer, phase.clock, self.due)
+        if phase.clock:  # gone on with: its one epoch has begun before
+            trainer.fit_loop._restart_stage = RestartStage.RESTARTED_MID_EPOCH
         for callback in watching(trainer):
             reason = getattr(callback, "stopping_reason", EarlyStoppingReason.NOT_STOPPED)
             if reason != EarlyStoppingReason.NOT_STOPPED:  # a kill came between its word and the phase's end
@@ -73,7 +79,8 @@ class Monitors(PhaseCallback):
         every, before = trainer.log_every_n_steps, self._steps  # type: ignore[attr-defined]
         self._steps = trainer.global_step
         rows = self._steps // every - before // every if every else 0
-        _tell_clock(trainer, phase.clock - 1, due=rows > 0)  # Lightning counts this batch in a moment
+        self.due = rows > 0
+        _tell_clock(trainer, phase.clock - 1, self.due)  # Lightning counts this batch in a moment
         self._ask(trainer, phase, before)
         self._rows += rows
         if self._rows - rows < ROWS <= self._rows:
