@@ -33,14 +33,20 @@ CONSTRAINED: golden_configs.Row = {
     "model.multiplier.least": 0.001,
     "model.multiplier.cap": 100.0,
     **TRIALS,
+    "model.moments": "method",
     "data.seeds": 0,
+    "data.collect": 1,
+    "data.first_round": 1,
+    "data.warmup_by": "auto",
+    "data.warmup_learns": False,
+    "data.offline_share": 0.5,
     "data.entry.rule": "largest",
     "data.entry.share": 0.5,
 }
 HASTENED: golden_configs.Row = {"model.fast_polyak": 0.05, "model.fast_updates": 0, "model.return_updates": 0}
 NEW: dict[str, golden_configs.Row] = {
     "offline offline=cql": {"model.critics": 2, "model.layer_norm": False, "model.temperature_lr": None}
-    | {"model.subset": None},
+    | {"model.subset": None, "model.lagrange_weighted": True},
     "offline offline=iql": {"model.actor_schedule": "cosine", "model.order": "together"},
     "offline offline=td3_bc": {
         "model.exploration_noise": 0.1,
@@ -51,7 +57,7 @@ NEW: dict[str, golden_configs.Row] = {
     "offline offline=odt": {"model.compile": False, "model.padded_entropy": False},
     **{f"online online={method}": CONSTRAINED for method in ("o2sac", "sac")},
     **{f"online online={method}": {**CONSTRAINED, "model.exploration_clip": None} for method in ("o2td3", "td3")},
-    **{f"online online={method}": TRIALS for method in ("o2ppo", "ppo")},
+    **{f"online online={method}": {**TRIALS, "model.moments": "method"} for method in ("o2ppo", "ppo")},
     **{f"clone online={method}": {"model.teacher_actions": "auto"} for method in golden_configs.ONLINE},
     **{f"reevaluate online={method}": HASTENED for method in ("o2td3", "o2sac", "td3", "sac")},
     **{f"reevaluate online={method}": {"model.bootstrap_tails": True} for method in ("o2ppo", "ppo")},

@@ -1,4 +1,4 @@
-"""Cal-QL: where the bound stands (T34, T44, T45, T48), and what the labels are (T46)."""
+"""Cal-QL: where the bound stands (T34, T44, T45, T48), what the labels are (T46, T47), and its multiplier (T51)."""
 
 from __future__ import annotations
 
@@ -77,6 +77,26 @@ def test_without_calibration_no_return_changes_the_loss_and_with_it_one_does() -
     for calibrate in (False, True):
         low, high = (gradients(CalQL, bound, calibrate=calibrate) for bound in (-1e6, 1e6))
         assert same(low, high) is not calibrate
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_t51_the_multiplier_rises_where_the_gap_is_too_wide_and_the_weight_multiplies_once_or_not_at_all(
+    weighted: bool,
+) -> None:
+    method = CalQL(**SIZES, conservative_weight=5.0, lagrange_gap=0.8, lagrange_weighted=weighted)
+    method.build(TASK)
+    for gap, rises in ((0.9, True), (0.7, False)):
+        gaps = torch.full((2,), gap, requires_grad=True)
+        slopes = torch.autograd.grad(method.penalty(gaps), (gaps, method.log_lagrange))
+        torch.testing.assert_close(slopes[0], torch.full((2,), torch.e * (5.0 if weighted else 1.0)))  # α′ = e at first
+        assert bool(slopes[1] < 0) is rises
+
+
+def test_t47_an_episodes_label_does_not_ask_whether_it_was_terminated_or_ran_out_of_time() -> None:
+    method, reward = CalQL(), torch.tensor([1.0, 2.0, 4.0])
+    end, none = torch.tensor([False, False, True]), torch.zeros(3, dtype=torch.bool)
+    ended, late = (method.returns_to_go(reward, *flags) for flags in ((end, none), (none, end)))
+    assert ended.tolist() == late.tolist() == pytest.approx([1 + 0.99 * (2 + 0.99 * 4), 2 + 0.99 * 4, 4.0])
 
 
 REWARDS = torch.tensor([-5.0, -5.0, -5.0, -5.0, 5.0, -5.0, -5.0, -5.0, 5.0, -5.0])

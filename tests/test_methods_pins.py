@@ -112,12 +112,14 @@ def test_t72_the_second_critic_is_climbed_where_it_is_asked_for():
             assert same(before, after) is (member != moves)
 
 
-def test_td3s_variant_pays_for_the_distance_from_its_anchor():
-    method, batch = ready(PROTOTD3(), source=DETERMINISTIC), draw(0, 24)
+@pytest.mark.parametrize("target_action", ["anchor", "smoothed"])
+def test_td3s_variant_pays_for_the_distance_from_its_anchor(target_action: Any):
+    method, batch = ready(PROTOTD3(target_action=target_action), source=DETERMINISTIC), draw(0, 24)
     noise = noise_of(method, (24, A))
     smooth = (method.actor(batch["s2"]) + (0.2 * noise["target"]).clamp(-0.5, 0.5)).clamp(-1, 1)
     anchor = method.target_actor(batch["s2"])
-    value = method.target_critic(batch["s2"], anchor).min(0).values - 2.0 * (smooth - anchor).square().mean()
+    valued = {"anchor": anchor, "smoothed": smooth}[target_action]
+    value = method.target_critic(batch["s2"], valued).min(0).values - 2.0 * (smooth - anchor).square().mean()
     found = method.critic_step(transitions(batch), noise).metrics["target"]
     torch.testing.assert_close(found, (batch["r"] + 0.99 * (1 - batch["d"]) * value).detach())
     action = method.actor(batch["s"])

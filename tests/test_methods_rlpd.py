@@ -130,6 +130,18 @@ def test_the_policy_moves_behind_the_critics_and_sees_them_moved():
     assert "actor_loss" in next(steps).metrics
 
 
+def test_of_several_actions_the_target_takes_the_one_of_the_highest_value():
+    method, batch = ready(target_samples=3, entropy_backup=False), draw()
+    noise = noise_of(method)
+    nets, found = plain(method, noise), []
+    for each in noise["target"]:
+        action, _ = nets.actor.draw(batch["s2"], each)
+        q = values(nets.target_critic, batch["s2"], action)
+        found.append(torch.minimum(*q[noise["subset"].argsort()[:2]]))
+    y = batch["r"] + 0.99 * (1 - batch["d"]) * torch.stack(found).amax(0)
+    assert_equal(method.critic_step(transitions(batch), noise).metrics["target"], y.detach())
+
+
 def test_more_drawn_critics_than_there_are_is_refused():
     with pytest.raises(UserError, match=r"--model\.subset 5: there are 4 critics"):
         ready(subset=5)

@@ -7,7 +7,7 @@ from typing import Any
 
 from o2o_lightning.errors import UserError, at_least
 
-SHARES = ("discount", "gae_lambda", "polyak", "expectile", "dropout", "fraction", "share")
+SHARES = ("discount", "gae_lambda", "polyak", "expectile", "dropout", "fraction", "share", "offline_share")
 NOT_NEGATIVE = (
     "policy_noise", "noise_clip", "exploration_noise", "weight_decay", "entropy", "conservative_weight", "bc_q_weight",
     "mode_weight", "inverse_temperature", "curvature", "clip", "lr", "actor_lr", "critic_lr", "value_lr",
@@ -16,7 +16,7 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 COUNTS = (
     "chunk", "eval_episodes", "env_steps", "utd", "capacity", "epochs", "num_envs", "context",
-    "acting_context", "anneal_updates", "decay_env_steps",
+    "acting_context", "anneal_updates", "decay_env_steps", "collect", "first_round",
 )  # fmt: skip
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(SHARES, (0, 1)),

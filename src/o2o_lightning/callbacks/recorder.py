@@ -46,7 +46,7 @@ class Recorder(PhaseCallback):
         state, observation, generator = self._before
         actor = phase.policy()
         behaviour: Behaviour = PolicyBehaviour(actor, phase.normalizer)
-        if phase.warming_up:
+        if phase.uniform:
             behaviour = UniformBehaviour(actor.spec.action_dim)
         # the phase's generator as it was before the step draws the same noise again
         log_prob = behaviour.log_prob(observation[None], behaviour.draw(generator)[None])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,22 +26,33 @@ PRELOADED = ("all", "part")  # modes in which the online buffer begins with rows
 class OnlineData(InteractingData):
     """Steps the environment, keeps what it returned, and mixes it with the dataset.
 
-    The environment makes one step, then the phase makes ``utd`` gradient updates, and so on until ``env_steps``: the
-    loop is :meth:`o2o_lightning.phases.online.Online.train_chunk`.
+    The environment makes ``collect`` steps, then the phase makes ``utd`` gradient updates for each, and so on until
+    ``env_steps``: the loop is :meth:`o2o_lightning.phases.online.Online.train_chunk`.
     Several processes make a step each, then the updates together; the budget and every cadence count the steps of all.
 
     Args:
         utd: gradient updates an environment step (update-to-data ratio).
-        warmup_steps: environment steps, by the policy to be fine-tuned, before the first update.
-        mix: ``half``, ``all``, ``part``, ``none`` or ``balanced``; ``none`` needs no dataset.
+        collect: environment steps between two rounds of updates; ``episode``: a whole one. Beyond 1, of one process.
+        first_round: how many times as many updates the first round has.
+        warmup_steps: environment steps before the first update.
+        warmup_by: who acts in them: a ``uniform`` draw, the ``policy``, or ``auto``: a policy that comes from a
+            checkpoint, and else uniform actions until the first update (A7).
+        warmup_learns: make the updates of the warm-up's steps, so that only who acts is another.
+        mix: ``half``, ``proportional``, ``all``, ``part``, ``none`` or ``balanced``; ``none`` needs no dataset.
+        offline_share: of each batch, in ``half``.
         seeds: random transitions of the dataset that the online buffer begins with, except in ``all`` and ``part``.
         entry: of ``balanced``: the priority of a new row.
         capacity: transitions that the online buffer of each process holds.
     """
 
     utd: int = 1
+    collect: int | Literal["episode"] = 1
+    first_round: int = 1
     warmup_steps: int = 1000
+    warmup_by: Literal["auto", "uniform", "policy"] = "auto"
+    warmup_learns: bool = False
     mix: Mix = "half"
+    offline_share: float = 0.5
     seeds: int = 0
     capacity: int = 2_000_000
     entry: Entry = field(default_factory=Entry)
@@ -60,11 +71,13 @@ class OnlineData(InteractingData):
                 "--data.mix balanced: it is for a method that weighs the rows of its batches, online=off2on, which "
                 "needs it."
             )
+        if self.collect != 1 and self.ranks.count > 1:
+            raise UserError(f"--data.collect {self.collect}: it counts one process's steps. Pass --trainer.devices 1.")
         seeds = 0 if self.store is None else min(self.seeds, self.store.td_count)
         kept = self.store.td_count if self.store is not None and self.mix in PRELOADED else seeds
         own_steps = -(-self.budget // self.ranks.count)
         ring = self._ring(min(self.capacity, own_steps + kept))
-        self.buffer.mix(self.mix, self.store, ring, self.rewards, self.entry)
+        self.buffer.mix(self.mix, self.store, ring, self.rewards, self.entry, self.offline_share)
         if self.store is not None and self.mix not in PRELOADED and seeds:
             ring.extend(self.store.gather(self.store.sample_rows(seeds, self.rows)))
         self.preloaded = len(ring)
@@ -77,7 +90,7 @@ class OnlineData(InteractingData):
 
     @property
     def steps_before_updates(self) -> int:
-        return self.warmup_steps
+        return 0 if self.warmup_learns else self.warmup_steps
 
     def _ring(self, capacity: int) -> Ring:
         method = None if self.trainer is None else self.module.method
@@ -105,7 +118,13 @@ class OnlineData(InteractingData):
 
     def updates_due(self, env_steps: int) -> int:
         """How many updates come after the environment's step ``env_steps``, in every process alike."""
-        return self.utd if env_steps > self.warmup_steps and self._enough(env_steps) else 0
+        if env_steps <= self.steps_before_updates or not self._enough(env_steps):
+            return 0
+        if self.collect == "episode":
+            steps = 0 if self.interaction.episode_length else self.interaction.last_length
+        else:
+            steps = 0 if env_steps % self.collect else self.collect
+        return self.utd * steps * (1 if self.module.updates else self.first_round)
 
     def _enough(self, env_steps: int) -> bool:
         """Whether every process has two transitions to draw from: all must answer alike, or some would wait."""

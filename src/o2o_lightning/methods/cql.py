@@ -35,6 +35,7 @@ class CQL(SAC):
         importance_sampling: correct each sampled action's value by its log-density.
         softmax_temperature: T of the soft maximum.
         lagrange_gap: train the weight so that the gap is this large; None keeps it at one.
+        lagrange_weighted: whether ``conservative_weight`` multiplies the trained weight (D63).
         gap_min, gap_max: clip of each state's gap; None for none.
         max_target: bootstrap from the best of N actions rather than from one.
         entropy_backup: subtract α·log π in the bootstrap.
@@ -52,6 +53,7 @@ class CQL(SAC):
     importance_sampling: bool = True
     softmax_temperature: float = 1.0
     lagrange_gap: float | None = None
+    lagrange_weighted: bool = True
     gap_min: float | None = None
     gap_max: float | None = None
     max_target: bool = False
@@ -122,9 +124,9 @@ class CQL(SAC):
         """The conservative term, from each critic's gap ``[E]``."""
         if self.lagrange_gap is None:
             return self.conservative_weight * gap.sum()
-        weight = lagrange_weight(self.log_lagrange.detach()) * self.conservative_weight
-        loss = weight * (gap - self.lagrange_gap).sum()
-        return loss + lagrange_loss(self.log_lagrange, gap, self.lagrange_gap, self.conservative_weight)
+        factor = self.conservative_weight if self.lagrange_weighted else 1.0
+        loss = lagrange_weight(self.log_lagrange.detach()) * factor * (gap - self.lagrange_gap).sum()
+        return loss + lagrange_loss(self.log_lagrange, gap, self.lagrange_gap, factor)
 
 
 def _repeat(observation: Tensor, draws: int) -> Tensor:

@@ -86,6 +86,8 @@ class PROTOTD3(Fading, TD3):
     Args:
         anchor_rate: Polyak rate of π_k.
         q_weight: of Q, divided by its mean magnitude.
+        target_action: Q̄ is taken at the ``anchor``'s own action, as in the released code, or where its distance is, at
+            the ``smoothed`` one (D71).
         policy_critic: the ``first`` critic is climbed, or the ``second`` as in the released code (D70).
     """
 
@@ -94,6 +96,7 @@ class PROTOTD3(Fading, TD3):
     needs_source: ClassVar[bool] = True
     anchor_rate: float = 0.005
     q_weight: float = 2.5
+    target_action: Literal["anchor", "smoothed"] = "anchor"
     policy_critic: Literal["first", "second"] = "first"
     exploration_noise: float = 0.2
     exploration_clip: float | None = 0.5
@@ -113,9 +116,10 @@ class PROTOTD3(Fading, TD3):
         return self.actor(batch["next", "observation"])  # type: ignore[no-any-return]
 
     def next_value(self, batch: Batch, action: Tensor) -> Tensor:
-        """Q̄ at π_k's own action, less one mean distance of the smoothed ``action`` from it (D71)."""
+        """Q̄, less one mean distance of the smoothed ``action`` from π_k's own."""
         anchor = self.target_actor(batch["next", "observation"])
-        value = least(self.target_critic(batch["next", "observation"], anchor))
+        valued = anchor if self.target_action == "anchor" else action
+        value = least(self.target_critic(batch["next", "observation"], valued))
         distance: Tensor = self.ranks.mean((action - anchor).square().mean())
         return value - self.strength_now * distance  # type: ignore[no-any-return]
 

@@ -34,6 +34,7 @@ class RLPD(SACCritic):
     Args:
         critics, subset: N critics, and how many of them bound each target, drawn once an update; None for all.
         replace: whether a critic may be drawn twice (D83).
+        target_samples: actions at each successor; the one of the highest value counts.
         policy_value: what the policy climbs of all critics: their ``mean`` or the ``least``.
         policy_every: critic updates for one of the policy and the temperature; as many as ``--data.utd``.
         entropy_backup: subtract in the target what the policy's action costs, α·log π.
@@ -52,6 +53,7 @@ class RLPD(SACCritic):
     critics: int = 10
     subset: int | None = 2
     replace: bool = False
+    target_samples: int = 1
     policy_value: Literal["mean", "least"] = "mean"
     policy_every: int = 20
     entropy_backup: bool = True
@@ -60,6 +62,7 @@ class RLPD(SACCritic):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("--model.policy_every", self.policy_every, 1)
+        at_least("--model.target_samples", self.target_samples, 1)
         at_least("--model.subset", self.subset or 1, 1)
 
     def fresh(self, task: Task) -> tuple[SquashedGaussianActor, Critics]:
@@ -75,7 +78,8 @@ class RLPD(SACCritic):
         return {**super().learners(), "temperature": (self.log_alpha, self.temperature_lr)}
 
     def noise(self, shape: tuple[int, ...]) -> Draws:
-        draws: Draws = {"policy": Normal(shape), "target": Normal(shape)}
+        many = shape if self.target_samples == 1 else (self.target_samples, *shape)
+        draws: Draws = {"policy": Normal(shape), "target": Normal(many)}
         if self.subset is not None:
             draws["subset"] = Uniform((self.subset if self.replace else self.critic.spec.count,))
         return draws
@@ -97,14 +101,19 @@ class RLPD(SACCritic):
     def bootstrap(self, batch: Batch, policy: SquashedGaussian, noise: Noise) -> Tensor:
         """The target ``[B]`` by the least of the drawn critics, and the ``policy`` at the successors."""
         action, log_prob = policy.sample(noise["target"])
-        q = self.valued(self.target_critic, batch["next", "observation"], action)
-        if self.subset is None:
-            value = least(q)
-        else:
-            value = subset_least(q, drawn_members(noise["subset"], self.subset, self.replace, len(q)))
+        successor = batch["next", "observation"].expand(*action.shape[:-1], -1)
+        value = self.bound(self.valued(self.target_critic, successor, action), noise)
         if self.entropy_backup:
             value = value - self.price(batch["next", "observation"], policy, noise["target"], log_prob)
+        if self.target_samples > 1:
+            value = value.amax(0)
         return td_target(batch["reward"], batch["next", "terminated"], value, self.discount)
+
+    def bound(self, q: Tensor, noise: Noise) -> Tensor:
+        """A seam: the pessimistic value ``[…, B]`` of all critics' ``q`` ``[N, …, B]``."""
+        if self.subset is None:
+            return least(q)
+        return subset_least(q, drawn_members(noise["subset"], self.subset, self.replace, len(q)))
 
     def policy_step(self, batch: Batch, noise: Noise) -> Loss:
         """The policy's loss and the temperature's, of the same actions."""

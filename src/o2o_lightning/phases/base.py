@@ -34,9 +34,8 @@ from o2o_lightning.seeds import noise_seed
 class Phase(Contract):
     """Base of all phases: where a method's batches come from, when it ends, what it hands on.
 
-    **Clock.** One gradient update is one :meth:`learn`, whatever number of losses it descends, so that
-    ``trainer.global_step``, ``max_steps`` and checkpoint cadences count updates exactly; environment steps are the
-    second clock, ``env_steps``. One ``training_step`` consumes a chunk, of batches or of environment steps.
+    **Clock.** One gradient update is one :meth:`learn`, whatever number of losses it descends: ``trainer.global_step``
+    counts them. Environment steps are the second clock. A ``training_step`` consumes a chunk of batches or of those.
 
     Args:
         method: what is descended.
@@ -179,9 +178,13 @@ class Phase(Contract):
             named = [(prefix, part)] if isinstance(part, nn.Parameter) else list(part.named_parameters(prefix))
             groups.append({"params": named, "lr": rate, "name": name})
         optimizer = self.method.optimizer(groups)
-        if self.source is not None and self.source.phase in self.method.carries_moments:
+        if self.source is not None and self.carries_moments(self.source.phase):
             self.source.carry_moments(optimizer, self.method.moment_scales(self.sampled))
         return optimizer
+
+    def carries_moments(self, phase: str) -> bool:
+        """Whether Adam's moments of that phase go on in this one."""
+        return phase in self.method.carries_moments
 
     def configure_callbacks(self) -> list[Callback]:
         return [EvaluationLoop(), *self.callbacks(), Monitors()] if self.trainer.state.fn == "fit" else []

@@ -1,6 +1,6 @@
 """The online phase: the environment is stepped, and the method learns from what came of it."""
 
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from lightning.pytorch.callbacks import Callback
@@ -32,6 +32,7 @@ class Online(Phase):
     Args:
         method: what is descended.
         init_from: checkpoint of the alignment; of the re-evaluation or the offline phase for ablations.
+        moments: Adam's moments of the phase before: ``carried``, ``fresh``, or as the ``method`` has it.
         options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
@@ -39,10 +40,18 @@ class Online(Phase):
     accepts: ClassVar[tuple[str, ...]] = ("align", "reevaluate", *POLICIES)
     clock_name: ClassVar[str] = "env_steps"
 
-    def __init__(self, method: Method, init_from: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        method: Method,
+        init_from: str | None = None,
+        moments: Literal["method", "carried", "fresh"] = "method",
+        **options: Any,
+    ) -> None:
         super().__init__(method, init_from, **options)
+        self.moments = moments
         self.court = Court(self)
         self.start_values: dict[str, float] = {}
+        self.uniform = False  # whether the last action was, and not the policy's
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -69,7 +78,8 @@ class Online(Phase):
         """The action ``[A]`` to take at a raw observation ``[S]``."""
         generator, under_way = self.interacting.generator, self.interacting.interaction
         self.method.before_step(under_way.episode_length, under_way.last_return, generator)
-        if self.warming_up:
+        self.uniform = self._warms_up_at_random()
+        if self.uniform:
             return generator.uniform(-1.0, 1.0, self.policy().spec.action_dim).astype(np.float32)
         return self.method.act(self.normalizer.numpy(observation), generator)
 
@@ -78,10 +88,11 @@ class Online(Phase):
         if isinstance(rule := self.data.buffer.rule, Balanced):
             loss.metrics.update(rule.prioritize(loss.metrics["priority"]))
 
-    @property
-    def warming_up(self) -> bool:
-        """Whether actions are uniform: from scratch, until the first update (A7)."""
-        return self.source is None and self.updates == 0
+    def _warms_up_at_random(self) -> bool:
+        by, steps = self.interacting.warmup_by, self.interacting.warmup_steps
+        if by == "auto":
+            return self.source is None and self.updates == 0
+        return by == "uniform" and self.env_steps < steps
 
     def on_env_step(self, count: int = 1) -> None:
         """Advances the environment clock, by the steps that all processes have made; the updates come after it."""
@@ -93,6 +104,9 @@ class Online(Phase):
     def interacting(self) -> OnlineData:
         """The DataModule, which has an environment."""
         return cast(OnlineData, self.data)
+
+    def carries_moments(self, phase: str) -> bool:
+        return super().carries_moments(phase) if self.moments == "method" else self.moments == "carried"
 
     # ---- the clock -----------------------------------------------------------------------------------------------
 
@@ -117,7 +131,7 @@ class Online(Phase):
     @property
     def planned_updates(self) -> int:
         data = self.interacting
-        return int(max(data.budget - data.warmup_steps, 0) * data.utd)
+        return int(max(data.budget - data.steps_before_updates, 0) * data.utd)
 
     def local_state(self) -> dict[str, Any]:
         return super().local_state() | ({"court": self.court.state()} if self._holds else {})

@@ -14,12 +14,13 @@ from o2o_lightning.blocks import blocks
 from o2o_lightning.replay.balanced import Balanced, Entry
 from o2o_lightning.replay.rewards import RewardMap
 from o2o_lightning.replay.ring import Ring
-from o2o_lightning.replay.samplers import Half, Uniform
+from o2o_lightning.replay.samplers import Mixed, Uniform
 from o2o_lightning.replay.storage import RingWriter, Tables
 from o2o_lightning.replay.store import TransitionStore
 from o2o_lightning.replay.table import Layout, Table
 
-Mix = Literal["half", "all", "part", "none", "balanced"]
+Mix = Literal["half", "proportional", "all", "part", "none", "balanced"]
+DRAWN_BESIDE = ("half", "proportional", "balanced")  # modes in which batches are mixed of dataset and ring
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # one line a buffer on stderr, of no use to a user
 BEST_EPISODES = 50  # size of the replay mode `part` (D44)
 
@@ -57,20 +58,22 @@ class Replay(ReplayBuffer):  # type: ignore[misc]
         ring: Ring,
         rewards: RewardMap = RewardMap(),
         entry: Entry = Entry(),
+        share: float = 0.5,
     ) -> None:
         """Learns from a phase's ``ring`` and the dataset.
 
-        ``half``: an equal number of online and offline transitions, in that order; ``all`` and ``part``: the ring
-        starts with the whole dataset, or with its 50 best episodes by the ``rewards`` learned from, and everything is
-        drawn from it; ``none``: online only; ``balanced``: by priorities, new rows by ``entry``.
+        ``half``: online and offline transitions, in that order, ``share`` of them offline; ``proportional``: as many of
+        each as there are; ``all`` and ``part``: the ring starts with the whole dataset, or with its 50 best episodes by
+        the ``rewards`` learned from, and everything is drawn from it; ``none``: online only; ``balanced``: by
+        priorities, new rows by ``entry``.
         """
-        if store is None or mode not in ("half", "balanced"):
+        if store is None or mode not in DRAWN_BESIDE:
             self.learn_from(ring)
         elif mode == "balanced":
             self.learn_from(store, ring, rule=Balanced(store, ring, entry))
         else:
             cached = [str(key) for key in ring.layout.widths if key not in store.layout.widths]
-            self.learn_from(store, ring, rule=Half(store, *cached))
+            self.learn_from(store, ring, rule=Mixed(store, *cached, share=share if mode == "half" else None))
         if store is not None and mode == "all":
             newest = slice(max(store.td_count - ring.capacity, 0), store.td_count)
             rows = torch.arange(newest.start, newest.stop) if store.td_rows is None else store.td_rows[newest]

@@ -30,7 +30,7 @@ class Interaction:
         self.name = self.env.spec.id if self.env.spec else str(self.env)
         self.observation: FloatArray = self._guarded(lambda: self.env.reset(seed=seed))[0]
         self.episode_return, self.episode_length = 0.0, 0
-        self.episodes, self.steps = 0, 0
+        self.episodes, self.steps, self.last_length = 0, 0, 0
         self.last_return: float | None = None
         self._restorable: bool | None = None
 
@@ -80,6 +80,7 @@ class Interaction:
 
     def _end_episode(self) -> None:
         self.episodes += 1
+        self.last_length = self.episode_length
         self.episode_return, self.episode_length = 0.0, 0
 
     def _note(self, text: str) -> None:

@@ -51,30 +51,37 @@ class Uniform(Sampler):  # type: ignore[misc]
         """Nothing is kept of the ring."""
 
 
-class Half(Uniform):
-    """An equal number of online and offline transitions, in that order; offline ones alone before the first step.
+class Mixed(Uniform):
+    """Online and offline transitions, in that order; offline ones alone before the first step.
 
-    Training's offline half is drawn and gathered for sixteen batches at once, since the dataset hardly ever changes;
-    ``cached`` names what a phase adds to it, and the ring has as columns of its own.
+    Training's offline part is drawn and gathered for sixteen batches at once, since the dataset hardly ever changes;
+    ``cached`` names what a phase adds to it, and the ring has as columns of its own. ``share`` of a batch is offline;
+    None: the dataset's share of all transitions, at the time.
     """
 
-    def __init__(self, store: TransitionStore, *cached: str) -> None:
-        self.store, self.cached = store, cached
+    def __init__(self, store: TransitionStore, *cached: str, share: float | None = 0.5) -> None:
+        self.store, self.cached, self.share = store, cached, share
         self._drawn = torch.empty(0, 0, dtype=torch.int64)
         self._parts: list[Tensor] = []  # of the rows drawn, those that come next last
 
     def draw(self, tables: Sequence[Table], count: int) -> Tensor:
         store, ring = tables
-        online = count - count // 2 if len(ring) else 0
+        online = count - self.offline(count, ring) if len(ring) else 0
         drawn = [ring.sample_rows(online, self._rng) + len(store)] if online else []
         return torch.cat([*drawn, store.sample_rows(count - online, self._rng)])
 
     def rows(self, tables: Sequence[Table], count: int, generator: torch.Generator) -> Tensor:
         ring = tables[1]
-        online = ring.pick(ring.sample_rows(count - count // 2, generator))
-        if not self._parts:
-            self._gather(self.store.sample_rows((BLOCK, count // 2), generator))
+        offline = self.offline(count, ring)
+        online = ring.pick(ring.sample_rows(count - offline, generator))
+        if not self._parts or len(self._parts[-1]) != offline:
+            self._gather(self.store.sample_rows((BLOCK, offline), generator))
         return torch.cat((online, self._parts.pop()))
+
+    def offline(self, count: int, ring: Table) -> int:
+        """How many of ``count`` transitions are the dataset's."""
+        known = self.store.td_count
+        return int(count * (known / (known + len(ring)) if self.share is None else self.share))
 
     def mark_update(self, index: Any, *, storage: Any = None) -> None:
         self._gather(self._left())
