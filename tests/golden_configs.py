@@ -41,7 +41,6 @@ SINCE = {
         "wsrl",
     ),
     "offline": ("aca", "cal_ql", "off2on", "rebrac", "spot", "uni_o4", "wsrl"),
-    "experiment": ("cal_ql_corl",),
 }
 OFFLINE, ONLINE, DATASETS, EXPERIMENTS = (
     sorted(file.stem for file in (CONFIGS / group).glob("[!_]*.yaml") if file.stem not in SINCE.get(group, ()))

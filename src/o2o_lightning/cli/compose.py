@@ -77,6 +77,9 @@ def _compose(phase: str, tokens: tuple[str, ...]) -> dict[str, Any]:
         except (HydraException, OmegaConfBaseException, UserWarning, ValueError) as error:
             raise UserError(hydra_message(error, _known(phase))) from error
     assert isinstance(resolved, dict)
+    online = [value for key, _, value in (token.partition("=") for token in tokens) if key == "online"]
+    if (owner := resolved["preset_of"]) and online and online[-1] != owner:
+        raise UserError(f"online={online[-1]}: the preset is of online={owner}. Leave one of the two out.")
     for part in ("model", "data", "trainer"):
         if not isinstance(resolved[part], dict) or (part == "model" and not {"class_path", "note"} & {*resolved[part]}):
             raise UserError(f"{part}: {resolved[part]} cannot be built. Write options as --{part}.NAME VALUE.")
