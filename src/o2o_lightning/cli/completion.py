@@ -18,6 +18,7 @@ SCRIPT = """\
     fit|sweep) choices="{words}" ;;
     policy) choices="{policy}" ;;
     data) choices="{data}" ;;
+    hub) choices="push pull" ;;
   esac
   ((COMP_CWORD == 1)) && choices="{commands}"
   local prefix="${{word%"${{COMP_WORDS[COMP_CWORD]}}"}}"  # what bash has split off at an equals sign

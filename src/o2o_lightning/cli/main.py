@@ -24,6 +24,7 @@ o2o: fine-tune any offline policy online, without the collapse
   o2o reproduce [table2 | figure5]  the runs of a table or figure of the paper, and the table itself
   o2o play     CKPT                 watch the policy, or record it: --record out.gif
   o2o policy   import | clone | export | inspect | list     policies of other libraries in, ours out
+  o2o hub      push | pull          a run's policy with its card, to a model hub or a folder, and back
   o2o data     info | check | list | cut | make
   o2o demo                          the whole pipeline on the embedded Hopper data, next to naive fine-tuning
 
@@ -32,7 +33,7 @@ o2o: fine-tune any offline policy online, without the collapse
 """
 COMMANDS = (
     "fit", "sweep", "resume", "test", "validate", "predict", "report", "diagnose", "reproduce", "play", "data",
-    "policy", "demo",
+    "policy", "hub", "demo",
 )  # fmt: skip
 EVALUATIONS = ("test", "validate", "predict")  # one module, which is told which of them
 

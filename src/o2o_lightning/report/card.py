@@ -21,8 +21,14 @@ action = policy(observation)    # raw observations [S] or [B, S] to actions in t
 `o2o test --ckpt_path {file}` evaluates it, `o2o play {file}` shows it."""
 
 
-def card(run: Run) -> str:
-    """``README.md`` of a run directory, in Markdown with the front matter that model hubs read."""
+def card(run: Run, file: str | None = None) -> str:
+    """``README.md`` of a run directory, in Markdown with the front matter that model hubs read.
+
+    Args:
+        run: what it is about.
+        file: where the policy is, seen from the card; in the run directory without it.
+    """
+    file = file or str(policy_to_take(run.path / run.phase).relative_to(run.path))
     group, last = Group(run.method, [run]), run.phases[run.phase]
     known = {name: group.column(name)[0] for name in MEASURES if group.column(name)[0] == group.column(name)[0]}
     phases = [
@@ -39,7 +45,7 @@ def card(run: Run) -> str:
         Table(["measure", "value", "what it is"], [[key, f"{known[key]:.4g}", MEASURES[key]] for key in known]),
         Text(f"{int(run.total('eval_env_steps')):,} {COSTS['eval_env_steps']} were spent beside those of training."),
         Heading("How to load it"),
-        Text(LOAD.format(file=policy_to_take(run.path / run.phase).relative_to(run.path), env=run.env_id)),
+        Text(LOAD.format(file=file, env=run.env_id)),
     ]
     return f"---\n{yaml.safe_dump(_front(run, known), sort_keys=False)}---\n\n{markdown(blocks)}"
 
@@ -57,12 +63,14 @@ def _origin(run: Run, last: Any) -> dict[str, str]:
 
 
 def _front(run: Run, known: dict[str, float]) -> dict[str, Any]:
-    task = {"type": "reinforcement-learning", "name": "reinforcement-learning"}
-    result = {
-        "task": task,
-        "dataset": {"name": run.env_id, "type": run.env_id},
-        "metrics": [{"type": "d4rl_score" if run.scored else "mean_reward", "value": round(float(known["final"]), 4)}],
-    }
-    found = [{"name": run.method, "results": [result]}] if "final" in known else []
     tags = ["reinforcement-learning", "offline-to-online", run.env_id, run.algorithm]
-    return {"library_name": "o2o-lightning", "tags": tags, **({"model-index": found} if found else {})}
+    front = {"library_name": "o2o-lightning", "tags": tags}
+    if "final" not in known:
+        return front
+    metric = {"type": "d4rl_score" if run.scored else "mean_reward", "value": round(float(known["final"]), 4)}
+    result = {
+        "task": {"type": "reinforcement-learning", "name": "reinforcement-learning"},
+        "dataset": {"name": run.env_id, "type": run.env_id},
+        "metrics": [metric],
+    }
+    return {**front, "model-index": [{"name": run.method, "results": [result]}]}

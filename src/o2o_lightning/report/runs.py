@@ -140,7 +140,12 @@ def read(folder: Path) -> Run:
     Raises:
         UserError: it is not finished, or not readable.
     """
-    planned = [phase for command in read_plan(folder) for phase in command["phases"]]
+    plan = read_plan(folder)
+    if not plan and not (folder / SUMMARY).exists():
+        raise UserError(f"{folder}: it is no run directory. Pass one, with a {SUMMARY}.")
+    if seeds := [seed for command in plan for seed in command.get("seeds") or ()]:
+        raise UserError(f"{folder}: it has several runs. Pass one of them, such as {folder}/seed-{seeds[0]}.")
+    planned = [phase for command in plan for phase in command["phases"]]
     missing = [phase for phase in planned if not (folder / phase / SUMMARY).exists()]
     if missing or not (folder / SUMMARY).exists():
         where = f" (phase '{missing[0]}')" if missing else ""
