@@ -30,12 +30,12 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_bound_below_every_value_leaves_cql() -> None:
+def test_t44_a_bound_below_every_value_leaves_cql() -> None:
     assert same(gradients(CalQL, -torch.inf), gradients(CQL, 0.0))
     assert same(gradients(CalQL, -1e6), gradients(CQL, 0.0))
 
 
-def test_a_bound_above_every_value_stops_the_gradient_of_the_policys_actions_and_of_no_other() -> None:
+def test_t44_a_bound_above_every_value_stops_the_gradient_of_the_policys_actions_and_of_no_other() -> None:
     torch.manual_seed(0)
     method = CalQL(**SIZES)
     method.build(TASK)
@@ -48,7 +48,7 @@ def test_a_bound_above_every_value_stops_the_gradient_of_the_policys_actions_and
         assert bool(gradient[3:].any()) is policy_counts
 
 
-def test_the_bound_is_of_values_and_not_of_values_less_their_log_density() -> None:
+def test_t45_the_bound_is_of_values_and_not_of_values_less_their_log_density() -> None:
     torch.manual_seed(0)
     method = CalQL(**SIZES)
     method.build(TASK)
@@ -73,7 +73,7 @@ def test_the_bound_is_of_values_and_not_of_values_less_their_log_density() -> No
     torch.testing.assert_close(loss.metrics["conservative_gap"], torch.stack(gaps), rtol=1e-5, atol=1e-5)
 
 
-def test_without_calibration_no_return_changes_the_loss_and_with_it_one_does() -> None:
+def test_t48_without_calibration_no_return_changes_the_loss_and_with_it_one_does() -> None:
     for calibrate in (False, True):
         low, high = (gradients(CalQL, bound, calibrate=calibrate) for bound in (-1e6, 1e6))
         assert same(low, high) is not calibrate
@@ -103,14 +103,14 @@ REWARDS = torch.tensor([-5.0, -5.0, -5.0, -5.0, 5.0, -5.0, -5.0, -5.0, 5.0, -5.0
 ENDS = torch.tensor([0, 0, 1, 0, 0, 1, 0, 0, 1, 0]).bool()  # failed; a success before the end; one at the end; cut off
 
 
-def test_a_failed_episode_is_worth_its_reward_for_ever() -> None:
+def test_t46_a_failed_episode_is_worth_its_reward_for_ever() -> None:
     returns = calibration_returns(REWARDS, ENDS, 0.99, failure_reward=-5.0)
     torch.testing.assert_close(returns[:3], torch.full((3,), -500.0))
     torch.testing.assert_close(returns[3:6], torch.tensor([-5 + 0.99 * (5 + 0.99 * -5), 5 + 0.99 * -5, -5.0]))
     torch.testing.assert_close(returns[6:9], torch.tensor([-5 + 0.99 * (-5 + 0.99 * 5), -5 + 0.99 * 5, 5.0]))
 
 
-def test_by_its_last_reward_an_episode_fails_in_spite_of_an_earlier_success() -> None:
+def test_t46_by_its_last_reward_an_episode_fails_in_spite_of_an_earlier_success() -> None:
     returns = calibration_returns(REWARDS, ENDS, 0.99, failure_reward=-5.0, failure_by="last")
     torch.testing.assert_close(returns[:6], torch.full((6,), -500.0))
     assert returns[8] == 5.0

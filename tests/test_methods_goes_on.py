@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,8 +127,7 @@ def test_t75_adams_moments_go_online_with_their_networks(kind: type[Method], fit
     assert run.module.updates == 4  # the dataset is in the buffer: learning begins at once
 
 
-def test_wsrl_warms_up_frozen_and_goes_on_with_everything_but_the_data(fit: Fit, pendulum: str):
-    """T97, T98, T99."""
+def test_t97_t98_and_t99_wsrl_warms_up_frozen_and_goes_on_with_everything_but_the_data(fit: Fit, pendulum: str):
     before = offline(fit, pendulum, CalQL(**SIZES, samples=2, critics=4, subset=2, layer_norm=True))
     seen: list[tuple[int, dict[str, Tensor]]] = []
 
@@ -149,6 +149,24 @@ def test_wsrl_warms_up_frozen_and_goes_on_with_everything_but_the_data(fit: Fit,
     for name, value in run.start.items():
         if name.split(".")[1] != "offline_actor":
             assert torch.equal(value, offline_end[name]), name
+
+
+def test_t103_the_warm_up_is_counted_from_the_phases_own_start(fit: Fit, pendulum: str, tmp_path: Path):
+    before = offline(fit, pendulum, CalQL(**SIZES, samples=2, critics=4, subset=2, layer_norm=True))
+    checkpoint = torch.load(before.checkpoint, weights_only=True)
+    checkpoint["o2o_progress"] |= {"updates": 1_000_000, "env_steps": 1_000_000}
+    checkpoint["global_step"] = 1_000_000
+    torch.save(checkpoint, tmp_path / "long.ckpt")
+    seen: list[int] = []
+
+    class Watched(WSRL):
+        def act(self, observation: Any, generator: Any) -> Any:
+            seen.append(online.updates)
+            return super().act(observation, generator)
+
+    online = Online(Watched(**SIZES), str(tmp_path / "long.ckpt"))
+    fit(online, OnlineData(dataset=pendulum, env_steps=13, warmup_steps=10, mix="none", batch_size=8, eval_episodes=1))
+    assert seen == [0] * 11 + [1, 2] and online.env_steps == 13
 
 
 def test_t100_and_t102_four_critic_steps_come_for_one_of_the_policy_which_climbs_the_least_critic():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from by_hand import A, Checkpoint, S, draw, noise_of, ready, transitions
+from by_hand import A, Checkpoint, S, draw, losses, noise_of, ready, transitions
 from conftest import Fit
 from every_method import TASK, Networks
 from torch import Tensor
@@ -72,6 +72,19 @@ def test_t67_a_policy_that_has_not_moved_pays_nothing():
     assert not method.log_ratio(batch["s"], policy, noise_of(method, (24, A))["policy"]).any()
 
 
+def test_t67_there_the_ratios_own_gradient_is_of_mean_zero():
+    method = proto()
+    method.anchor.load_state_dict(method.actor.state_dict())
+    s, sizes = draw(0, 1)["s"].expand(40_000, S), []
+    policy = method.actor.distribution(s)
+    noise = torch.randn(40_000, A, generator=torch.Generator().manual_seed(0)).double()
+    ratio = method.log_ratio(s, policy, noise)
+    for rows in (16, 40_000):
+        found = torch.autograd.grad(ratio[:rows].mean(), list(method.actor.parameters()), retain_graph=True)
+        sizes.append(float(torch.cat([part.flatten() for part in found]).norm()))
+    assert 0 < sizes[1] < 0.1 * sizes[0]  # the root of 16 / 40 000 is 0.02
+
+
 @pytest.mark.parametrize(("kind", "source"), [(PROTO, GAUSSIAN), (PROTOTD3, DETERMINISTIC)])
 def test_t68_kappa_falls_to_a_tenth_and_at_last_to_nothing(kind: Any, source: Any):
     method = kind(strength=2.0, decay_env_steps=1000)
@@ -85,6 +98,13 @@ def test_t69_the_anchor_is_the_policy_or_stands_still(rate: float):
     method = proto(anchor_rate=rate)
     *_, follow = method.update(Moment(0))
     assert (follow.target, follow.source, follow.rate) == (method.anchor, method.actor, rate)
+    batch, before = transitions(draw(0, 24)), copy.deepcopy(method.anchor.state_dict())
+    noise = noise_of(method, (24, A))
+    for _ in losses(method, batch, noise, Moment(0)):
+        pass
+    policy = method.actor.distribution(batch["observation"])
+    assert bool(method.log_ratio(batch["observation"], policy, noise["policy"]).any()) is (rate == 0.0)
+    assert same(before.values(), method.anchor.state_dict().values()) is (rate == 0.0)
 
 
 def test_t71_the_target_pays_gamma_kappa_for_each_nat_and_with_its_switch_off_nothing():

@@ -187,6 +187,34 @@ def test_a_policy_with_a_memory_goes_online_as_a_clone_without(
     assert {"student", "action_rmse"} <= fidelity.keys()
 
 
+def test_t117_a_clone_is_as_far_from_the_modes_at_the_evaluations_target_as_it_says(
+    o2o: Any, pendulum: str, tmp_path: Path
+) -> None:
+    line = ["fit", "--phase", "all", "offline=odt", "online=o2sac", "phases=[offline,reevaluate]", "steps.offline=6"]
+    line += [
+        "steps.clone=120",
+        "steps.reevaluate=2",
+        *OPTIONS,
+        *SMALL,
+        "--model.hidden",
+        "[8]",
+        "--clone.model.lr",
+        "0.01",
+    ]
+    assert o2o(*line, "--data.dataset", pendulum, "--run_dir", tmp_path) == 0
+    said = json.loads((tmp_path / "summary.json").read_text())["phases"]["clone"]["fidelity"]["action_rmse"]
+    source, clone = (read_handover(tmp_path / phase / "checkpoints/last.ckpt") for phase in ("offline", "clone"))
+    data = OfflineData(dataset=pendulum)
+    data.setup("fit")
+    assert data.store is not None
+    teacher: Any = source.build_policy()
+    with torch.no_grad():
+        labels = HistoryPlayer(teacher, source.build_normalizer()).label(data.store, torch.device("cpu"))
+        modes = clone.build_actor().mode(clone.build_normalizer()(data.store["observation"]))
+    found = float((modes - labels).square().mean().sqrt())
+    assert found == pytest.approx(said, rel=0.3) and found < 0.5 * float(labels.std() + labels.mean().abs())
+
+
 def test_a_clone_is_put_before_the_first_phase_that_acts_without_memory() -> None:
     phases, note = with_cloning(split(["offline=dt", "online=o2sac"]), ["offline", "reevaluate", "align", "online"])
     assert phases == ["offline", "clone", "reevaluate", "align", "online"]

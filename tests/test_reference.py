@@ -27,7 +27,7 @@ def test_the_gap_of_two_samples_is_in_standard_errors_of_their_difference(
     assert standardized_gap(challenger, incumbent) == pytest.approx(expected)
 
 
-def test_equal_policies_pass_in_a_tenth_of_independent_comparisons_and_a_deviation_apart_almost_always() -> None:
+def test_t141_and_t142_equal_policies_pass_in_a_tenth_of_comparisons_and_a_deviation_apart_almost_always() -> None:
     draws = torch.randn(4000, 40, generator=torch.Generator().manual_seed(0)).tolist()
     equal = sum(standardized_gap(row[:20], row[20:]) > ONE_SIDED for row in draws) / len(draws)
     assert abs(equal - 0.10) < 0.02
