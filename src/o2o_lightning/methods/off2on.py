@@ -104,10 +104,8 @@ class Off2On(SAC):
     def take(self, actor: Any, critic: Critics) -> None:
         super().take(actor, critic)
         if critic.spec.count % len(actor.members):
-            raise UserError(
-                f"off2on: {critic.spec.count} critics can't be shared out among {len(actor.members)} policies. "
-                "Start from offline=off2on."
-            )
+            counts = f"{critic.spec.count} critics can't be shared out among {len(actor.members)} policies"
+            raise UserError(f"off2on: {counts}. Start from offline=off2on.")
 
     def take_targets(self, source: Source) -> None:
         """The targets begin as copies of the critics (D56)."""
@@ -127,20 +125,19 @@ class Off2On(SAC):
             ratio = self.density_ratio(drawn)
             mean = self.ranks.mean(tempered(offline, self.ratio_temperature).mean())
             priority = balanced_priority(ratio, mean, self.ratio_temperature)
-        metrics = {"ratio_loss": ratio_loss, "ratio": ratio, "priority": priority}
-        return Loss(found.value + ratio_loss, found.metrics | metrics)
+        own = {"ratio_loss": ratio_loss, "ratio": ratio, "priority": priority}
+        return Loss(found.value + ratio_loss, found.metrics | own)
 
     def density_ratio(self, batch: Batch) -> Tensor:
         """The ratio w ``[B]`` of a batch's transitions."""
-        found = self.ratio(torch.cat((batch["observation"], batch["action"]), -1))
-        return HEADS[self.ratio_head](found.squeeze(-1))
+        return HEADS[self.ratio_head](self.ratio(torch.cat((batch["observation"], batch["action"]), -1)).squeeze(-1))
 
     def target(self, batch: Batch, policy: SquashedGaussian, noise: Tensor) -> tuple[Tensor, Tensor]:
         """What each critic should say ``[E, B]``, by its own member's least target, and log π ``[B]``."""
         action, log_prob = policy.sample(noise)
         own = self.own_least(self.target_critic(batch["next", "observation"], action))
-        value = own - self.log_alpha.detach().exp() * log_prob
-        target = td_target(batch["reward"], batch["next", "terminated"], value, self.discount)
+        price = self.log_alpha.detach().exp() * log_prob
+        target = td_target(batch["reward"], batch["next", "terminated"], own - price, self.discount)
         return target.repeat_interleave(self.critic.spec.count // len(target), 0), log_prob
 
     def draw(self, observation: Tensor, policy: SquashedGaussian, noise: Tensor) -> Draw:

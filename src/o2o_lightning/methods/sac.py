@@ -132,15 +132,8 @@ class SAC(SACCritic):
             target = self.bootstrap(batch, following, noise)
         q = self.critic(observation, batch["action"])
         values = self.critic_loss(q, target, batch, noise, (current, following))
-        metrics = {
-            **values.metrics,
-            "actor_loss": draw.loss,
-            "q": q,
-            "q_policy": draw.q,
-            "target": target,
-            "log_prob": draw.log_prob,
-            "temperature": alpha,
-        }
+        metrics = {**values.metrics, "actor_loss": draw.loss, "q": q, "q_policy": draw.q, "target": target}
+        metrics |= {"log_prob": draw.log_prob, "temperature": alpha}
         # Every loss is formed before any network moves, and none reaches another's parameters: one backward (D32).
         return Loss(values.value + draw.loss + alpha_loss, metrics), draw
 
