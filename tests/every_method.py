@@ -16,6 +16,7 @@ from o2o_lightning.methods.cal_ql import CalQL
 from o2o_lightning.methods.clone import Clone
 from o2o_lightning.methods.cql import CQL
 from o2o_lightning.methods.dt import DT
+from o2o_lightning.methods.enoto import ENOTO
 from o2o_lightning.methods.iql import IQL
 from o2o_lightning.methods.jsrl import JSRL
 from o2o_lightning.methods.method import Draws, Method, Normal, Task
@@ -58,6 +59,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "rlpd": lambda: RLPD(hidden=HIDDEN, critic_hidden=HIDDEN, critics=4, policy_every=2),
     "wsrl": lambda: WSRL(hidden=HIDDEN, critic_hidden=HIDDEN, critics=4, policy_every=2),
     "cql, four critics": lambda: CQL(hidden=HIDDEN, critic_hidden=HIDDEN, samples=2, critics=4, subset=2),
+    "enoto": lambda: ENOTO(hidden=HIDDEN, critic_hidden=HIDDEN, critics=4),
     "iql, one after the other": lambda: IQL(hidden=HIDDEN, order="value_first", actor_schedule="restart"),
     "aca offline": lambda: aca.Offline(hidden=HIDDEN, critic_hidden=HIDDEN),
     "aca online": lambda: aca.ACA(hidden=HIDDEN, critic_hidden=HIDDEN),

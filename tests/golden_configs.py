@@ -26,6 +26,7 @@ SINCE = {
         "awac",
         "cal_ql",
         "cql",
+        "enoto",
         "iql",
         "jsrl",
         "odt",
@@ -40,7 +41,7 @@ SINCE = {
         "uni_o4",
         "wsrl",
     ),
-    "offline": ("aca", "cal_ql", "off2on", "rebrac", "spot", "uni_o4", "wsrl"),
+    "offline": ("aca", "cal_ql", "enoto", "off2on", "rebrac", "spot", "uni_o4", "wsrl"),
 }
 OFFLINE, ONLINE, DATASETS, EXPERIMENTS = (
     sorted(file.stem for file in (CONFIGS / group).glob("[!_]*.yaml") if file.stem not in SINCE.get(group, ()))

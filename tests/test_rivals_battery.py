@@ -76,6 +76,7 @@ RIVALS = {
         ),
         formats=(),
     ),
+    "enoto": Rival("enoto", (*SMALL, "--model.samples", "2", "--offline.model.critics", "3")),
     "off2on": Rival(
         "off2on",
         (*SMALL, "--model.samples", "2", "--model.members", "2", "--model.ratio_hidden", "[8,8]"),

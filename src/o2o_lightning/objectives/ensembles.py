@@ -3,6 +3,7 @@
 Shape letters: ``N`` critics, ``M`` of them drawn.
 """
 
+import torch
 from torch import Tensor
 
 from o2o_lightning.objectives.bellman import least
@@ -18,6 +19,26 @@ def drawn_members(noise: Tensor, size: int, replace: bool, count: int) -> Tensor
     if replace:
         return ((noise + 1.0) * (0.5 * count)).long().clamp(max=count - 1)
     return noise.argsort()[:size]
+
+
+def all_pairs_least(q: Tensor) -> Tensor:
+    r"""The mean of :math:`\min(Q_i, Q_j)` over all pairs of members, ``q [N, …] → […]``, N at least two.
+
+    Of the sorted values, :math:`\sum_k q_{(k)}\, 2(N-k) / (N(N-1))`: ENOTO's target (Zhao et al. 2023,
+    https://arxiv.org/abs/2306.06871).
+    """
+    count = len(q)
+    behind = torch.arange(count - 1, -1, -1, dtype=q.dtype, device=q.device)
+    found: Tensor = torch.tensordot(behind * (2.0 / (count * (count - 1))), q.sort(0).values, 1)
+    return found
+
+
+def doubt_weight(deviation: Tensor, temperature: float) -> Tensor:
+    r"""SUNRISE's weight :math:`\sigma(-T s) + \tfrac12` of a target whose ``deviation`` among members is s, ``[B]``.
+
+    From 1 where they agree down to a half (Lee et al. 2021, https://arxiv.org/abs/2007.04938, Eq. 4).
+    """
+    return torch.sigmoid(-temperature * deviation) + 0.5
 
 
 def members_least(q: Tensor, members: int) -> Tensor:
