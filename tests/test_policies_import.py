@@ -9,6 +9,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from policy_files import (
@@ -77,11 +78,24 @@ def test_a_stable_baselines3_policy_acts_as_its_own_network_does(
     np.savez(tmp_path / "reference.npz", observations=STATES.numpy(), actions=2 * expected.numpy())
     options = ("--env_id", "Pendulum-v1", "--reference", str(tmp_path / "reference.npz"))
     report = bring(tmp_path, sb3_zip(tmp_path / "agent.zip", state, module), *options)
-    np.testing.assert_allclose(imported(tmp_path), expected.clamp(-0.9999, 0.9999), atol=1.1e-4)
+    np.testing.assert_allclose(imported(tmp_path), expected, atol=1e-5)
     assert report["kind"] == family and report["parity"]["same"] and report["verdict"].startswith("same actions as")
     assert report["env_id"] == "Pendulum-v1"
     if "common" not in module:
         assert report["algorithm"] == module.split(".")[1]
+
+
+def test_a_saturated_action_is_the_bound_itself_in_the_file_and_out_of_it(tmp_path: Path) -> None:
+    state, forward = sb3_sac()
+    state["actor.mu.bias"].fill_(20.0)
+    with torch.no_grad():
+        torch.testing.assert_close(forward(STATES), torch.ones(len(STATES), 1))
+    bring(tmp_path, sb3_zip(tmp_path / "agent.zip", state), "--env_id", "Pendulum-v1")
+    np.testing.assert_allclose(imported(tmp_path), 1.0, atol=1e-6)
+    checkpoint, out = tmp_path / "run/import/checkpoints/last.ckpt", tmp_path / "policy.onnx"
+    assert main(["policy", "export", str(checkpoint), "--format", "onnx", "--out", str(out)]) == 0
+    session = onnxruntime.InferenceSession(str(out))
+    np.testing.assert_allclose(session.run(None, {"observation": STATES.numpy()})[0], 2.0, atol=2e-6)
 
 
 def test_the_log_density_of_a_squashed_gaussian_is_imported_too(tmp_path: Path) -> None:

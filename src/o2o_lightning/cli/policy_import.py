@@ -20,7 +20,6 @@ from o2o_lightning.errors import UserError
 from o2o_lightning.limits import read_json
 from o2o_lightning.machine import library_versions
 from o2o_lightning.nn.actor import FloatArray
-from o2o_lightning.nn.squashed_gaussian import ACTION_LIMIT
 from o2o_lightning.policies.exploration import settle
 from o2o_lightning.policies.parity import apart, by_float64, tolerance
 from o2o_lightning.policies.proof import Proof, by_recording, by_reference
@@ -221,8 +220,7 @@ def _verdict(policy: ImportedPolicy, parity: dict[str, Any], proof: Proof | None
             f" most in dimension {parity['dimension']} of state {parity['state']}"
         )
     else:
-        clip = f", all of it from clipping actions at ±{ACTION_LIMIT:g}" if parity["clipped"] else ""
-        built = f"built as it was read, to {largest:.1g} over {states}{clip}"
+        built = f"built as it was read, to {largest:.1g} over {states}"
     altered = "" if policy.altered is None else f"with {policy.altered}: "
     if proof is None:
         return f"{altered}{built}; not compared with the source's own actions: pass --reference FILE.npz"

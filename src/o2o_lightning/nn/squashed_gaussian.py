@@ -39,7 +39,11 @@ class SquashedGaussian(NamedTuple):
 
     def mode(self) -> Tensor:
         """The deterministic action ``[…, B, A]``: tanh of the mean, which is not the density's own mode."""
-        return torch.tanh(self.mean).clamp(-ACTION_LIMIT, ACTION_LIMIT)
+        return torch.tanh(self.mean)
+
+    def anchor(self) -> Tensor:
+        """:meth:`mode`, clipped as the density of a given action is: O2SAC's alignment needs both of one action."""
+        return self.mode().clamp(-ACTION_LIMIT, ACTION_LIMIT)
 
     def _log_prob(self, pre_tanh: Tensor, standardized: Tensor) -> Tensor:
         gaussian = -0.5 * standardized.square() - self.log_std - 0.5 * math.log(2 * math.pi)
@@ -85,7 +89,7 @@ class SquashedGaussianActor(StochasticActor):
 
     def act(self, observation: FloatArray) -> FloatArray:
         mean, _ = self._numpy_moments(observation)
-        return np.clip(np.tanh(mean), -ACTION_LIMIT, ACTION_LIMIT)
+        return np.tanh(mean)
 
     def perform(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
         mean, log_std = self._numpy_moments(observation)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from o2o_lightning.nn.actor import ActorSpec, FloatArray
 from o2o_lightning.nn.mlp import MLP
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.nn.squashed_gaussian import ACTION_LIMIT
 from o2o_lightning.policies.names import meaning
 from o2o_lightning.policies.source import MAX_BYTES, BadPolicy, read_limited, readable
 
@@ -188,8 +187,8 @@ def write_onnx(body: MLP, spec: ActorSpec, normalizer: Normalizer, low: Tensor, 
             add(op, *(before if part == "x" else (f"{op}{len(nodes)}", torch.tensor(part)) for part in others))
     if spec.kind != "gaussian" or spec.mean == "tanh":
         add("Tanh")
-    limit = ACTION_LIMIT if spec.kind == "squashed_gaussian" else 1.0
-    add("Clip", ("least", torch.tensor(-limit)), ("most", torch.tensor(limit)))
+    else:
+        add("Clip", ("least", torch.tensor(-1.0)), ("most", torch.tensor(1.0)))
     add("Add", ("one", torch.ones(())))
     add("Mul", ("reach", reach))
     add("Add", ("low", low))

@@ -9,7 +9,6 @@ import torch
 
 from o2o_lightning.nn.actor import Actor, FloatArray, Policy
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.nn.squashed_gaussian import ACTION_LIMIT
 
 ROUNDINGS = 16.0  # for other orders of summation, fused products, another library's tanh
 
@@ -39,15 +38,12 @@ def by_float64(actor: Actor, normalizer: Normalizer, observation: FloatArray) ->
 def apart(actions: FloatArray, source: FloatArray, rounded: float) -> dict[str, Any]:
     """How far two policies' deterministic actions ``[N, A]`` in the same states are apart.
 
-    ``clipped``: the only difference is ours of clipping squashed actions at ±(1 − 1e-4); ``same``: none beyond what is
-    ``rounded`` and that clip; ``dimension`` and ``state``: where it is largest.
+    ``same``: by no more than is ``rounded``; ``dimension`` and ``state``: where they are furthest apart.
     """
     difference = np.abs(actions - source)
-    beyond = np.abs(actions - np.clip(source, -ACTION_LIMIT, ACTION_LIMIT))
     state, dimension = np.unravel_index(int(difference.argmax()), difference.shape)
     largest, rmse = float(difference.max()), float(np.sqrt(np.square(difference).mean()))
-    plain, clipped = largest <= rounded, bool(np.minimum(difference, beyond).max() <= rounded)
     return {
-        "states": len(actions), "largest": largest, "rmse": rmse, "clipped": clipped and not plain,
-        "same": plain or clipped, "dimension": int(dimension), "state": int(state),
+        "states": len(actions), "largest": largest, "rmse": rmse, "same": largest <= rounded,
+        "dimension": int(dimension), "state": int(state),
     }  # fmt: skip

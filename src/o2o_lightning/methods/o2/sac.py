@@ -109,7 +109,7 @@ class Align(SACActor):
 
     def cache(self, batch: Batch) -> dict[str, Tensor]:
         offline = self.offline_actor.distribution(batch["observation"])
-        anchor = offline.mode()
+        anchor = offline.anchor()
         return {
             "offline_mean": offline.mean,
             "offline_log_std": offline.log_std,
