@@ -29,6 +29,7 @@ from o2o_lightning.methods.ppo import PPO
 from o2o_lightning.methods.proto import PROTO, PROTOTD3
 from o2o_lightning.methods.rlpd import RLPD
 from o2o_lightning.methods.sac import SAC
+from o2o_lightning.methods.so2 import SO2
 from o2o_lightning.methods.spot import SPOT
 from o2o_lightning.methods.td3 import TD3
 from o2o_lightning.methods.td3_bc import TD3BC
@@ -60,6 +61,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "wsrl": lambda: WSRL(hidden=HIDDEN, critic_hidden=HIDDEN, critics=4, policy_every=2),
     "cql, four critics": lambda: CQL(hidden=HIDDEN, critic_hidden=HIDDEN, samples=2, critics=4, subset=2),
     "enoto": lambda: ENOTO(hidden=HIDDEN, critic_hidden=HIDDEN, critics=4),
+    "so2": lambda: SO2(hidden=HIDDEN, critic_hidden=HIDDEN, critics=3, values_first=2),
     "iql, one after the other": lambda: IQL(hidden=HIDDEN, order="value_first", actor_schedule="restart"),
     "aca offline": lambda: aca.Offline(hidden=HIDDEN, critic_hidden=HIDDEN),
     "aca online": lambda: aca.ACA(hidden=HIDDEN, critic_hidden=HIDDEN),

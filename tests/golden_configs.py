@@ -37,6 +37,7 @@ SINCE = {
         "proto_td3",
         "rebrac",
         "rlpd",
+        "so2",
         "spot",
         "uni_o4",
         "wsrl",

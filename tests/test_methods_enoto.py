@@ -1,4 +1,4 @@
-"""ENOTO: the mean of all pairs' minima, what is doubted, what is tried (T128–T130)."""
+"""ENOTO: the mean of all pairs' minima, what is doubted, what is tried (T128–T130). SO2: its perturbed values."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from by_hand import HIDDEN, A, S, draw, noise_of, ready, transitions
 from test_methods_rivals_gradients import assert_descends, squashed
 
 from o2o_lightning.methods.enoto import ENOTO
+from o2o_lightning.methods.method import Moment
+from o2o_lightning.methods.so2 import SO2
 from o2o_lightning.objectives.ensembles import all_pairs_least, doubt_weight
 
 B = 24
@@ -65,3 +67,30 @@ def test_its_losses_descend_the_formulas() -> None:
     temperature_loss = -method.log_alpha * (log_prob.detach().mean() - A)
     found = method.policy_step(transitions(rows), noise).value
     assert_descends(method, found, (actor_loss, [method.actor]), (temperature_loss, [method.log_alpha]))
+
+
+def so2(**options: Any) -> Any:
+    return ready(SO2(**{"hidden": HIDDEN, "critic_hidden": HIDDEN, "critics": 3} | options))
+
+
+def test_so2s_losses_descend_the_formulas() -> None:
+    method, rows = so2(), draw(0, B)
+    noise, alpha = noise_of(method, (B, A)), method.log_alpha.exp().detach()
+    a2, log_prob2 = squashed(method.actor, rows["s2"], noise["target"])
+    moved = (a2 + (0.3 * noise["perturbation"]).clamp(-0.6, 0.6)).clamp(-1, 1)
+    value = method.target_critic(rows["s2"], moved).amin(0) - alpha * log_prob2
+    y = (rows["r"] + 0.99 * (1 - rows["d"]) * value).detach()
+    critic_loss = (method.critic(rows["s"], rows["a"]) - y).square().mean()
+    assert_descends(method, method.critic_step(transitions(rows), noise).value, (critic_loss, [method.critic]))
+    a, log_prob = squashed(method.actor, rows["s"], noise["policy"])
+    actor_loss = (alpha * log_prob - method.critic(rows["s"], a).amin(0)).mean()
+    temperature_loss = -method.log_alpha * (log_prob.detach().mean() - A)
+    found = method.policy_step(transitions(rows), noise).value
+    assert_descends(method, found, (actor_loss, [method.actor]), (temperature_loss, [method.log_alpha]))
+
+
+def test_so2s_values_learn_alone_at_first() -> None:
+    method = so2(values_first=3)
+    moves = [method.policy_step in [*method.update(Moment(update))] for update in range(5)]
+    assert moves == [False, False, False, True, True]
+    assert all(len([*method.update(Moment(update))]) == 2 + moves[update] for update in range(5))

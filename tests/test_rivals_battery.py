@@ -77,6 +77,20 @@ RIVALS = {
         formats=(),
     ),
     "enoto": Rival("enoto", (*SMALL, "--model.samples", "2", "--offline.model.critics", "3")),
+    "so2": Rival(
+        "so2",
+        (
+            *SMALL,
+            "--model.samples",
+            "2",
+            "--offline.model.critics",
+            "3",
+            "--data.utd",
+            "2",
+            "--model.values_first",
+            "3",
+        ),
+    ),
     "off2on": Rival(
         "off2on",
         (*SMALL, "--model.samples", "2", "--model.members", "2", "--model.ratio_hidden", "[8,8]"),
