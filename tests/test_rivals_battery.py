@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import killing
 import numpy as np
 import pytest
 import torch
-from test_sources_battery import mode_of, onnx_program, states, torch_program
+from test_sources_battery import mode_of, onnx_program, torch_program
 
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.main import main
@@ -20,6 +21,7 @@ from o2o_lightning.errors import Failure
 from o2o_lightning.replay.interaction import Interaction
 
 ENV_STEPS, KILLED, SAVED = 36, 30, 24
+PLACES = {"Pendulum-v1": 2.0, "Hopper-v5": 1.0, "Walker2d-v5": 1.0, "PointMaze_UMaze-v3": 1.0}  # how far actions range
 
 
 @dataclass(frozen=True)
@@ -111,17 +113,18 @@ RIVALS = {
 
 @dataclass(frozen=True)
 class Made:
-    """A rival, and a finished run of it."""
+    """A rival, and a finished run of it somewhere."""
 
     rival: Rival
     folder: Path
+    place: str
 
     @property
     def checkpoint(self) -> Path:
         return self.folder / "online/checkpoints/last.ckpt"
 
 
-def fit(rival: Rival, dataset: str, folder: Path) -> int:
+def fit(rival: Rival, dataset: str, folder: Path, *more: str) -> int:
     """`o2o fit --phase all` of the rival: 16 updates offline, 36 steps online, a point to resume from every 12."""
     options = [
         "dataset=file", "tier=medium", "--data.dataset", dataset, "--data.batch_size", "8", "--data.chunk", "4",
@@ -132,14 +135,41 @@ def fit(rival: Rival, dataset: str, folder: Path) -> int:
         options += ["--data.warmup_steps", "8"]
     counts = ["steps.offline=16", "steps.reevaluate=8", f"steps.env={ENV_STEPS}", "checkpoint_every=12"]
     line = ["fit", "--phase", "all", f"online={rival.online}", *counts, *options, *rival.tokens]
-    return main([*line, "--run_dir", str(folder)])
+    return main([*line, *more, "--run_dir", str(folder)])
 
 
-@pytest.fixture(scope="module", params=RIVALS)
-def made(request: pytest.FixtureRequest, pendulum: str, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    rival, folder = RIVALS[request.param], tmp_path_factory.mktemp("rival")
-    assert fit(rival, pendulum, folder) == 0
-    return Made(rival, folder)
+@pytest.fixture(scope="module")
+def datasets(pendulum: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """A file by its place: 480 transitions of Pendulum, or 700 elsewhere, of random actions."""
+    made = {"Pendulum-v1": pendulum}
+
+    def dataset(place: str) -> str:
+        if place.startswith("PointMaze"):
+            pytest.importorskip("gymnasium_robotics")
+        if place not in made:
+            made[place] = str(tmp_path_factory.mktemp("recorded") / "random.hdf5")
+            line = ["data", "make", "--env", place, "--level", "random", "--transitions", "700"]
+            assert main([*line, "--output", made[place]]) == 0
+        return made[place]
+
+    return dataset
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((place, name), id=f"{name}-{place}", marks=[] if place == "Pendulum-v1" else [pytest.mark.slow])
+        for place in PLACES
+        for name in RIVALS
+    ],
+)
+def made(
+    request: pytest.FixtureRequest, datasets: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Made:
+    place, name = request.param
+    folder = tmp_path_factory.mktemp("rival")
+    assert fit(RIVALS[name], datasets(place), folder) == 0
+    return Made(RIVALS[name], folder, place)
 
 
 def test_a_run_takes_every_step_and_moves_what_learns(made: Made) -> None:
@@ -178,9 +208,10 @@ def test_an_export_acts_as_the_checkpoint(made: Made, tmp_path: Path) -> None:
     if not made.rival.formats:
         pytest.skip("a sequence policy's is tested in test_sources_battery.py")
     source = read_handover(made.checkpoint)
-    policy, normalizer, inputs = source.build_policy().eval(), source.build_normalizer(), states(64)
+    policy, normalizer = source.build_policy().eval(), source.build_normalizer()
+    inputs = (torch.randn(64, policy.spec.observation_dim, generator=torch.Generator().manual_seed(0)),)
     with torch.no_grad():
-        expected = 2 * mode_of(policy, normalizer, inputs)  # Pendulum's actions range over ±2
+        expected = PLACES[made.place] * mode_of(policy, normalizer, inputs)
     for format in made.rival.formats:
         target = tmp_path / format
         assert main(["policy", "export", str(made.checkpoint), "--format", format, "--out", str(target)]) == 0
@@ -188,21 +219,18 @@ def test_an_export_acts_as_the_checkpoint(made: Made, tmp_path: Path) -> None:
         np.testing.assert_allclose(act(target)(*inputs), expected, rtol=0, atol=2e-6)
 
 
-@pytest.fixture(scope="module", params=["Hopper-v5", "Walker2d-v5", "PointMaze_UMaze-v3"])
-def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """700 transitions of random actions."""
-    if request.param.startswith("PointMaze"):
-        pytest.importorskip("gymnasium_robotics")
-    file = tmp_path_factory.mktemp("recorded") / "random.hdf5"
-    line = ["data", "make", "--env", request.param, "--level", "random", "--transitions", "700", "--output", str(file)]
-    assert main(line) == 0
-    return str(file)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RIVALS)
-def test_it_runs_end_to_end_on_locomotion_and_in_a_maze(name: str, recorded: str, tmp_path: Path) -> None:
-    assert fit(RIVALS[name], recorded, tmp_path / "run") == 0
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert tuple(summary["phases"]) == RIVALS[name].phases
-    assert summary["phases"]["online"]["env_steps"] == ENV_STEPS
+def test_each_of_three_seeds_at_once_follows_its_own_run(name: str, pendulum: str, tmp_path: Path) -> None:
+    assert fit(RIVALS[name], pendulum, tmp_path / "three", "seeds=3") == 0
+    assert fit(RIVALS[name], pendulum, tmp_path / "own", "--seed_everything", "2") == 0
+    summaries = [json.loads((tmp_path / f"three/seed-{seed}/summary.json").read_text()) for seed in range(3)]
+    assert [summary["phases"]["online"]["env_steps"] for summary in summaries] == [ENV_STEPS] * 3
+    for phase in RIVALS[name].phases:
+        together, own, other = (
+            torch.load(tmp_path / run / phase / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+            for run in ("three/seed-2", "own", "three/seed-0")
+        )
+        for key, value in own.items():
+            torch.testing.assert_close(together[key], value, rtol=1e-5, atol=1e-6, msg=f"{phase} {key}")
+        assert any(not torch.equal(other[key], value) for key, value in own.items())
