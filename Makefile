@@ -1,6 +1,7 @@
 # A fresh machine needs Python >= 3.10 and make; everything else goes into .venv at the first call.
 #   make demo         the whole pipeline on the embedded Hopper set, beside naive fine-tuning
 #   make test         the fast tests            make test-slow   the learning tests
+#   make test-extras  what is skipped without Optuna and W&B, which it installs
 #   make lint         ruff and mypy             make all-checks  lint, test, dist, docs
 #   make dist         sdist and wheel, checked  make docs        the site, into site/
 #   make clean        build products and .venv, never your runs
@@ -22,10 +23,10 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint dist docs all-checks clean
+.PHONY: help install demo test test-extras test-slow lint dist docs all-checks clean
 
 help:
-	@sed -n '2,6s/^#   //p' Makefile
+	@sed -n '2,7s/^#   //p' Makefile
 
 install: $(STAMP)
 
@@ -48,6 +49,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(PYTEST)
+
+test-extras: $(STAMP)
+	@$(BIN)/python -m pip install $(PIP_QUIET) --disable-pip-version-check --no-input $(PIP_ARGS) \
+	  -c constraints.txt -e '.[optuna,wandb]'
+	$(PYTEST) tests/test_sweep_search.py tests/test_loggers.py
 
 test-slow: $(STAMP)
 	$(PYTEST) -m "slow and not gpu" -rP

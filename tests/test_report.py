@@ -43,7 +43,7 @@ def write_run(
         "score": {"curve": points, "final": points[-1][-1] if scored else points[-1][1], "best": 50.0, **score},
     }  # fmt: skip
     align = {**summary, "phase": "align", "steps": 200, "env_steps": 0, "seconds": 10.0, "score": {"curve": []}}
-    (folder / "online").mkdir(parents=True)
+    (folder / "online").mkdir(parents=True, exist_ok=True)
     (folder / "online" / "summary.json").write_text(json.dumps(summary))
     (folder / "summary.json").write_text(json.dumps(summary | {"phases": {"align": align, "online": summary}}))
     method = {"class_path": "Online", "init_args": {"threshold": {"end": 0.04}, **(options or {})}}

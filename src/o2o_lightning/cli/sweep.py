@@ -1,13 +1,13 @@
 """``o2o sweep``: `o2o fit` over seeds, datasets, methods or any other choice, by a Hydra launcher."""
 
 import contextlib
-import importlib.util
 import os
 import re
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from o2o_lightning.cli import search
 from o2o_lightning.cli.command import Command, hydra_key, split
 from o2o_lightning.cli.compose import config_dir, groups
 from o2o_lightning.cli.messages import hydra_message
@@ -36,13 +37,17 @@ Runs `o2o fit` once for every combination, each in a folder of DIR that is named
   o2o sweep --model.threshold.end 0.01,0.04 --data.utd 1,5 --run_dir runs/t
   o2o sweep 'seed_everything=range(5)' hydra/launcher=joblib hydra.launcher.n_jobs=4 --run_dir runs/s experiment=quick
 
+  o2o sweep '--model.threshold.end=interval(0.005,0.05)' hydra/sweeper=optuna hydra.sweeper.n_trials=20 --run_dir runs/u
+
 Launchers: basic (one after the other), joblib (`pip install 'o2o-lightning[sweep]'`), submitit_slurm and
-submitit_local ('o2o-lightning[slurm]'), ray ('o2o-lightning[ray]').
+submitit_local ('o2o-lightning[slurm]'), ray ('o2o-lightning[ray]'). Optuna's sweeper ('o2o-lightning[optuna]') chooses
+each job by what the earlier ones were worth: metric=final, or another measure of `o2o report`.
 
 The same command again skips what is finished and goes on with what was interrupted. Exit code 1 if a job has failed.
 """
 NO_LOGS = ("hydra/hydra_logging=disabled", "hydra/job_logging=disabled")
-PLUGINS = {"joblib": "sweep", "submitit": "slurm", "ray": "ray"}  # launchers, and the extras that install them
+# Hydra's plugins, and the extras that install them
+PLUGINS = {"joblib_launcher": "sweep", "submitit_launcher": "slurm", "ray_launcher": "ray", "optuna_sweeper": "optuna"}
 # of the job that a launcher started, not of the processes that Lightning is to start
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "O2O_RUN_DIR")
 
@@ -62,9 +67,10 @@ class Job:
     typed: frozenset[str]  # of these, the options of LightningCLI: Hydra carries them as tokens of their own
     run_dir: Path
     cwd: str
+    measure: str | None  # that a search goes by
 
-    def __call__(self, config: Any) -> int:
-        """Runs, resumes or skips the job that Hydra has set up; its exit code."""
+    def __call__(self, config: Any) -> float | None:
+        """Runs, resumes or skips the job that Hydra has set up; what it was worth to a search."""
         from o2o_lightning.cli.run import say
 
         tokens = [str(token) for token in HydraConfig.get().overrides.task]
@@ -74,13 +80,14 @@ class Job:
         if state == "foreign":
             with log.open("a") as file:
                 file.write(f"o2o: {folder}: it was begun with other options. Pass another --run_dir.\n")
-            return 2
+            return None
         if state == "finished":
             say(f"{folder.name}: finished before")
-            return 0
-        argv = ["fit", "--phase", self.phase, *overrides, *options, "--run_dir", str(folder)]
-        say(f"{folder.name}: {'going on' if state == 'begun' else 'starting'}, its output is in {log}")
-        return self._process(["resume", str(folder)] if state == "begun" else argv, log)
+        else:
+            argv = ["fit", "--phase", self.phase, *overrides, *options, "--run_dir", str(folder)]
+            say(f"{folder.name}: {'going on' if state == 'begun' else 'starting'}, its output is in {log}")
+            self._process(["resume", str(folder)] if state == "begun" else argv, log)
+        return search.worth(folder, self.measure) if self.measure else None
 
     def state(self, tokens: list[str]) -> str:
         """``new``, ``begun``, ``finished``, or ``foreign`` where the folder was begun with other options."""
@@ -109,14 +116,14 @@ class Job:
         chosen = [token.lstrip("+") for token in tokens if hydra_key(token) in self.swept]
         return self.run_dir / (",".join(re.sub(r"[^\w.+=-]+", "-", choice) for choice in chosen) or "run")
 
-    def _process(self, argv: list[str], log: Path) -> int:
+    def _process(self, argv: list[str], log: Path) -> None:
         command = [sys.executable, "-m", "o2o_lightning.cli.main", *argv]
         kept = [key for key in os.environ if key not in LAUNCHED and not key.startswith("SLURM_")]
         inherited = {key: os.environ[key] for key in kept}
         with log.open("ab") as file:
             process = subprocess.Popen(command, cwd=self.cwd, env=inherited, stdout=file, stderr=subprocess.STDOUT)
         try:
-            return process.wait()
+            process.wait()
         except BaseException as error:
             if not isinstance(error, KeyboardInterrupt):  # the terminal interrupts it as well, and it is saving
                 process.terminate()
@@ -140,13 +147,14 @@ def main(argv: list[str]) -> int:
         raise UserError("--run_dir: pass the directory of the sweep, which has a folder for each job.")
     own = [token for token in command.overrides if hydra_key(token).startswith("hydra")]
     command.overrides = [token for token in command.overrides if token not in own]
-    _check_launcher(own)
+    _check_plugins(own)
     run_dir = Path(command.run_dir).resolve()
+    measure = search.measure_of(command, own)
     typed = _typed(command)
-    jobs, swept = _jobs(command)
+    jobs, swept = _jobs(command, searched=measure is not None)
     searchpath = tuple(token for token in own if token.startswith("hydra.searchpath="))
-    job = Job(command.phase, tuple(command.tokens), searchpath, swept, typed, run_dir, os.getcwd())
-    if not jobs:
+    job = Job(command.phase, tuple(command.tokens), searchpath, swept, typed, run_dir, os.getcwd(), measure)
+    if not jobs or (measure and not swept):
         raise UserError(f"{' '.join(command.overrides)}: it chooses no value, so there is nothing to run.")
     if len({job.folder(tokens) for tokens in jobs}) < len(jobs):
         raise UserError("two jobs of the sweep have the same name. Give each choice once.")
@@ -154,7 +162,8 @@ def main(argv: list[str]) -> int:
     overrides, options = job.command(jobs[0])
     plan(split([f"--phase={command.phase}", *overrides, *options]).without("print_config"))
     run_dir.mkdir(parents=True, exist_ok=True)
-    return _report(job, jobs, _launch(job, command.overrides, own))
+    trouble = _launch(job, command.overrides, own)
+    return _report_search(job, measure, trouble) if measure else _report(job, jobs, trouble)
 
 
 def _hydra() -> Any:
@@ -175,11 +184,15 @@ def _typed(command: Command) -> frozenset[str]:
     return frozenset(option.typed for option in swept)
 
 
-def _jobs(command: Command) -> tuple[list[list[str]], frozenset[str]]:
-    """The Hydra tokens of every job, and the keys in which they differ."""
+def _jobs(command: Command, searched: bool) -> tuple[list[list[str]], frozenset[str]]:
+    """The Hydra tokens of every job, of a search one that it may choose; and the keys in which jobs differ."""
     try:
         parsed = OverridesParser.create(_hydra().config_loader).parse_overrides(command.overrides)
-        jobs = BasicSweeper.split_arguments(parsed, None)[0]
+        if not searched and (endless := [item for item in parsed if item.is_interval_sweep()]):
+            raise UserError(
+                f"{endless[0].input_line}: a grid takes no interval. Write its values, or add hydra/sweeper=optuna."
+            )
+        jobs = [search.example(parsed)] if searched else BasicSweeper.split_arguments(parsed, None)[0]
     except HydraException as error:
         raise UserError(hydra_message(error, list(groups()))) from error
     return jobs, frozenset(hydra_key(item.get_key_element()) for item in parsed if item.is_sweep_override())
@@ -190,6 +203,7 @@ def _launch(job: Job, overrides: list[str], own: list[str]) -> str | None:
     # what Hydra itself writes: nothing into the run directories
     place = QuotedString(str(job.run_dir), Quote.single).with_quotes()
     places = [f"hydra.sweep.dir={place}", "hydra.sweep.subdir=.hydra", *NO_LOGS]
+    places += search.settings(job.measure, own) if job.measure else []
     previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         _hydra().multirun("config", job, [*overrides, *places, *own], with_log_configuration=False)
@@ -215,12 +229,29 @@ def _report(job: Job, jobs: list[list[str]], trouble: str | None) -> int:
             say(f"{folder.name}: finished" + ("" if final is None else f", final {final:.1f}"))
         else:
             failed.append(f"{folder.name}: {_reason(Path(f'{folder}.log'))}")
+    return _end(job, failed, len(jobs), trouble)
+
+
+def _report_search(job: Job, measure: str, trouble: str | None) -> int:
+    from o2o_lightning.cli.run import say
+
+    ranked, worthless = search.ranked(job.run_dir, measure)
+    say(*(f"{folder.name}: {measure} {value:.4g}" for value, folder in reversed(ranked)))
+    if ranked:
+        say(f"best of {len(ranked)}: {ranked[0][1]}, {measure} {ranked[0][0]:.4g}")
+    failed = [f"{folder.name}: {_reason(Path(f'{folder}.log'))}" for folder in worthless]
+    return _end(job, failed, len(ranked) + len(failed), None if failed else trouble)
+
+
+def _end(job: Job, failed: list[str], jobs: int, trouble: str | None) -> int:
+    from o2o_lightning.cli.run import say
+
     say(*failed)
     if trouble is not None:
         raise Failure(f"the launcher failed: {trouble}. The same command goes on with what is left.")
     if failed:
         raise Failure(
-            f"{len(failed)} of {len(jobs)} jobs failed; {job.run_dir} has what each said. "
+            f"{len(failed)} of {jobs} jobs failed; {job.run_dir} has what each said. "
             "The same command goes on with them, and skips the others."
         )
     return 0
@@ -232,11 +263,12 @@ def _reason(log: Path) -> str:
     return (said or lines or ["it was never started"])[-1].removeprefix("o2o: ")
 
 
-def _check_launcher(tokens: list[str]) -> None:
-    for token in (token for token in tokens if token.startswith("hydra/launcher=")):
-        name = token.partition("=")[2].partition("_")[0]
-        extra, found = PLUGINS.get(name), None
-        with contextlib.suppress(ModuleNotFoundError):
-            found = importlib.util.find_spec(f"hydra_plugins.hydra_{name}_launcher")
-        if extra is not None and found is None:
-            raise UserError(f"{token}: its plugin is not installed. Run `pip install 'o2o-lightning[{extra}]'`.")
+def _check_plugins(tokens: list[str]) -> None:
+    for token in tokens:
+        kind, _, name = token.removeprefix("hydra/").partition("=")
+        plugin, found = f"{name.partition('_')[0]}_{kind}", None
+        if extra := PLUGINS.get(plugin):
+            with contextlib.suppress(ModuleNotFoundError):
+                found = find_spec(f"hydra_plugins.hydra_{plugin}")
+            if found is None:
+                raise UserError(f"{token}: its plugin is not installed. Run `pip install 'o2o-lightning[{extra}]'`.")
