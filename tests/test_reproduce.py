@@ -44,8 +44,7 @@ def test_every_step_composes() -> None:
     for job, options in steps.values():
         command = split([f"--phase={job.phase}", *job.choices, *options])
         assert lightning_config(job.phase, compose(job.phase, command))["model"]["class_path"]
-    declared = {name for result in results().values() for name in jobs(result) if "," not in name}
-    assert declared == {name.split(",")[0] for name in steps}  # no step that nothing needs
+    assert {*jobs()} == {*steps}  # no step that nothing needs
 
 
 def test_the_papers_totals_are_the_sums_of_its_columns_but_for_the_two_that_it_misprints() -> None:
@@ -66,14 +65,14 @@ def test_shared_steps_come_once_each_behind_what_it_starts_from() -> None:
 
 
 def test_counts_evaluations_and_warm_up_are_scaled_alike() -> None:
-    step = jobs(results()["table2"])["o2sac"]  # 100,000 steps, an evaluation every 1,000, warm-up of 1,000
+    step = jobs()["o2sac"]  # 100,000 steps, an evaluation every 1,000, warm-up of 1,000
     found = scaled(step, ["dataset=hopper-medium-v2"], 0.01)
     assert found == ["steps.env=1000", "--data.eval_every=10", "--data.warmup_steps=10"]
-    assert scaled(jobs(results()["table2"])["cql"], [], 0.01)[0] == "steps.offline=10000"
+    assert scaled(jobs()["cql"], [], 0.01)[0] == "steps.offline=10000"
 
 
 def test_cells_are_means_over_seeds_and_totals_sums_over_all_datasets(tmp_path: Path) -> None:
-    result = Result("x", ["a", "b"], {"A": "s", "B": "t"}, cell="{final:.1f} ({gain:+.1f})",
+    result = Result("x", ["a", "b"], {"A": "s", "B": "t"}, cell="{final:.1f} ± {spread:.1f} ({gain:+.1f})",
                     paper={"a": ["9 (1)"], "total": ["8 (2)", "7 (3)"]})  # fmt: skip
     found, sources = {}, {}
     for dataset, finals in {"a": (50.0, 60.0), "b": (10.0, 20.0)}.items():
@@ -83,27 +82,28 @@ def test_cells_are_means_over_seeds_and_totals_sums_over_all_datasets(tmp_path: 
         starts = [read(write_run(Path(f"{folder}-off"), curve=((0, 5.0),))) for folder in folders]
         found[dataset, "A"], sources[dataset, "A"] = Group("A", runs), starts
     rows = rows_beside(result, ["a", "b"], found, sources)
-    assert [row["A"] for row in rows] == ["55.0 (+50.0)\n9 (1)", "15.0 (+10.0)\n–", "70.0 (+60.0)\n8 (2)"]
+    # of two numbers that are ten apart the sample's deviation is √50
+    assert [row["A"] for row in rows] == ["55.0 ± 7.1 (+50.0)\n9 (1)", "15.0 ± 7.1 (+10.0)\n–", "70.0 (+60.0)\n8 (2)"]
     assert [row["B"] for row in rows] == ["– (–)\n–", "– (–)\n–", "– (–)\n7 (3)"]
     assert tall(rows)[1] == {"dataset": "a", "arm": "B", "ours": "– (–)", "paper": "–"}
-    assert len(rows_beside(result, ["a"], found, sources)) == 1  # the paper's total is of all
+    part = rows_beside(result, ["a"], found, sources)
+    assert [row["A"] for row in part][1:] == ["– (–)\n8 (2)"]  # the paper's total is of all
 
 
 def test_a_small_reproduction_runs_what_is_missing_and_stands_beside_the_paper(
     pendulum: str, tmp_path: Path, o2o: O2O, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    local = ("--datasets", f"hopper-medium-v2={pendulum}", "--run_dir", tmp_path, *TINY)
-    assert o2o("reproduce", "table5", *local) == 0
+    local = ("--datasets", f"hopper-expert-v2={pendulum}", "--run_dir", tmp_path, *TINY)
+    assert o2o("reproduce", "figure14", *local) == 0
     shown = capfd.readouterr().out
-    assert shown.count(": done") == 3 and "5.4 h" in shown and "not the paper's" in shown
-    seed = tmp_path / "hopper-medium-v2" / "seed0"
-    assert (seed / "cql" / "offline" / "summary.json").exists() and (tmp_path / "table5" / "report.html").exists()
-    assert "0.95 h" in (tmp_path / "table5" / "table.md").read_text()
-    assert o2o("reproduce", "figure13", *local, "--dry_run") == 0
-    assert "9 runs" not in (plan := capfd.readouterr().out) and "6 runs to make" in plan  # three are there
-    assert o2o("reproduce", "table5", *local) == 0
+    assert shown.count(": done") == 1 and results()["figure14"].says in shown and "not the paper's" in shown
+    seed = tmp_path / "hopper-expert-v2" / "seed0"
+    assert (seed / "iql" / "offline" / "summary.json").exists() and (tmp_path / "figure14" / "report.html").exists()
+    assert o2o("reproduce", "figure9", *local, "--dry_run") == 0
+    assert "4 steps of 1 datasets and seeds: 3 runs to make" in capfd.readouterr().out  # one of them is there
+    assert o2o("reproduce", "figure14", *local) == 0
     assert ": done" not in capfd.readouterr().out  # nothing was made again
-    assert o2o("reproduce", "table5", *local, "--data.utd", "2") == 2  # another study
+    assert o2o("reproduce", "figure14", *local, "--data.utd", "2") == 2  # another study
     assert "begun with another" in capfd.readouterr().err
 
 

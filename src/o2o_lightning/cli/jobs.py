@@ -2,12 +2,17 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from o2o_lightning.errors import Interrupted
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,46 @@ def ordered(jobs: Mapping[str, Job], wanted: Sequence[str]) -> Iterator[str]:
     return (name for name in jobs if name in needed)
 
 
+class Processes:
+    """Those of the jobs that run now. A signal makes them stop in good order, and no other begins."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._living: set[subprocess.Popen[bytes]] = set()
+        self._starting = threading.RLock()  # the signal may come while this very thread holds it
+
+    def run(self, command: Sequence[str], log: Path) -> None:
+        """Runs ``o2o COMMAND`` in a process of one thread to its end; what it says is added to ``log``."""
+        line = [sys.executable, "-m", "o2o_lightning.cli.main", *command]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # bit-equal results on any number of cores
+        with log.open("ab") as output:
+            with self._starting:
+                if self.signal is not None:
+                    return
+                process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, env=environment)
+                self._living.add(process)
+            process.wait()
+        self._living.discard(process)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hands SIGINT and SIGTERM on, and raises :class:`Interrupted` in the end where one has come."""
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.signal is not None:
+            raise Interrupted("stopped; the same command goes on.", self.signal)
+
+    def _stop(self, number: int, frame: object) -> None:
+        with self._starting:
+            self.signal = number
+            for process in [*self._living]:
+                process.send_signal(signal.SIGTERM)  # a terminal's Ctrl-C has reached them already: this is its echo
+
+
 @dataclass(frozen=True)
 class Chain:
     """Jobs of one dataset and seed, each in a folder of ``folder``, and what is typed for each beside its choices.
@@ -45,12 +90,14 @@ class Chain:
         """Whether the job of that name is."""
         return (self.folder / name / self.jobs[name].phase / "summary.json").exists()
 
-    def run(self) -> list[Path]:
+    def run(self, processes: Processes) -> list[Path]:
         """Runs what is left; the folders of those that have failed or could not begin."""
         failed: list[str] = []
         for name in self.options:
+            if processes.signal is not None:
+                break
             job = self.jobs[name]
-            if job.parent in failed or not finish(self.folder / name, job.phase, self.arguments(name)):
+            if job.parent in failed or not finish(self.folder / name, job.phase, self.arguments(name), processes):
                 failed.append(name)
         return [self.folder / name for name in failed]
 
@@ -65,13 +112,18 @@ class Chain:
 
 
 def run_chains(chains: Sequence[Chain], workers: int = 1) -> list[Path]:
-    """Runs the chains, ``workers`` at once; the folders of the jobs that failed, whose ``.log`` says why."""
-    with ThreadPoolExecutor(workers) as pool:
-        return [folder for failed in pool.map(Chain.run, chains) for folder in failed]
+    """Runs the chains, ``workers`` at once; the folders of the jobs that failed, whose ``.log`` says why.
+
+    Raises:
+        Interrupted: a signal came, and what ran has stopped; each can be gone on with.
+    """
+    processes = Processes()
+    with processes.watching(), ThreadPoolExecutor(workers) as pool:
+        return [folder for failed in pool.map(lambda chain: chain.run(processes), chains) for folder in failed]
 
 
-def finish(run_dir: Path, phase: str, arguments: Sequence[str]) -> bool:
-    """Runs ``o2o fit --phase PHASE ARGUMENTS --run_dir RUN_DIR``, or what is left of it, in a process of one thread.
+def finish(run_dir: Path, phase: str, arguments: Sequence[str], processes: Processes) -> bool:
+    """Runs ``o2o fit --phase PHASE ARGUMENTS --run_dir RUN_DIR``, or what is left of it.
 
     Its output goes to ``RUN_DIR.log``. True when its summary is there.
     """
@@ -84,11 +136,7 @@ def finish(run_dir: Path, phase: str, arguments: Sequence[str]) -> bool:
     elif (run_dir / phase).exists():
         shutil.rmtree(run_dir / phase)
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # bit-equal results on any number of cores
-    with log.open("ab") as output:
-        subprocess.run(
-            [sys.executable, "-m", "o2o_lightning.cli.main", *command],
-            stdout=output, stderr=subprocess.STDOUT, env=environment, check=False,
-        )  # fmt: skip
-    print(f"{run_dir}: {'done' if summary.exists() else f'failed, {log} says why'}", flush=True)
+    processes.run(command, log)
+    failed = f"failed, {log} says why" if processes.signal is None else "stopped"
+    print(f"{run_dir}: {'done' if summary.exists() else failed}", flush=True)
     return summary.exists()

@@ -24,7 +24,7 @@ Policies that several arms start from are trained once a seed, and are shared wi
 The same command again skips what is finished and goes on with what was cut off. What else is typed goes to every
 `o2o fit`: --trainer.accelerator cpu, --data.batch_size 64, model.hidden=[64,64].
 """
-PRESET = "preset=paper"  # of every run: the hand-over is the paper's own
+PRESET = "preset=paper"  # the hand-over is the paper's own
 WIDE = 6  # arms side by side
 STAMP = "reproduce.json"  # what all runs of a directory have in common
 
@@ -35,23 +35,14 @@ def results() -> dict[str, Result]:
     return {name: Result(**found) for name, found in _content()["results"].items()}
 
 
-def jobs(result: Result) -> dict[str, Job]:
-    """Every step that there is, by the folder of its runs; those that go online with the choices of ``result``."""
-    steps = _content()["steps"]
-    return {
-        folder(name, result): Job(
-            step["phase"],
-            (PRESET, *step["choices"], *(result.choices if step["phase"] == "online" else ())),
-            step.get("from"),
-        )
-        for name, step in steps.items()
-    }
-
-
-def folder(name: str, result: Result) -> str:
-    """Of a step's runs: those with other choices than in other results have their own."""
-    online = _content()["steps"][name]["phase"] == "online"
-    return ",".join([name, *result.choices]) if online else name
+@cache
+def jobs() -> dict[str, Job]:
+    """Every step that there is, by its name."""
+    made = {}
+    for name, step in _content()["steps"].items():
+        own = any(choice.startswith("preset=") for choice in step["choices"])
+        made[name] = Job(step["phase"], (*([] if own else [PRESET]), *step["choices"]), step.get("from"))
+    return made
 
 
 @cache
@@ -85,7 +76,8 @@ def main(argv: list[str]) -> int:
         return 0
     _stamp(arguments.run_dir, {"scale": arguments.scale, "options": rest})
     failed = run_chains(made, arguments.workers)
-    show(arguments.name, result, arguments.run_dir, specs, arguments.seeds, arguments.scale)
+    notes = [*result.notes, *_deviations(specs, arguments.seeds, arguments.scale, rest)]
+    show(arguments.name, result, arguments.run_dir, specs, arguments.seeds, notes)
     if failed:
         raise Failure(f"{len(failed)} runs failed or could not begin; {failed[0]}.log says why of the first.")
     return 0
@@ -95,8 +87,8 @@ def chains(
     result: Result, run_dir: Path, specs: Mapping[str, str], seeds: Sequence[int], scale: float, rest: Sequence[str]
 ) -> list[Chain]:
     """What there is to run: a chain for every dataset and seed."""
-    known = jobs(result)
-    names = [*ordered(known, [folder(name, result) for name in result.arms.values()])]
+    known = jobs()
+    names = [*ordered(known, [*result.arms.values()])]
 
     def chain(dataset: str, spec: str, seed: int) -> Chain:
         def options(job: Job) -> list[str]:
@@ -175,18 +167,17 @@ def _show_plan(made: Sequence[Chain]) -> None:
 
 
 def show(
-    name: str, result: Result, run_dir: Path, specs: Mapping[str, str], seeds: Sequence[int], scale: float
+    name: str, result: Result, run_dir: Path, specs: Mapping[str, str], seeds: Sequence[int], notes: Sequence[str]
 ) -> None:
     """Prints what there is beside the paper's numbers, and leaves it in ``RUN_DIR/NAME`` with a report on the runs."""
     from o2o_lightning.report.groups import Group
     from o2o_lightning.report.report import write
     from o2o_lightning.report.runs import read
 
-    known, found, sources = jobs(result), {}, {}
+    known, found, sources = jobs(), {}, {}
     for dataset in specs:
         for arm, step in result.arms.items():
-            first = folder(step, result)
-            places = [run_dir / dataset / f"seed{seed}" / first for seed in seeds]
+            first, places = step, [run_dir / dataset / f"seed{seed}" / step for seed in seeds]
             runs = [read(place) for place in places if (place / "summary.json").exists()]
             if not runs:
                 continue
@@ -195,7 +186,6 @@ def show(
                 first = parent
             sources[dataset, arm] = [read(run.path.parent / first) for run in runs]
     rows = rows_beside(result, [*specs], found, sources)
-    notes = [*result.notes, *_deviations(specs, seeds, scale)]
     show_rows(f"{name}: {result.shows}", rows if len(result.arms) <= WIDE else tall(rows))
     for line in [*([f"the paper: {result.says}"] if result.says else []), *notes]:
         say(line)
@@ -205,9 +195,10 @@ def show(
         say(f"{run_dir / name}: table.md, and a report with curves")
 
 
-def _deviations(specs: Mapping[str, str], seeds: Sequence[int], scale: float) -> list[str]:
+def _deviations(specs: Mapping[str, str], seeds: Sequence[int], scale: float, rest: Sequence[str]) -> list[str]:
     """Where these runs are not the paper's, whatever the result."""
     found = [f"{name}: its data is {spec}, not the paper's" for name, spec in specs.items() if spec]
-    found += [f"{len(seeds)} seeds, the paper has five"] if len(seeds) != 5 else []
+    found += [f"seeds: {len(seeds)}, the paper has five"] if len(seeds) != 5 else []
     found += [f"{scale:g} of the paper's steps; schedules are not scaled"] if scale != 1.0 else []
+    found += [f"typed for every run: {' '.join(rest)}"] if rest else []
     return found
