@@ -150,7 +150,7 @@ def test_a_job_inherits_nothing_of_the_processes_that_the_launcher_counts(jobs, 
 ])  # fmt: skip
 def test_a_sweep_that_can_not_be_is_refused_before_its_first_job(argv, words, jobs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sweep, "find_spec", lambda name: None)
     assert main(["sweep", *argv]) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1 and jobs.commands == []
