@@ -17,6 +17,7 @@ from o2o_lightning.methods.clone import Clone
 from o2o_lightning.methods.cql import CQL
 from o2o_lightning.methods.dt import DT
 from o2o_lightning.methods.enoto import ENOTO
+from o2o_lightning.methods.fam_o2o import FamO2O
 from o2o_lightning.methods.iql import IQL
 from o2o_lightning.methods.jsrl import JSRL
 from o2o_lightning.methods.method import Draws, Method, Normal, Task
@@ -62,6 +63,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "cql, four critics": lambda: CQL(hidden=HIDDEN, critic_hidden=HIDDEN, samples=2, critics=4, subset=2),
     "enoto": lambda: ENOTO(hidden=HIDDEN, critic_hidden=HIDDEN, critics=4),
     "so2": lambda: SO2(hidden=HIDDEN, critic_hidden=HIDDEN, critics=3, values_first=2),
+    "fam_o2o": lambda: FamO2O(hidden=HIDDEN),
+    "fam_o2o online": lambda: FamO2O(hidden=HIDDEN, uniform_balance=False),
     "iql, one after the other": lambda: IQL(hidden=HIDDEN, order="value_first", actor_schedule="restart"),
     "aca offline": lambda: aca.Offline(hidden=HIDDEN, critic_hidden=HIDDEN),
     "aca online": lambda: aca.ACA(hidden=HIDDEN, critic_hidden=HIDDEN),
@@ -137,7 +140,7 @@ class Networks:
 SOURCES: dict[str, Callable[[], Method]] = {"o2td3": METHODS["td3"], "o2sac": METHODS["sac"], "o2ppo": METHODS["ppo"]}
 OWN = ("aca online", "off2on online", "uni_o4 online")
 SOURCES |= {name: METHODS[name.replace("online", "offline")] for name in OWN}
-SOURCES |= {"odt online": METHODS["odt"]}
+SOURCES |= {"fam_o2o online": METHODS["fam_o2o"], "odt online": METHODS["odt"]}
 SOURCES |= {**dict.fromkeys(("jsrl", "pex", "pa_rl", "pa_rl, distributions"), METHODS["iql"])}
 
 

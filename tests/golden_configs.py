@@ -27,6 +27,7 @@ SINCE = {
         "cal_ql",
         "cql",
         "enoto",
+        "fam_o2o",
         "iql",
         "jsrl",
         "odt",
@@ -42,7 +43,7 @@ SINCE = {
         "uni_o4",
         "wsrl",
     ),
-    "offline": ("aca", "cal_ql", "enoto", "off2on", "rebrac", "spot", "uni_o4", "wsrl"),
+    "offline": ("aca", "cal_ql", "enoto", "fam_o2o", "off2on", "rebrac", "spot", "uni_o4", "wsrl"),
 }
 OFFLINE, ONLINE, DATASETS, EXPERIMENTS = (
     sorted(file.stem for file in (CONFIGS / group).glob("[!_]*.yaml") if file.stem not in SINCE.get(group, ()))

@@ -23,7 +23,13 @@ SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S)
 GENERAL = ("Paper and code", "A fair comparison", "Shared pieces")
 OURS = ("o2ppo", "o2sac", "o2td3", "ppo", "sac", "td3")  # the paper's own, in README
 OF = {"cal_ql": "Cal-QL", "odt": "Online Decision Transformer", "uni_o4": "Uni-O4", "pa_rl": "PA-RL"}
-OF |= {"proto": "PROTO and PROTO+TD3", "proto_td3": "PROTO and PROTO+TD3", "off2on": "Off2On", "rebrac": "ReBRAC"}
+OF |= {
+    "fam_o2o": "FamO2O",
+    "proto": "PROTO and PROTO+TD3",
+    "proto_td3": "PROTO and PROTO+TD3",
+    "off2on": "Off2On",
+    "rebrac": "ReBRAC",
+}
 OF |= dict.fromkeys(("iql", "awac", "cql"), "IQL, AWAC and CQL fine-tuning")
 RIVALS = {name: OF.get(name, name.upper()) for name in groups()["online"] if name not in OURS}
 OPTIONS = {field.name for make in METHODS.values() for field in fields(make())}

@@ -93,6 +93,7 @@ RIVALS = {
             "3",
         ),
     ),
+    "fam_o2o": Rival("fam_o2o", formats=("torch",)),
     "off2on": Rival(
         "off2on",
         (*SMALL, "--model.samples", "2", "--model.members", "2", "--model.ratio_hidden", "[8,8]"),

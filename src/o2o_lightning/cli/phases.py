@@ -29,6 +29,7 @@ FAMILIES = {
     "decision_transformer": "a Decision Transformer",
     "online_decision_transformer": "an Online Decision Transformer",
     "mixture": "a mixture of several",
+    "balanced": "a family of Gaussians with its balance",
 }
 
 

@@ -54,7 +54,7 @@ class IQL(ActorCritic):
 
     @classmethod
     def policy_family(cls, options: Mapping[str, Any]) -> str | None:
-        return DeterministicActor.kind if options.get("deterministic") else GaussianActor.kind
+        return DeterministicActor.kind if options.get("deterministic") else cls.actor_kind or GaussianActor.kind
 
     def fresh(self, task: Task) -> tuple[Any, Critics]:
         kind = DeterministicActor if self.deterministic else GaussianActor

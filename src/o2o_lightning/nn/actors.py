@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from o2o_lightning.nn.actor import Actor, ActorSpec, DeterministicActor, Policy
+from o2o_lightning.nn.balanced import BalancedActor
 from o2o_lightning.nn.critics import Critics
 from o2o_lightning.nn.decision_transformer import DecisionTransformer, OnlineDecisionTransformer, SequenceSpec
 from o2o_lightning.nn.gaussian import GaussianActor, GaussianHead, ReleasedHead
@@ -31,6 +32,8 @@ def build_policy(spec: dict[str, Any]) -> Policy:
     if spec["kind"] in (PolicySet.kind, Mixture.kind):
         members: list[Any] = [build_policy(member) for member in spec["members"]]
         return Mixture(members) if spec["kind"] == Mixture.kind else PolicySet(members, Critics(**spec["critic"]))
+    if spec["kind"] == BalancedActor.kind:
+        return BalancedActor(**{name: value for name, value in spec.items() if name != "kind"})
     if spec["kind"] in SEQUENCES:
         return SEQUENCES[spec["kind"]](SequenceSpec(**spec))
     return build_actor(actor_spec(spec))
