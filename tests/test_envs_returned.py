@@ -176,9 +176,33 @@ def test_a_simulator_too_new_for_its_environments_is_named(monkeypatch):
         env_spec("FetchReach-v4")
 
 
-def test_a_version_of_mujoco_py_names_those_that_are_not():
-    with pytest.raises(UserError, match="Use HalfCheetah-v4 or HalfCheetah-v5"):
-        env_spec("HalfCheetah-v3")
+@pytest.mark.parametrize("old, today", [
+    ("HalfCheetah-v3", "Use HalfCheetah-v4 or HalfCheetah-v5"), ("HandReach-v0", "Use HandReach-v3"),
+    ("FetchReach-v1", "Use FetchReach-v4"),
+])  # fmt: skip
+def test_a_version_of_mujoco_py_names_those_that_are_not(old, today):
+    pytest.importorskip("gymnasium_robotics")
+    with pytest.raises(UserError, match=f"{today}[.]$"):
+        env_spec(old)
+
+
+def test_what_todays_environment_trips_over_is_not_called_mujoco_py():
+    with pytest.raises(UserError, match="unexpected keyword argument 'masss'") as found:
+        env_spec("Hopper-v4", kwargs={"masss": 1})
+    assert "mujoco-py" not in str(found.value)
+
+
+@pytest.mark.parametrize("env_id, robotics", [("BipedalWalker-v3", False), ("FetchReach-v4", True)])
+def test_a_missing_simulator_is_installed_by_what_brings_it(env_id, robotics, monkeypatch):
+    pytest.importorskip("gymnasium_robotics")
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise gym.error.DependencyNotInstalled("it is not there, run `pip install it`")
+
+    monkeypatch.setattr(gym, "make", fail)
+    with pytest.raises(UserError, match="run `pip install it`") as found:
+        env_spec(env_id)
+    assert ("o2o-lightning[robotics]" in str(found.value)) is robotics
 
 
 # ---- how environments are made ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,11 @@ def test_a_stable_baselines3_policy_acts_as_its_own_network_does(
     assert report["env_id"] == "Pendulum-v1"
     if "common" not in module:
         assert report["algorithm"] == module.split(".")[1]
+
+
+def test_ddpg_is_td3_of_one_update_a_step(tmp_path: Path) -> None:
+    file = sb3_zip(tmp_path / "agent.zip", sb3_td3()[0], "stable_baselines3.td3.policies", policy_delay=1)
+    assert read_policy(str(file), "sb3").algorithm == "ddpg"
 
 
 def test_a_saturated_action_is_the_bound_itself_in_the_file_and_out_of_it(tmp_path: Path) -> None:
@@ -278,6 +284,33 @@ def test_a_time_feature_that_the_configuration_tells_of_is_held_where_the_datase
     with torch.no_grad():
         np.testing.assert_allclose(imported(tmp_path / "held", STATES[:, :2]), forward(given), atol=1.2e-4)
     assert report["verdict"].startswith("with its remaining-time input held at 1")
+
+
+def test_a_reference_with_the_remaining_time_proves_the_policy_before_it_is_held(tmp_path: Path) -> None:
+    state, forward = sb3_sac()
+    file = sb3_zip(tmp_path / "agent.zip", state, action_space=box(bound=1.0))
+    (tmp_path / "config.yml").write_text("env_wrapper: sb3_contrib.common.wrappers.TimeFeatureWrapper")
+    with torch.no_grad():
+        actions = forward(STATES).numpy()
+    options = ("--env_id", "MountainCarContinuous-v0", "--reference", str(tmp_path / "reference.npz"))
+    np.savez(tmp_path / "reference.npz", observations=STATES.numpy(), actions=actions)
+    report = bring(tmp_path, file, *options)
+    assert report["observation_dim"] == 2 and report["proof"]["largest"] < 1e-5
+    assert "input held at 1: same actions, before that, as" in report["verdict"]
+    np.savez(tmp_path / "reference.npz", observations=STATES.numpy(), actions=-actions)
+    argv = ["policy", "import", str(file), "--run_dir", str(tmp_path / "other"), *options]
+    assert main(argv) == 2 and not (tmp_path / "other").exists()
+
+
+def test_the_environments_arguments_go_into_the_evaluation_and_the_checkpoint(tmp_path: Path) -> None:
+    options = ["--env_id", "Pendulum-v1", "--env_kwargs", "{max_episode_steps: 7, g: 0.0}", "--states", "9"]
+    file = sb3_zip(tmp_path / "agent.zip", sb3_sac()[0])
+    assert main(["policy", "import", str(file), "--run_dir", str(tmp_path / "run"), *options]) == 0
+    source = read_handover(tmp_path / "run/import/checkpoints/last.ckpt")
+    assert source.kwargs_in("Pendulum-v1") == {"max_episode_steps": 7, "g": 0.0}
+    score = json.loads((tmp_path / "run/import/summary.json").read_text())["score"]
+    worst = math.pi**2 + 0.1 * 8**2 + 0.001 * 2**2  # Pendulum's largest cost of a step
+    assert min(score["returns"]) > -7 * worst and score["return_std"] == pytest.approx(np.std(score["returns"]))
 
 
 @pytest.mark.parametrize("clip", [0.5, 2.0])

@@ -8,6 +8,7 @@ import math
 import pkgutil
 
 import pytest
+from policy_files import sb3_sac, sb3_zip
 
 from o2o_lightning import methods
 from o2o_lightning.cli.main import main
@@ -44,6 +45,25 @@ def test_a_value_that_makes_no_sense_is_refused_in_one_line(line, words, tmp_pat
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("o2o: ") and words in error, error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("line, words", [
+    ("policy import a.zip --episodes 1000000000", "--episodes 1e+09: it must be at most 65,536"),
+    ("policy import a.zip --episodes -3", "--episodes -3: it must be at least 0"),
+    ("policy import a.zip --states 100000000000", "--states 1e+11: it must be at most 16,777,216"),
+    ("policy import a.zip --seed -1", "--seed -1: it must be at least 0"),
+    ("policy import a.zip --env_kwargs {a", "--env_kwargs {a: it cannot be read"),
+    ("data info a.hdf5 --env_kwargs {a", "--env_kwargs {a: it cannot be read"),
+    ("play a.ckpt --record a.gif --seed -1", "--seed -1: it must be at least 0"),
+    ("play a.ckpt --record a.gif --episodes 0", "--episodes 0: it must be at least 1"),
+])  # fmt: skip
+def test_a_command_that_is_no_phase_refuses_them_too(line, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sb3_zip(tmp_path / "a.zip", sb3_sac()[0])
+    assert main([*line.split(), *(["--run_dir", "r"] if "import" in line else [])]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("o2o: ") and words in error, error
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
 def test_a_sweep_of_nothing_is_refused(tmp_path, capsys):

@@ -15,29 +15,34 @@ NOT_NEGATIVE = (
     "confidence", "tolerance", "eval_every",
 )  # fmt: skip
 COUNTS = (
-    "chunk", "eval_episodes", "env_steps", "utd", "capacity", "epochs", "num_envs", "context",
-    "acting_context", "anneal_updates", "decay_env_steps", "collect", "first_round",
+    "chunk", "env_steps", "utd", "capacity", "epochs", "context", "acting_context", "anneal_updates",
+    "decay_env_steps", "collect", "first_round",
 )  # fmt: skip
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(SHARES, (0, 1)),
     **dict.fromkeys(NOT_NEGATIVE, (0, math.inf)),
     **dict.fromkeys(COUNTS, (1, 2**53)),  # beyond, a count is no longer exact where it meets a float
     **dict.fromkeys(("hidden", "critic_hidden", "value_hidden", "layers", "heads", "width"), (1, 2**20)),
-    **dict.fromkeys(("critics", "samples"), (1, 2**16)),
+    **dict.fromkeys(("critics", "samples", "eval_episodes", "num_envs"), (1, 2**16)),  # each takes memory
     **dict.fromkeys(("batch_size", "rollout", "confirmations"), (2, 2**24)),
     **dict.fromkeys(("reward_scale", "reward_shift", "target_entropy", "target_return"), (-1e30, 1e30)),
     "eval_seed": (0, 2**32 - 1),
 }
+OF_COMMANDS = {"episodes": (0, 2**16), "states": (1, 2**24), "seed": (0, 2**32 - 1)}  # that run no phase
 
 
 def check_ranges(part: str, options: dict[str, Any]) -> None:
-    """Refuses a value that makes no sense, NaN among them, of ``--part.name``; the fields of settings as well."""
+    """Refuses a value that makes no sense, NaN among them, of ``--part.name``, or ``--name`` where there is no part.
+
+    The fields of settings are looked at as well.
+    """
     for name, value in options.items():
         if is_dataclass(value):
             check_ranges(f"{part}.{name}", vars(value))
-        least, most = RANGES.get(name, (None, None))
+        least, most = (RANGES if part else OF_COMMANDS).get(name, (None, None))
         for number in value if isinstance(value, Sequence) else (value,):
             if isinstance(number, int | float) and least is not None and most is not None:
-                at_least(f"--{part}.{name}", number, least)
+                option = f"--{part}.{name}".replace("--.", "--")
+                at_least(option, number, least)
                 if number > most or number == math.inf:
-                    raise UserError(f"--{part}.{name} {number:g}: it must be at most {min(most, 1e30):,}.")
+                    raise UserError(f"{option} {number:g}: it must be at most {min(most, 1e30):,}.")

@@ -191,11 +191,15 @@ def _cut(arguments: argparse.Namespace) -> int:
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    import yaml
+    from o2o_lightning.envs.make import plain
+    from o2o_lightning.errors import refusing
+    from o2o_lightning.limits import read_yaml
 
-    value = yaml.safe_load(text)
+    with refusing(f"--env_kwargs {text}: it cannot be read", "Write it as '{mass: 2.0}'."):
+        value = read_yaml(text, "--env_kwargs")
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text} is no mapping")
+    plain(value)
     return value
 
 

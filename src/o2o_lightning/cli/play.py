@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from o2o_lightning.cli.show import refuse_existing, say
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import UserError, at_least
+from o2o_lightning.ranges import check_ranges
 
 INSTALL = "Run `pip install 'o2o-lightning[video]'`."
 
@@ -25,8 +26,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--env_id", "--data.env_id", dest="env_id", help="environment (default: CKPT's own)")
     parser.add_argument("--seed", type=int, default=1000, help="of the first episode's start (default: 1000)")
     arguments = parser.parse_args(argv)
-    if arguments.episodes < 1:
-        raise UserError(f"--episodes {arguments.episodes}: at least 1 is needed.")
+    at_least("--episodes", arguments.episodes, 1)
+    check_ranges("", {"episodes": arguments.episodes, "seed": arguments.seed})
     if arguments.record is not None:
         refuse_existing("--record", arguments.record)
         if not arguments.record.absolute().parent.is_dir():

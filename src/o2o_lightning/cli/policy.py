@@ -5,6 +5,7 @@ from pathlib import Path
 
 from o2o_lightning.checkpoint.handover import read_checkpoint
 from o2o_lightning.cli import policy_look
+from o2o_lightning.cli.data import KWARGS
 from o2o_lightning.cli.policy_import import import_policy
 from o2o_lightning.cli.show import refuse_existing, say
 from o2o_lightning.errors import UserError
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
     bring = commands.add_parser("import", parents=[source, place], help="a policy of another library as a checkpoint")
     bring.add_argument("--out", help="checkpoint to write (default: RUN_DIR/import/checkpoints/last.ckpt)")
+    bring.add_argument("--env_kwargs", "--data.env_kwargs", dest="env_kwargs", **KWARGS)
     bring.add_argument("--reference", help="NPZ of observations and the source's own actions there, to be the same")
     bring.add_argument("--states", type=int, help="states of the comparison (default: 1000)")
     bring.add_argument("--episodes", "--data.eval_episodes", dest="episodes", type=int, help="default: 10")

@@ -14,7 +14,7 @@ from o2o_lightning.cli.show import refuse_existing, say
 from o2o_lightning.data.raw import RawDataset, Said
 from o2o_lightning.data.spec import load_raw
 from o2o_lightning.envs.episodes import Evaluator
-from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id, make_env
+from o2o_lightning.envs.make import EnvSpec, env_spec, foreign_id
 from o2o_lightning.envs.scores import reference_scores
 from o2o_lightning.errors import UserError
 from o2o_lightning.limits import read_json
@@ -26,20 +26,22 @@ from o2o_lightning.policies.proof import Proof, by_recording, by_reference
 from o2o_lightning.policies.read import describe, read_policy
 from o2o_lightning.policies.remaining_time import hold_time
 from o2o_lightning.policies.source import ImportedPolicy, reading
+from o2o_lightning.ranges import check_ranges
 
 
 def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> int:
     """Imports a policy whose format is no black box; reports parity and score."""
     if arguments.rest:
         raise UserError(f"o2o policy import: '{arguments.rest[0]}' is no option of it. See `o2o policy import -h`.")
+    check_ranges("", {name: getattr(arguments, name) for name in ("states", "episodes", "seed")})
     policy = read(arguments, format)
     target, summary = _places(arguments)
     env_id = arguments.env_id or foreign_id(policy.env_id, f"policy {policy.file}")
     spec = arguments.dataset or (arguments.file if format == "d4rl" else None)
     raw = None if spec is None else load_raw(spec, said=Said(arguments.env_id, layout=policy.layout))
-    layout = policy.layout
+    layout, kwargs = policy.layout, arguments.env_kwargs or {}
     if policy.time_column is not None:
-        _hold_missing_time(policy, raw, env_id)
+        _hold_missing_time(policy, raw, env_id, kwargs)
     if raw is not None:
         _check_sizes(policy, f"dataset {raw.source}", (raw.observations.shape[1], raw.actions.shape[1]))
         env_id, layout = env_id or foreign_id(raw.env_id, f"dataset {raw.source}"), layout or raw.layout
@@ -48,7 +50,7 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
                 f"policy {policy.file}: it takes the observation's parts as {','.join(layout)}, dataset {raw.source} "
                 f"has them as {','.join(raw.layout)}. Pass a dataset of that order."
             )
-    env = env_spec(env_id, policy.observation_dim, layout) if env_id is not None else None
+    env = env_spec(env_id, policy.observation_dim, layout, kwargs) if env_id is not None else None
     if env is not None:
         _check_sizes(policy, f"environment {env_id}", (env.observation_dim, env.action_dim))
         _check_reach(policy, env, arguments.actions)
@@ -61,10 +63,9 @@ def import_policy(arguments: argparse.Namespace, format: str, reason: str) -> in
     if linear and env is not None and arguments.actions != "unit":
         _take_bounds(policy, env)
     report = _compare(arguments, policy, env, raw)
-    columns = layout if env is None else env.layout
     found = facts_of(policy, format, reason) | {"env_id": env_id, "checkpoint": str(target)}
     facts = {"phase": "import", **found, **report}
-    _write(target, _checkpoint(policy, env_id, report.get("score"), raw, columns), summary, facts)
+    _write(target, _checkpoint(policy, env, report.get("score"), raw, layout), summary, facts)
     _print_import(policy, facts, reason)
     return 0
 
@@ -118,13 +119,15 @@ def _check_sizes(policy: ImportedPolicy, name: str, sizes: tuple[int, int]) -> N
         )
 
 
-def _hold_missing_time(policy: ImportedPolicy, raw: RawDataset | None, env_id: str | None) -> None:
+def _hold_missing_time(
+    policy: ImportedPolicy, raw: RawDataset | None, env_id: str | None, kwargs: dict[str, Any]
+) -> None:
     """Holds the remaining time where the dataset, or else the environment, does not give it."""
     seen = policy.observation_dim
     if raw is not None:
         seen = raw.observations.shape[1]
     elif env_id is not None:
-        seen = env_spec(env_id, None, policy.layout).observation_dim
+        seen = env_spec(env_id, None, policy.layout, kwargs).observation_dim
     if seen == policy.observation_dim - 1:
         hold_time(policy, None)
     else:
@@ -133,7 +136,7 @@ def _hold_missing_time(policy: ImportedPolicy, raw: RawDataset | None, env_id: s
 
 def _checkpoint(
     policy: ImportedPolicy,
-    env_id: str | None,
+    env: EnvSpec | None,
     score: dict[str, Any] | None,
     raw: RawDataset | None,
     layout: tuple[str, ...],
@@ -146,12 +149,13 @@ def _checkpoint(
         actor=actor.spec.to_dict(),
         critic=None,
         normalizer=policy.build_normalizer().state(),
-        env_id=env_id,
+        env_id=None if env is None else env.env_id,
+        env_kwargs={} if env is None else dict(env.kwargs),
         manifest={} if raw is None else {"source": raw.source, "sha256": raw.sha256},
         scores={} if score is None else {"offline": score["score"]},
         returns={} if score is None else {"offline": score["return_mean"]},
         versions=library_versions(),
-        layout=list(layout),
+        layout=list(layout if env is None else env.layout),
     )
     state = {f"agent.actor.{name}": value for name, value in actor.state_dict().items()}
     return {KEY: handover.pack(), "state_dict": state}
@@ -203,11 +207,12 @@ def _compare(
         "verdict": _verdict(policy, parity, proof),
     }  # fmt: skip
     if env is not None and arguments.episodes > 0:
-        reference = reference_scores(env.env_id)
-        width, episodes = policy.observation_dim, arguments.episodes
-        found = Evaluator(env.env_id, width, episodes, arguments.seed, reference, env.layout).run(act)
-        score = {"return_mean": found.return_mean, "score": found.score, "episodes": len(found.returns)}
-        report["score"] = {**score, "returns": found.returns}
+        reference, episodes = reference_scores(env.env_id), (arguments.episodes, arguments.seed)
+        found = Evaluator(env.env_id, env.observation_dim, *episodes, reference, env.layout, env.kwargs).run(act)
+        report["score"] = {
+            "return_mean": found.return_mean, "return_std": float(np.std(found.returns)), "score": found.score,
+            "episodes": len(found.returns), "returns": found.returns,
+        }  # fmt: skip
     return report
 
 
@@ -231,7 +236,7 @@ def _verdict(policy: ImportedPolicy, parity: dict[str, Any], proof: Proof | None
 def _states(
     arguments: argparse.Namespace, policy: ImportedPolicy, env: EnvSpec | None, raw: RawDataset | None
 ) -> tuple[FloatArray, str]:
-    count = max(arguments.states, 1)
+    count = arguments.states
     if raw is not None:
         rows = np.unique(np.linspace(0, len(raw) - 1, min(count, len(raw))).astype(int))
         return np.asarray(raw.observations[slice(None)], np.float32)[rows], raw.source
@@ -240,7 +245,7 @@ def _states(
         normal = policy.build_normalizer()
         noise = generator.standard_normal((count, policy.observation_dim), dtype=np.float32)
         return noise * (normal.std.numpy() + normal.eps) + normal.mean.numpy(), "random observations"
-    simulator = make_env(env.env_id, policy.observation_dim, env.layout)
+    simulator = env.make()
     found: list[FloatArray] = []
     observation, _ = simulator.reset(seed=arguments.seed)
     while len(found) < count:
@@ -269,16 +274,16 @@ def facts_of(policy: ImportedPolicy, format: str, reason: str) -> dict[str, Any]
 
 
 def _print_import(policy: ImportedPolicy, facts: dict[str, Any], reason: str) -> None:
-    widths = "-".join(map(str, facts["hidden"])) or "no hidden layer"
+    hidden = f"{'-'.join(map(str, facts['hidden']))} {policy.activation}" if facts["hidden"] else "no hidden layer"
     say(
         f"{policy.file}: {policy.format} ({reason}): {policy.algorithm}, {policy.family}, {facts['observation_dim']} "
-        f"observation values, {widths} {policy.activation}, {facts['action_dim']} actions; normalisation: "
-        f"{facts['normalizer']}"
+        f"observation values, {hidden}, {facts['action_dim']} actions; normalisation: {facts['normalizer']}"
     )
     for note in policy.notes.values():
         say(f"note: {note}")
     say(f"parity on {facts['parity']['states']:,} states ({facts['states_from']}): {facts['verdict']}")
     if (score := facts.get("score")) is not None:
         shown = "" if score["score"] is None else f", score {score['score']:.1f}"
-        say(f"evaluated in {facts['env_id']}: return {score['return_mean']:.1f}{shown} ({score['episodes']} episodes)")
+        spread = f"{score['return_mean']:.1f} ± {score['return_std']:.1f}"
+        say(f"evaluated in {facts['env_id']}: return {spread}{shown} ({score['episodes']} episodes)")
     say(f"written: {facts['checkpoint']}; go on with `o2o fit --phase reevaluate --model.init_from` that file")

@@ -36,6 +36,7 @@ for _name in ANTMAZES:  # D4RL's own tasks; Gymnasium-Robotics' AntMaze_* are ot
     gym.register(
         f"antmaze-{_name}-v2", "o2o_lightning.envs.antmaze:AntMaze", max_episode_steps=_steps, kwargs={"maze": _maze}
     )
+_MUJOCO_PY = re.compile(r"^gymnasium_robotics\.envs\.mujoco\.|MujocoPy")  # entry points of the former bindings
 CHECK = "Check --data.env_kwargs and the versions of its packages; O2O_TRACEBACK=1 shows where."
 
 
@@ -217,9 +218,9 @@ def _make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
         try:
             return gym.make(env_id, disable_env_checker=True, **kwargs)
         except gym.error.DependencyNotInstalled as error:
-            raise UserError(
-                f"environment {env_id}: its simulator is missing ({error}). {_newer(found, error) or ROBOTICS}"
-            ) from error
+            robotics = found is not None and str(found.entry_point).startswith("gymnasium_robotics")
+            remedy = _newer(found) or (ROBOTICS if robotics else "")  # Gymnasium's own say what to install
+            raise UserError(f"environment {env_id}: its simulator is missing ({error}). {remedy}".rstrip()) from error
         except (gym.error.Error, ModuleNotFoundError) as error:
             raise UserError(
                 f"environment {env_id}: Gymnasium cannot make it ({error}). Check --data.env_id; ids of other "
@@ -227,16 +228,16 @@ def _make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
             ) from error
         except Exception as error:  # whatever the environment's own constructor trips over
             said = f"{type(error).__name__}: {error}".rstrip(".: ")
-            remedy = _clash(found) or _newer(found, error) or CHECK
+            remedy = _clash(found) or _newer(found) or CHECK
             raise UserError(f"environment {env_id}: making it raised {said}. {remedy}") from error
 
 
-def _newer(found: Registered | None, error: Exception) -> str | None:
-    """Where an environment is one of the former mujoco-py: the versions of it that are not."""
-    if found is None or found.version is None or "mujoco" not in f"{found.entry_point} {error}":
+def _newer(found: Registered | None) -> str | None:
+    """Where an environment is one of the former mujoco-py: those of its name that are not."""
+    if found is None or found.version is None or not _MUJOCO_PY.search(f"{found.entry_point}"):
         return None
-    others = sorted(spec.version or 0 for spec in gym.registry.values() if spec.name == found.name)
-    newer = [f"{found.name}-v{number}" for number in others if number > max(found.version, 3)]
+    others = [spec for spec in gym.registry.values() if spec.name == found.name and (spec.version or 0) > found.version]
+    newer = [spec.id for spec in others if not _MUJOCO_PY.search(f"{spec.entry_point}")]
     return f"It is one of mujoco-py, which nobody keeps any more. Use {' or '.join(newer)}." if newer else None
 
 

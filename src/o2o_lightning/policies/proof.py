@@ -35,8 +35,11 @@ def by_reference(policy: ImportedPolicy, file: str, env: EnvSpec | None, units: 
     Raises:
         UserError: unreadable, of other sizes, or the policy's actions are others.
     """
+    what = "actions"
     with reading(file, "reference"):
-        observations, actions = _reference(file, policy.observation_dim, policy.action_dim)
+        observations, actions = _reference(file, policy)
+    if policy.whole is not None and observations.shape[1] == policy.whole.observation_dim:
+        policy, what = policy.whole, "actions, before that,"
     actor, normalizer = policy.build_actor(), policy.build_normalizer()
     rows = [*blocks(len(actions), ROWS)]
     ours = np.concatenate([actor.act(normalizer.numpy(observations[part])) for part in rows])
@@ -56,7 +59,7 @@ def by_reference(policy: ImportedPolicy, file: str, env: EnvSpec | None, units: 
             f"its actions are not those of {file}: up to {found['largest']:.2g} of half the range apart, most in "
             f"dimension {found['dimension']} of row {found['state']}. {remedy}"
         )
-    return Proof(file, len(actions), found["largest"], "actions")
+    return Proof(file, len(actions), found["largest"], what)
 
 
 def by_recording(policy: ImportedPolicy, raw: RawDataset, env: EnvSpec | None, rows: slice) -> Proof | None:
@@ -89,16 +92,18 @@ def _bounds(policy: ImportedPolicy, env: EnvSpec | None, units: str | None) -> t
     return np.asarray(low, np.float32), np.asarray(high, np.float32)
 
 
-def _reference(file: str, width: int, count: int) -> tuple[FloatArray, FloatArray]:
+def _reference(file: str, policy: ImportedPolicy) -> tuple[FloatArray, FloatArray]:
+    widths = {made.observation_dim for made in (policy, policy.whole) if made is not None}
     found = read_npz(read_limited(Path(file)))
     if missing := [name for name in ("observations", "actions") if name not in found]:
         raise BadPolicy(f"it has no '{missing[0]}'. Pass {FORM}.")
     observations, actions = (found[name].astype(np.float32) for name in ("observations", "actions"))
     rows = actions.shape[:1]
-    if (observations.shape, actions.shape) != ((*rows, width), (*rows, count)) or 0 in rows:
+    fits = any(observations.shape == (*rows, width) for width in widths) and actions.shape == (*rows, policy.action_dim)
+    if not fits or 0 in rows:
         raise BadPolicy(
-            f"its observations are {observations.shape}, its actions {actions.shape}; the policy takes {width} values "
-            f"and gives {count}. Pass {FORM}."
+            f"its observations are {observations.shape}, its actions {actions.shape}; the policy takes "
+            f"{policy.observation_dim} values and gives {policy.action_dim}. Pass {FORM}."
         )
     if not (np.isfinite(observations).all() and np.isfinite(actions).all()):
         raise BadPolicy(f"it holds NaN or infinity. Pass {FORM}.")

@@ -1,5 +1,7 @@
 """A policy's input of the remaining time, as TimeFeatureWrapper adds it, where environment and dataset lack it."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -22,6 +24,7 @@ def column_of_time(policy: ImportedPolicy) -> int:
 
 def hold_time(policy: ImportedPolicy, value: float | None) -> None:
     """Holds the input at ``value``, which then belongs to the first layer's bias; None: its mean, or 1."""
+    policy.whole = replace(policy, layers=[*policy.layers])
     normalizer, (weight, bias), column = policy.normalizer, policy.layers[0], policy.time_column
     assert column is not None
     others = np.delete(np.arange(policy.observation_dim), column)

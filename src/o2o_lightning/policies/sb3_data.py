@@ -31,7 +31,7 @@ class Facts:
         module = described.get("__module__") if isinstance(described, dict) else None
         match = re.match(r"(?:stable_baselines3|sb3_contrib)\.(\w+)\.", module) if isinstance(module, str) else None
         if match and match[1] != "common":
-            return match[1]
+            return "ddpg" if match[1] == "td3" and self.data.get("policy_delay") == 1 else match[1]
         marks = {"cg_max_steps": "trpo", "clip_range": "ppo", "gae_lambda": "a2c"}
         return next((name for mark, name in marks.items() if mark in self.data), None)
 

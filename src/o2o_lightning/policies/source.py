@@ -128,6 +128,7 @@ class ImportedPolicy:
         noise: exploration that our families have not, before it is replaced by a constant.
         altered: what was changed on purpose, so that the policy is no longer the source's own; None for nothing.
         time_column: which input is the remaining time, where the file or what lies beside it tells.
+        whole: the same with that input, where it is held here.
         file: where it comes from.
     """
 
@@ -149,6 +150,7 @@ class ImportedPolicy:
     noise: object | None = None
     altered: str | None = None
     time_column: int | None = None
+    whole: "ImportedPolicy | None" = None
     file: str = ""
 
     @property

@@ -3,6 +3,7 @@
 import io
 import pickle
 import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ def load_tensors(content: bytes) -> Any:
             raise BadPolicy("it holds byte arrays beside tensors. Save the policy's `state_dict()` and import that.")
         try:
             file = packed(members) if content[:2] == b"PK" else io.BytesIO(content)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickles that are then refused
+                return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             if b"_encoder._layers." in content:
                 raise BadPolicy(D3RLPY) from error
