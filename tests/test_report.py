@@ -9,11 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+from PIL import Image
 
+from o2o_lightning import load_policy
 from o2o_lightning.callbacks.run_directory import score_block
+from o2o_lightning.cli.main import main
 from o2o_lightning.cli.outcome import outcome
 from o2o_lightning.report.groups import gather
 from o2o_lightning.report.page import Table, latex
@@ -291,6 +296,63 @@ def test_a_real_run_has_its_report(pendulum: str, tmp_path: Path, o2o: O2O) -> N
     (group,) = read_report(tmp_path / "report")["groups"]
     assert (group["method"], group["seeds"], group["unit"]) == ("TD3 from scratch", [4], "return")
     assert group["curve"]["at"] == [0, 20, 40, 60] and group["costs"]["env_steps"] == 60
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("film") / "run"
+    line = [
+        "fit", "--phase", "online", "online=td3", "experiment=scratch", "--data.env_id", "Pendulum-v1",
+        "--data.env_steps", "40", "--data.warmup_steps", "20", "--data.eval_every", "20", "--data.eval_episodes", "1",
+        "--model.hidden", "[8]", "--trainer.accelerator", "cpu", "--run_dir", str(run),
+    ]  # fmt: skip
+    assert main(line) == 0
+    return run
+
+
+def grey(torque: float) -> int:
+    return int(120 + 60 * torque)
+
+
+def test_a_film_shows_the_last_policy(
+    small_run: Path, tmp_path: Path, o2o: O2O, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(self: PendulumEnv) -> Any:
+        return np.full((64, 64, 3), grey(self.last_u or 0.0), np.uint8)
+
+    monkeypatch.setattr(PendulumEnv, "render", drawn)  # pygame draws it else, which the tests go without
+    assert o2o("report", small_run, "--film", "--out", tmp_path / "report") == 0
+    policy, env = load_policy(small_run / "online/checkpoints/last.ckpt"), gym.make("Pendulum-v1")
+    observation, _ = env.reset(seed=1000)
+    expected = [grey(0.0)]
+    for _ in range(199):
+        observation, *_ = env.step(policy(observation))
+        expected.append(grey(env.unwrapped.last_u))
+    (path,) = (tmp_path / "report").glob("film-*.gif")
+    film, shown = Image.open(path), []
+    for number in range(film.n_frames):
+        film.seek(number)
+        shown.append(int(np.asarray(film.convert("L"))[8, 8]))
+    assert film.size == (32, 32)
+    assert shown == [value for i, value in enumerate(expected) if i == 0 or value != expected[i - 1]]
+    page, beside = (tmp_path / "report/report.html").read_text(), (tmp_path / "report/report.md").read_text()
+    assert 'src="data:image/gif;base64,R0lGOD' in page and f"]({path.name})" in beside
+
+
+def test_what_cannot_be_filmed_is_said_in_a_line_of_a_whole_report(
+    small_run: Path, tmp_path: Path, o2o: O2O, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def undrawn(self: PendulumEnv) -> None:
+        raise RuntimeError("no GL here")
+
+    monkeypatch.setattr(PendulumEnv, "render", undrawn)
+    assert o2o("report", small_run, "--film", "--out", tmp_path / "report") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "no film" in line]
+    assert len(said) == 1 and "it can't be drawn here (RuntimeError: no GL here)" in said[0]
+    assert not [*(tmp_path / "report").glob("film-*")]
+    assert read_report(tmp_path / "report")["left_out"] == said
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "report").iterdir()}
+    assert len(modes) == 1  # what is to be sent is as readable as any file of the user's
 
 
 def test_latex_writes_what_tex_would_read_otherwise() -> None:

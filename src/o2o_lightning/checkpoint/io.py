@@ -3,7 +3,7 @@
 import io
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,9 +91,9 @@ class _Watched(io.BufferedWriter):
 def _replace(path: Path, write: Callable[[Any], Any]) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
         try:
-            with _Watched(io.FileIO(descriptor, "wb")) as file:
+            with _Watched(io.FileIO(temporary, "xb")) as file:  # readable by whom the user's mask lets, as any file is
                 try:
                     write(file)
                 except RuntimeError as error:
@@ -102,6 +102,6 @@ def _replace(path: Path, write: Callable[[Any], Any]) -> None:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         sync(path.parent)  # a rename must survive a power cut, else side state outlives the checkpoint that names it

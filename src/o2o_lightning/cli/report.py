@@ -26,20 +26,24 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("o2o report", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", type=Path, help="a run, or a folder of runs")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
+    parser.add_argument("--film", action="store_true", help="show an episode of each method's policy, as GIF")
     parser.add_argument("--card", action="store_true", help="write RUN_DIR/README.md instead, the card of its policy")
     arguments = parser.parse_args(argv)
     from o2o_lightning.report.groups import gather
     from o2o_lightning.report.report import is_report, write
     from o2o_lightning.report.runs import find
+    from o2o_lightning.report.video import without_display
 
     if arguments.card:
         return _cards(arguments.run_dirs)
     out: Path = arguments.out
     if out.exists() and not (out.is_dir() and (is_report(out) or not any(out.iterdir()))):
         raise UserError(f"{out}: it is not a report of `o2o report`, and nothing is written over. Pass another --out.")
+    if arguments.film:
+        without_display()
     runs, notes = find(arguments.run_dirs)
     groups = gather(runs)
-    write(groups, notes, out)
+    notes = write(groups, notes, out, arguments.film)
     show(groups)
     for line in (*notes, f"{out}/report.html, report.md, table.tex, report.json, and pictures as PNG and PDF"):
         say(line)

@@ -95,6 +95,12 @@ class Group:
         """Interquartile mean of the curves, with its interval, ``[3, P]``."""
         return interval(iqm, [self.curves[1]])
 
+    @property
+    def middle(self) -> Run:
+        """The run whose last evaluation is in the middle; of an even number the worse one."""
+        order = np.argsort(self.column("final"), kind="stable")
+        return self.runs[int(order[(len(order) - 1) // 2])]
+
     def cost(self, name: str) -> float:
         """A cost, averaged over the runs."""
         return float(np.mean([run.total(name) for run in self.runs]))

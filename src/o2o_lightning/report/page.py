@@ -53,7 +53,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG beside the page."""
+    """A PNG, or a film as GIF, beside the page."""
 
     file: Path
     text: str
@@ -99,7 +99,7 @@ def _html(block: Block) -> str:
             return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
         case Picture(file, text):
             data = base64.b64encode(file.read_bytes()).decode()
-            return f'<p><img alt="{html.escape(text)}" src="data:image/png;base64,{data}"></p>'
+            return f'<p><img alt="{html.escape(text)}" src="data:image/{file.suffix[1:]};base64,{data}"></p>'
         case Table(columns, rows):
             lines = [_line("th", columns), *(_line("td", row) for row in rows)]
             return f"<table>{''.join(lines)}</table>"

@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 
 from o2o_lightning.checkpoint.io import write_atomically, write_json
+from o2o_lightning.errors import UserError
+from o2o_lightning.policies.load import load_policy
 from o2o_lightning.report import figures
 from o2o_lightning.report.groups import COSTS, MEASURES, Group, pooled
 from o2o_lightning.report.page import Block, Bullets, Heading, Picture, Table, Text, duration, latex, markdown, page
 from o2o_lightning.report.statistics import Array
+from o2o_lightning.report.video import played
 
 TITLES = {"offline": "π_off", "aligned": "π_on", "lowest_early": "lowest early"}
 SHOWN = {"env_steps": "env steps", "eval_env_steps": "evaluation steps", "steps": "updates", "seconds": "time"}
+FILMED = range(1000, 1001)  # the seed of the episode's start: that of an evaluation's first one
 HOW = (
     "[ ] are 95 % percentile bootstrap intervals over seeds, 2,000 resamples, within each dataset. IQM is the "
     "interquartile mean; of fewer than four runs it is the mean. With few seeds an interval is narrower than the truth."
@@ -39,18 +43,25 @@ def tasks(groups: Sequence[Group]) -> list[list[Group]]:
     return [[*same] for _, same in groupby(groups, key=lambda group: (group.task, group.online))]
 
 
-def write(groups: Sequence[Group], notes: Sequence[str], folder: Path) -> None:
-    """Writes the report into ``folder``; what an earlier one has left there is replaced."""
+def write(groups: Sequence[Group], notes: Sequence[str], folder: Path, films: bool = False) -> list[str]:
+    """Writes the report into ``folder``; what an earlier one has left there is replaced.
+
+    With ``films`` each group also has an episode of the last policy of its middle run. Returns the notes, and why a
+    film is missing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    notes = [*notes]
     blocks: list[Block] = [Heading("Report", 1), Text(_sentence(groups))]
     tables = []
     for same in tasks(groups):
-        name = re.sub(r"[^\w.-]+", "-", same[0].title)
+        name = _file_name(same[0].title)
         blocks += [Heading(same[0].title), *_pictures(same, folder, name)]
         blocks += [Text(f"{figures.unit(same)}, interquartile means:"), scores(same)]
         if any(len(group.runs) > 3 for group in same):
             blocks += [Text("Means:"), _table(same, [group.mean for group in same])]
         blocks += [Text("Costs, means over the seeds:"), costs(same)]
+        for group in same if films else ():
+            blocks += _film(group, folder, notes)
         tables.append(f"% {same[0].title}, {figures.unit(same)}, IQM\n{latex(scores(same))}")
     if methods := pooled(groups):
         figures.over_datasets(methods, folder / "all-datasets")
@@ -65,7 +76,8 @@ def write(groups: Sequence[Group], notes: Sequence[str], folder: Path) -> None:
     written = {"report.md": markdown(blocks), "report.html": page(blocks, "Report"), "table.tex": "\n".join(tables)}
     for file, text in written.items():
         write_atomically(folder / file, text.encode())
-    write_json(folder / "report.json", {"groups": [facts(group) for group in groups], "left_out": list(notes)})
+    write_json(folder / "report.json", {"groups": [facts(group) for group in groups], "left_out": notes})
+    return notes
 
 
 def facts(group: Group) -> dict[str, Any]:
@@ -104,6 +116,26 @@ def _pictures(groups: Sequence[Group], folder: Path, name: str) -> list[Block]:
         figures.handover(groups, folder / f"handover-{name}")
         drawn.append(Picture(folder / f"handover-{name}.png", f"the hand-over, {groups[0].task}"))
     return drawn
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text)
+
+
+def _film(group: Group, folder: Path, notes: list[str]) -> list[Block]:
+    """An episode of the last policy of the run in the middle, or a note why it can't be shown."""
+    run = group.middle
+    path = folder / f"film-{_file_name(f'{group.title} {group.label}')}.gif"
+    path.unlink(missing_ok=True)
+    try:
+        loaded = load_policy(run.path / run.phase / "checkpoints" / "last.ckpt")
+        if loaded.env_id is None:
+            raise UserError(f"checkpoint {loaded.source.path}: it names no environment.")
+        (episode,) = played(loaded, loaded.env_id, FILMED, path, smaller=2)
+    except UserError as error:
+        notes.append(f"{group.label}, {group.task}: no film. {error}")
+        return []
+    return [Picture(path, f"{group.label}, seed {run.seed}, an episode of its last policy: {episode}")]
 
 
 def _sentence(groups: Sequence[Group]) -> str:
