@@ -101,8 +101,19 @@ def test_a_pipeline_with_a_callback_runs_all_its_phases(
     assert [found[phase]["steps"] for phase in PHASES] == [10, 20, 10, 0]
     assert all((tmp_path / "run" / phase / "checkpoints/last.ckpt").exists() for phase in PHASES)
     said = capsys.readouterr().err
-    assert "reevaluate: without EarlyStopping, for this phase has no 'score'" in said
+    assert "reevaluate: EarlyStopping is left out, for this phase has no 'score'" in said
     assert "offline: EarlyStopping: Stopping threshold reached" in said
+
+
+def test_a_pipeline_goes_on_where_a_later_phase_has_not_the_name(
+    o2o: O2O, pendulum: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = ["--trainer.callbacks", "ModelCheckpoint", "--trainer.callbacks.monitor", "loss/critic"]
+    argv = ["fit", "--phase", "all", "--data.dataset", pendulum, *SIZES, *saved, "--data.warmup_steps", "10"]
+    assert o2o(*argv, "--run_dir", tmp_path / "run") == 0
+    kept = [phase for phase in PHASES if [*(tmp_path / "run" / phase / "checkpoints").glob("epoch=0*.ckpt")]]
+    assert kept == ["offline", "reevaluate", "online"]
+    assert "align: ModelCheckpoint is left out, for this phase has no 'loss/critic'" in capsys.readouterr().err
 
 
 # ---- each of them ----------------------------------------------------------------------------------------------------

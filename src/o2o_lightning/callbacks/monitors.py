@@ -10,6 +10,7 @@ from lightning.pytorch.loops.fit_loop import RestartStage
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
+from o2o_lightning.callbacks.run_directory import RunDirectory
 from o2o_lightning.callbacks.sections import EVALUATED, LATER, sectioned
 from o2o_lightning.errors import UserError
 from o2o_lightning.launch import note_once
@@ -50,7 +51,7 @@ class Monitors(PhaseCallback):
         self._validates, trainer.limit_val_batches = trainer.limit_val_batches, 0
         silent = [callback for callback in watching(trainer) if is_silent(callback, phase)]
         for callback in silent:
-            note_once(f"{phase.phase}: without {_name(callback)}, for this phase has no '{callback.monitor}'")
+            note_once(f"{phase.phase}: {_name(callback)} is left out, for this phase has no '{callback.monitor}'")
         kept = [callback for callback in trainer.callbacks if callback not in silent]  # type: ignore[attr-defined]
         trainer.callbacks = kept  # type: ignore[attr-defined]
         for callback in watching(trainer):
@@ -115,6 +116,9 @@ class Monitors(PhaseCallback):
             name = callback.monitor
             strict = getattr(callback, "strict", True) and name is not None and name not in known
             if strict and sectioned(name).partition("/")[0] not in later:
+                if _behind_another(trainer, phase):  # which had the name, or was refused
+                    note_once(f"{phase.phase}: {_name(callback)} is left out, for this phase has no '{name}'")
+                    continue
                 raise UserError(
                     f"--trainer.callbacks {_name(callback)}: phase '{phase.phase}' has no '{name}' to monitor. It has "
                     f"{', '.join(sorted(known))}. For one phase alone write --PHASE.trainer.callbacks+=NAME."
@@ -144,6 +148,13 @@ def is_silent(callback: Any, phase: Any) -> bool:
 def _tell_clock(trainer: L.Trainer, clock: int, due: bool) -> None:
     connector: Any = trainer._logger_connector
     connector.due, trainer.fit_loop.epoch_loop._batches_that_stepped = due, clock
+
+
+def _behind_another(trainer: L.Trainer, phase: Any) -> bool:
+    """Whether the command began with an earlier phase."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    commands = [callback.command for callback in callbacks if isinstance(callback, RunDirectory) and callback.command]
+    return any(command["phases"][0] != phase.phase for command in commands)
 
 
 def _name(callback: Callback) -> str:
