@@ -114,14 +114,14 @@ def _set_up(data: Any) -> Any:
 def chunked(data: OfflineData) -> Iterator[TensorDictBase]:
     """The batches of the offline phases, drawn and gathered a chunk at a time."""
     stream = {"clock": lambda: 0, "total": 10**9, "chunk": CHUNK, "cadences": ()}
-    for chunk in OfflineStream(data.draw, data.batch_size, **stream):
-        yield from chunk
+    for numbers in OfflineStream(data.numbers, data.batch_size, **stream):
+        yield from data.batches(numbers)
 
 
 def live(data: OnlineData) -> Iterator[TensorDictBase]:
     """The batches of the online phases, half online and half offline."""
     while True:
-        yield data.transition_batch(CPU)
+        yield from data.batches(data.numbers())
 
 
 def columns(data: OfflineData) -> dict[str, torch.Tensor]:

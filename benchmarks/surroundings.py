@@ -40,11 +40,17 @@ class WithoutEnvironment(OnlineData):
     def updates_due(self, env_steps: int) -> int:
         return 1
 
-    def transition_batch(self, device: torch.device) -> TensorDictBase:
+    def numbers(self, shape: Any = None) -> Any:
         start = time.process_time()
-        batch = super().transition_batch(device)
+        numbers = super().numbers(shape)
         self.seconds += time.process_time() - start
-        return batch
+        return numbers
+
+    def batches(self, numbers: Any) -> Iterator[TensorDictBase]:
+        start = time.process_time()
+        batches = [*super().batches(numbers)]
+        self.seconds += time.process_time() - start
+        yield from batches
 
     def fill(self) -> None:
         assert self.store is not None
@@ -64,7 +70,7 @@ class Alternating(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        batch = data.transition_batch(torch.device("cpu"))
+        batch = next(data.batches(data.numbers()))
         data.seconds = 0.0
         self.bare = cases.Bare(pl_module.method, _always(batch), optimizer=trainer.optimizers[0])
         self.mark = time.process_time()

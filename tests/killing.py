@@ -166,6 +166,12 @@ def differences(expected: Path, found: Path, phases: list[str]) -> list[str]:
     return wrong + leftovers
 
 
+def numbers_that_differ(expected: Path, found: Path, phases: list[str]) -> list[str]:
+    """As :func:`differences`, of runs whose options differ."""
+    said = ("config.yaml", "hyper_parameters", "o2o_progress.config")
+    return [line for line in differences(expected, found, phases) if not any(word in line for word in said)]
+
+
 def _summary(folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text())
     for part in (summary, *summary.get("phases", {}).values()):

@@ -59,9 +59,13 @@ def share_everything(rank: int, count: int) -> None:
             return own_rows(self, shape, generator)
         return part(torch.randint(self.td_count, whole(shape, -1), generator=stream), -1)
 
-    def transition_batch(self: OnlineData, device: torch.device) -> Any:
+    def numbers(self: OnlineData) -> Any:
         assert self.store is not None
-        return self.prepare(self.store.gather(self.store.sample_rows((self.batch_size,), stream)), device)
+        return self.store.sample_rows((self.batch_size,), stream)
+
+    def batches(self: OnlineData, numbers: Any) -> Any:
+        assert self.store is not None
+        yield self.prepare(self.store.gather(numbers), torch.device("cpu"))
 
     def take(self: RolloutData, device: torch.device) -> Any:
         shape = (2, BATCH // 2)
@@ -86,7 +90,7 @@ def share_everything(rank: int, count: int) -> None:
         return {name: one(form) for name, form in wanted.items()}
 
     TransitionStore.sample_rows = sample_rows  # type: ignore[method-assign, assignment]
-    OnlineData.transition_batch = transition_batch  # type: ignore[method-assign]
+    OnlineData.numbers, OnlineData.batches = numbers, batches  # type: ignore[method-assign]
     RolloutData.take = take  # type: ignore[method-assign]
     NoiseBlocks.draw = draw  # type: ignore[method-assign]
 
@@ -324,7 +328,8 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both_before_the_step(ref
                 # by type: a proxy of a phase claims its class, and may be dead
                 phases = [found for found in gc.get_objects() if issubclass(type(found), Phase)]
                 # earlier tests of this process may have left theirs behind
-                (phase,) = (found for found in phases if getattr(found, "_record", None) is self)
+                made = [found for found in phases if hasattr(found, "descent")]
+                (phase,) = (found for found in made if found.descent.record is self)
                 assert phase.updates == 12
                 assert all(bool(torch.isfinite(value).all()) for value in phase.parameters())
                 raise

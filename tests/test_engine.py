@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 import every_method
@@ -11,9 +12,11 @@ import torch
 from every_method import METHODS, batches, built, noises, optimizer_of
 from torch import Tensor
 
+from o2o_lightning.engine.captured import Captured
 from o2o_lightning.engine.engine import Engine
+from o2o_lightning.engine.record import CannotRecord, Watch, tape
 from o2o_lightning.engine.stacked import StackedEngine, stacked
-from o2o_lightning.engine.whole import Captured, WholeUpdates, order_of, static_graph
+from o2o_lightning.engine.whole import WholeUpdates, order_of
 from o2o_lightning.methods.method import Method, Moment
 from o2o_lightning.nn.optimizers import LAMB
 
@@ -24,6 +27,19 @@ MOMENTS = [Moment(i, env_steps=3, place=i) for i in range(K)]
 
 def at(parts: dict[Any, Tensor], k: int) -> dict[Any, Tensor]:
     return {name: part[k] for name, part in parts.items()}
+
+
+def each(parts: dict[Any, Tensor]) -> list[dict[Any, Tensor]]:
+    """K batches, or the noise of K updates."""
+    return [at(parts, k) for k in range(len(next(iter(parts.values()), range(K))))]
+
+
+def recorded(method: Method) -> Captured:
+    return Captured(WholeUpdates(Engine(method), optimizer_of(method)), tape)
+
+
+def given_as_it_is(batches: Any) -> Any:
+    return batches
 
 
 def one_by_one(method: Method, optimizer: torch.optim.Optimizer, given: Any, drawn: Any) -> list[dict[str, Tensor]]:
@@ -51,17 +67,14 @@ def one_by_one(method: Method, optimizer: torch.optim.Optimizer, given: Any, dra
 @pytest.mark.parametrize("name", METHODS)
 def test_four_updates_recorded_as_one_graph_and_replayed_equal_the_same_updates_made_one_by_one(name: str) -> None:
     method, plain = built(name), built(name)
-    captured = Captured(WholeUpdates(Engine(method), optimizer_of(method)), static_graph)
-    optimizer = optimizer_of(plain)
+    captured, optimizer = recorded(method), optimizer_of(plain)
     for _ in range(3):
         given, drawn = batches(method, K), noises(method, K)
-        metrics, finite = captured(MOMENTS, given, drawn)
-        rows = one_by_one(plain, optimizer, given, drawn)
-        assert bool(finite.all())
-        for k, row in enumerate(rows):
-            assert {key for key, value in metrics.items() if not value[k].isnan()} == {*row}
-            assert all(torch.equal(metrics[key][k], value) for key, value in row.items())
-    assert captured.graphs == 1
+        found = captured(MOMENTS, each(given), each(drawn), given_as_it_is)
+        for row, expected in zip(found, one_by_one(plain, optimizer, given, drawn), strict=True):
+            assert row.keys() == expected.keys()
+            assert all(torch.equal(row[key], value) for key, value in expected.items())
+    assert captured.count == 1 and int(captured.updates.made) == 3 * K
     assert moved(plain, built(name))
     for key, value in plain.state_dict().items():
         assert torch.equal(value, method.state_dict()[key]), key
@@ -74,59 +87,114 @@ def test_stacked_seeds_follow_their_own_runs(name: str) -> None:
     optimizer = optimizer_of(together)
     if isinstance(optimizer, LAMB):
         optimizer.stacked = True
-    engine = StackedEngine(together, SEEDS)
-    whole = Captured(WholeUpdates(engine, optimizer), lambda function, inputs, state: function)
+    whole = WholeUpdates(StackedEngine(together, SEEDS), optimizer)
+    captured = Captured(whole, lambda function, device: function)
     optimizers = [optimizer_of(method) for method in own]
-    for _ in range(2):
+    for turn in range(1, 3):
         given, drawn = batches(own[0], K, SEEDS), noises(own[0], K, SEEDS)
-        metrics, finite = whole(MOMENTS, given, drawn)
-        assert bool(finite.all()) and all(value.shape == (K, SEEDS) for value in metrics.values())
-        for s, (method, each) in enumerate(zip(own, optimizers, strict=True)):
+        found = captured(MOMENTS, each(given), each(drawn), given_as_it_is)
+        assert int(whole.made) == turn * K and all(value.shape == (SEEDS,) for row in found for value in row.values())
+        for s, (method, own_optimizer) in enumerate(zip(own, optimizers, strict=True)):
             mine = [{key: part[:, s] for key, part in parts.items()} for parts in (given, drawn)]
-            for k, row in enumerate(one_by_one(method, each, *mine)):
-                for key, value in row.items():
-                    torch.testing.assert_close(metrics[key][k, s], value, rtol=1e-5, atol=1e-6)
+            for row, expected in zip(found, one_by_one(method, own_optimizer, *mine), strict=True):
+                for key, value in expected.items():
+                    torch.testing.assert_close(row[key][s], value, rtol=1e-5, atol=1e-6)
     for s, method in enumerate(own):
         assert moved(method, built(name, s))
         for key, value in method.state_dict().items():
             torch.testing.assert_close(together.state_dict()[key][s], value, rtol=1e-6, atol=1e-6, msg=key)
 
 
-def test_a_step_that_looks_at_a_number_is_refused_by_the_recording() -> None:
-    class Looking(every_method.TD3):
-        def critic_step(self, batch: Any, noise: Any) -> Any:
-            loss = super().critic_step(batch, noise)
-            assert float(loss.value.detach()) >= 0.0
-            return loss
+class OnAnotherDevice(Watch):
+    """Refuses the same for tensors of shapes alone, which fused Adam does not know."""
 
-    method = Looking(hidden=every_method.HIDDEN)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten._fused_adam_, torch.ops.aten._fused_adamw_):
+            return self.check(func, args, kwargs)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_whole_update_reads_no_number_and_touches_no_tensor_of_the_host(name: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # it knows no such device
+    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None)
+    meta, method = torch.device("meta"), built(name)
+    given, drawn = (
+        [{key: part.to(meta) for key, part in one.items()} for one in each(parts)]
+        for parts in (batches(method, K), noises(method, K))
+    )
+    method.to(meta)
+    optimizer = optimizer_of(method)
+    names = [group["name"] for group in optimizer.param_groups]
+    rates = [dict.fromkeys([*names, *method.schedules(one)], torch.empty((), device=meta)) for one in MOMENTS]
+    whole = WholeUpdates(Engine(method), optimizer)
+    with OnAnotherDevice(meta):
+        for _ in range(2):
+            rows = whole(MOMENTS, given, drawn, rates)
+    assert {value.device for row in rows for value in row.values()} == {meta}
+
+
+class Looking(every_method.TD3):
+    """At one of its numbers, in one way or another."""
+
+    def look(self, value: Tensor) -> Any:
+        return float(value)
+
+    def critic_step(self, batch: Any, noise: Any) -> Any:
+        loss = super().critic_step(batch, noise)
+        self.look(loss.metrics["q"].detach().mean())
+        return loss
+
+
+@pytest.mark.parametrize("look, says", [
+    (lambda self, value: float(value), "_local_scalar_dense waits for a number"),
+    (lambda self, value: value.expand(3)[value.expand(3) > 0.0], "an index that is a mask"),
+    (lambda self, value: value.expand(3).nonzero(), "nonzero waits"),
+    (lambda self, value: value + torch.tensor(1.0), "made of the host's numbers"),
+    (lambda self, value: value.to("meta"), "between devices"),
+])  # fmt: skip
+def test_a_step_that_no_gpu_could_replay_is_refused_by_the_recording(look: Any, says: str) -> None:
+    class Own(Looking):
+        pass
+
+    Own.look = look  # type: ignore[method-assign]
+    method = Own(hidden=every_method.HIDDEN)
     method.build(every_method.TASK)
-    captured = Captured(WholeUpdates(Engine(method), optimizer_of(method)), static_graph)
-    with pytest.raises(RuntimeError, match="trac"):
-        captured(MOMENTS, batches(method, K), noises(method, K))
+    before = copy.deepcopy(method.state_dict())
+    with pytest.raises(CannotRecord, match=says):
+        recorded(method)(MOMENTS, each(batches(method, K)), each(noises(method, K)), given_as_it_is)
+    assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
 
 
-def test_recording_leaves_networks_and_moments_as_they_were() -> None:
+def test_recording_leaves_networks_moments_and_generators_as_they_were() -> None:
     method = built("td3")
     before, optimizer = copy.deepcopy(method.state_dict()), optimizer_of(method)
+    rates, stream = [group["lr"] for group in optimizer.param_groups], torch.get_rng_state()
 
-    def record(function: Any, inputs: list[Tensor], state: list[Tensor]) -> Any:
-        outputs = function(*inputs)
+    def record(function: Any, device: torch.device) -> Any:
+        rows = function()
+        torch.rand(3)
         assert moved(method, built("td3"))
-        return lambda *leaves: outputs  # a graph that makes nothing
+        return lambda: rows  # a recording that makes nothing
 
-    Captured(WholeUpdates(Engine(method), optimizer), record)(MOMENTS, batches(method, K), noises(method, K))
+    torch.set_rng_state(stream)
+    whole = WholeUpdates(Engine(method), optimizer)
+    given, drawn = each(batches(method, K)), each(noises(method, K))
+    stream = torch.get_rng_state()
+    Captured(whole, record)(MOMENTS, given, drawn, given_as_it_is)
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
     assert all(not value.any() for state in optimizer.state.values() for value in state.values())
+    assert [group["lr"] for group in optimizer.param_groups] == rates and not whole.made
+    assert torch.equal(torch.get_rng_state()[:8], stream[:8])
 
 
-def test_each_order_of_steps_has_a_graph_of_its_own() -> None:
+def test_each_order_of_steps_has_a_recording_of_its_own() -> None:
     method = built("o2td3 online")
-    captured = Captured(WholeUpdates(Engine(method), optimizer_of(method)), static_graph)
+    captured = recorded(method)
     for env_steps in range(1, 5):
         moments = [Moment(env_steps - 1, env_steps)]  # one update an environment step, every second one of the policy
-        captured(moments, batches(method, 1), noises(method, 1))
-    assert captured.graphs == 2
+        captured(moments, each(batches(method, 1)), each(noises(method, 1)), given_as_it_is)
+    assert captured.count == 2
     assert order_of(method, Moment(0, 1)) == ("critic_step",)
     assert order_of(method, Moment(1, 2)) == (
         "critic_step",
@@ -136,15 +204,39 @@ def test_each_order_of_steps_has_a_graph_of_its_own() -> None:
     )
 
 
+@pytest.mark.parametrize("load", [
+    lambda method, optimizer: optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict())),
+    lambda method, optimizer: method._apply(torch.clone),
+])  # fmt: skip
+def test_recordings_are_made_anew_when_what_they_work_on_has_moved(load: Any) -> None:
+    method = built("td3_bc")
+    captured = recorded(method)
+
+    def make() -> None:
+        captured.forget_if_moved()
+        captured(MOMENTS, each(batches(method, K)), each(noises(method, K)), given_as_it_is)
+
+    make()
+    kept = next(iter(captured._recorded.values()))
+    make()
+    assert next(iter(captured._recorded.values())) is kept
+    load(method, captured.updates.optimizer)
+    make()
+    assert next(iter(captured._recorded.values())) is not kept
+
+
 def test_no_step_is_made_from_a_loss_that_is_not_finite_on() -> None:
     method = built("td3_bc")
-    captured = Captured(WholeUpdates(Engine(method), optimizer_of(method)), static_graph)
+    captured = recorded(method)
     given, drawn = batches(method, K), noises(method, K)
-    captured(MOMENTS, given, drawn)
+    captured(MOMENTS, each(given), each(drawn), given_as_it_is)
+    given["reward"][1] = torch.nan
+    captured(MOMENTS, each(given), each(drawn), given_as_it_is)
+    assert int(captured.updates.made) == K + 1
     before = copy.deepcopy(method.critic.state_dict())
-    given["reward"][0] = torch.nan
-    _, finite = captured(MOMENTS, given, drawn)
-    assert not finite.any()
+    given["reward"][1] = 0.0
+    captured(MOMENTS, each(given), each(drawn), given_as_it_is)
+    assert int(captured.updates.made) == K + 1
     assert all(torch.equal(value, before[key]) for key, value in method.critic.state_dict().items())
 
 

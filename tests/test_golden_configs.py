@@ -14,6 +14,7 @@ GOLDEN = golden_configs.unpacked(golden_configs.FILE.read_text())
 # Options that these had not when the file was made: a method has those of the rule that it extends, and what can be
 # compiled is the engine's affair. With the values that leave the method as it was.
 EVERY: golden_configs.Row = {"data.env_kwargs": {}, "data.actions": "auto", "data.terminals": "auto"}
+EVERY |= {"data.device_limit_gb": 8.0}
 TRIALS: golden_configs.Row = {
     "model.trials.confidence": 1.0,
     "model.trials.confirmations": 20,
@@ -53,8 +54,8 @@ NEW: dict[str, golden_configs.Row] = {
         "model.layer_norm": False,
         "model.exploration_clip": None,
     },
-    "offline offline=dt": {"model.compile": False},
-    "offline offline=odt": {"model.compile": False, "model.padded_entropy": False},
+    "offline offline=dt": {"model.compile": "auto"},
+    "offline offline=odt": {"model.compile": "auto", "model.padded_entropy": False},
     **{f"online online={method}": CONSTRAINED for method in ("o2sac", "sac")},
     **{f"online online={method}": {**CONSTRAINED, "model.exploration_clip": None} for method in ("o2td3", "td3")},
     **{f"online online={method}": {**TRIALS, "model.moments": "method"} for method in ("o2ppo", "ppo")},

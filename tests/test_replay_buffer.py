@@ -123,7 +123,7 @@ def test_what_a_user_writes_in_mid_run_is_what_training_draws_next(
         changed["reward"] = torch.tensor(7.0)
         buffer[len(buffer) - 1] = changed
         assert buffer.add(changed) == len(buffer) - 1 == ROWS + 7
-        assert data.transition_batch(torch.device("cpu"))["reward"].eq(7.0).all()
+        assert next(data.batches(data.numbers()))["reward"].eq(7.0).all()
 
     midway(fit, chain, pendulum, look)
 
@@ -136,7 +136,7 @@ def test_where_a_ring_alone_is_learned_from_it_alone_is_the_buffer(
         assert data.interaction is not None
         assert len(data.buffer) == data.preloaded + 6 == len(data.interaction.buffer)
         data.buffer[:]["reward"].fill_(7.0)  # of one table, a slice is a view
-        assert data.transition_batch(torch.device("cpu"))["reward"].eq(7.0).all()
+        assert next(data.batches(data.numbers()))["reward"].eq(7.0).all()
 
     midway(fit, chain, pendulum, look, mix=mix)
 

@@ -205,6 +205,13 @@ def test_an_interrupted_run_ends_with_the_bits_of_one_that_was_not(
     assert killing.differences(made.folder, folder, ["online"]) == []
 
 
+def test_whole_updates_that_are_recorded_and_replayed_have_the_bits_of_single_steps(
+    made: Made, pendulum: str, tmp_path: Path
+) -> None:
+    assert fit(made.rival, pendulum, tmp_path / "run", "--model.compile", "record") == 0
+    assert killing.numbers_that_differ(made.folder, tmp_path / "run", [*made.rival.phases]) == []
+
+
 def test_an_export_acts_as_the_checkpoint(made: Made, tmp_path: Path) -> None:
     if not made.rival.formats:
         pytest.skip("a sequence policy's is tested in test_sources_battery.py")

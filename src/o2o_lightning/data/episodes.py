@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from tensordict import TensorDictBase
+from torch import Tensor
 
 from o2o_lightning.data.interacting import InteractingData
 from o2o_lightning.data.online import Act
@@ -68,9 +67,8 @@ class EpisodeData(TrajectoryData, InteractingData):
         """How many updates come now: ``updates``, if an episode has just ended."""
         return self.updates if self.interaction.episode_length == 0 else 0
 
-    def transition_batch(self, device: torch.device) -> TensorDictBase:
-        """One batch of windows ``[B]``, ready for the networks."""
-        return self.prepare(self.windows.gather(self.windows.sample_rows(self.batch_size, self.rows)), device)
+    def numbers(self, shape: Any = None) -> Tensor:
+        return super().numbers((1, self.batch_size))
 
     def local_state(self) -> dict[str, Any]:
         return super().local_state() | {"interaction": self.interaction.state()}

@@ -25,6 +25,7 @@ from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.ranges import check_ranges
 from o2o_lightning.ranks import Ranks
 from o2o_lightning.replay.buffer import Replay
+from o2o_lightning.replay.mirror import mirror
 from o2o_lightning.replay.rewards import RewardMap, return_range_scale
 from o2o_lightning.replay.store import TransitionStore
 from o2o_lightning.replay.table import Key, Table, nested
@@ -59,6 +60,8 @@ class OfflineData(L.LightningDataModule):
         memmap: ``true``: transitions lie in memory-mapped files in the cache, made at the first use and shared by later
             runs; ``false``: in memory; ``auto``: mapped above ``memory_limit_gb``. The results are the same bits.
         memory_limit_gb: size of the transitions for ``auto``.
+        device_limit_gb: most that a GPU keeps of the transitions, dataset and online ones; beyond it the host gathers
+            batches, while the GPU is at work on those before.
         observation_layout: keys of a dictionary observation in the dataset's order, where the dataset does not say it
             itself; by width when empty.
         actions: what the dataset's are counted in: ``native``, the environment's units; ``unit``, ``[-1, 1]``;
@@ -85,6 +88,7 @@ class OfflineData(L.LightningDataModule):
     eval_async: bool = False
     memmap: bool | Literal["auto"] = "auto"
     memory_limit_gb: float = 0.5
+    device_limit_gb: float = 8.0
     observation_layout: Sequence[str] = ()
     actions: Literal["auto", "native", "unit", "clip"] = "auto"
     terminals: Meaning = "auto"
@@ -143,7 +147,7 @@ class OfflineData(L.LightningDataModule):
             raise UserError("--trainer.max_steps: pass how many gradient updates this phase makes.")
         cadences = self.eval_every_updates, *module.cadences
         clock = {"clock": lambda: module.updates, "total": total, "chunk": self.chunk, "cadences": cadences}
-        return OfflineStream(self.draw, self.batch_size, **clock)
+        return OfflineStream(self.numbers, self.batch_size, **clock)
 
     def val_dataloader(self) -> range:
         return range(1)  # one evaluation; the episodes are the evaluator's
@@ -196,15 +200,34 @@ class OfflineData(L.LightningDataModule):
         """The phase."""
         return cast(Any, self.trainer).lightning_module
 
-    def draw(self, shape: tuple[int, int]) -> Iterator[TensorDictBase]:
-        """K training batches of B, uniform with replacement, ready for the networks: one gather of all."""
-        store = self.needed("batches are drawn of one")
-        rows = store.sample_rows(shape, self.rows)
-        columns = self.prepare_rows(store.pick(rows).to(self.module.device))
+    def numbers(self, shape: tuple[int, int]) -> Any:
+        """Which rows K training batches of B have, ``[K, B]``: uniform with replacement, from the run's generator."""
+        return self.needed("batches are drawn of one").sample_rows(shape, self.rows)
+
+    def batches(self, numbers: Any) -> Iterator[TensorDictBase]:
+        """The K batches ``[B]`` of those ``numbers``, ready for the networks: one gather of all."""
+        store = self.needed("batches are gathered of one").near
+        columns = self.prepare_rows(store.pick(numbers).to(self.module.device))
         if store.caches is not None:
-            columns |= store.caches.layout.columns(store.caches.pick(rows).to(self.module.device))
+            columns |= store.caches.layout.columns(store.caches.pick(numbers).to(self.module.device))
         for parts in zip(*(column.unbind(0) for column in columns.values()), strict=True):
-            yield self.complete(nested(dict(zip(columns, parts, strict=True)), rows.shape[1:]))
+            yield self.complete(nested(dict(zip(columns, parts, strict=True)), numbers.shape[1:]))
+
+    def keep_near(self, device: torch.device) -> bool:
+        """Keeps what batches are gathered of on the ``device`` too; False if that can't be, and the host gathers."""
+        limit = int(self.device_limit_gb * 2**30)
+        return self._live_cache is None and mirror(self.buffer.tables.tables, device, limit)
+
+    def refresh(self) -> None:
+        """Brings what has been written since to where batches are gathered."""
+        for table in self.buffer.tables.tables:
+            if table.mirror is not None:
+                table.mirror.refresh()
+
+    def let_go(self) -> None:
+        """Undoes :meth:`keep_near`."""
+        for table in self.buffer.tables.tables:
+            table.mirror = None
 
     def fit_normalizer(self) -> Normalizer:
         """Constants from the observations of :meth:`normalized_rows`; the identity when switched off."""

@@ -1,11 +1,10 @@
 """The environment-interacting DataModule of the online phase."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -16,6 +15,7 @@ from o2o_lightning.replay.balanced import Entry
 from o2o_lightning.replay.buffer import Mix
 from o2o_lightning.replay.interaction import Interaction
 from o2o_lightning.replay.ring import LabelledRing, Ring
+from o2o_lightning.replay.samplers import Numbers
 from o2o_lightning.replay.table import nested
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -131,10 +131,14 @@ class OnlineData(InteractingData):
         others = env_steps // self.ranks.count + self.preloaded if self.ranks.count > 1 else 2
         return len(self.interaction.buffer) >= 2 and others >= 2
 
-    def transition_batch(self, device: torch.device) -> TensorDictBase:
-        """One batch ``[B]``, ready for the networks."""
-        rows = self.buffer.rows(self.batch_size, self.rows).to(device)
-        return nested(self.prepare_rows(rows), rows.shape[:1])
+    def numbers(self, shape: Any = None) -> Numbers:
+        """Which rows the next batch has."""
+        return self.buffer.numbers(self.batch_size, self.rows)
+
+    def batches(self, numbers: Numbers) -> Iterator[TensorDictBase]:
+        """The one batch ``[B]`` of those ``numbers``, ready for the networks."""
+        rows = self.buffer.pick(numbers).to(self.module.device)
+        yield nested(self.prepare_rows(rows), rows.shape[:1])
 
     def local_state(self) -> dict[str, Any]:
         own = {"replay": self.buffer.rule.state_dict(), "interaction": self.interaction.state()}

@@ -87,6 +87,12 @@ class RolloutData(InteractingData):
         rollout: TensorDict = torch.stack(parts)
         return self.prepare(rollout, device)
 
+    def batches(self, numbers: TensorDictBase) -> Iterator[TensorDictBase]:
+        yield numbers  # a minibatch, of a rollout that is near already
+
+    def keep_near(self, device: torch.device) -> bool:
+        return False
+
     def minibatches(self, rows: TensorDict) -> Iterator[TensorDictBase]:
         """The rollout's ``rows`` in shuffled minibatches, ``epochs`` times."""
         for _ in range(self.epochs):

@@ -1,6 +1,6 @@
 """Chunks of batches for the offline phases, and what every batch goes through before a network sees it."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -69,10 +69,10 @@ class Chunks:
 class OfflineStream(Chunks):
     """Chunks of K batches of B, which ``draw`` makes of both numbers; ``clock`` counts gradient updates."""
 
-    def __init__(self, draw: Callable[[tuple[int, int]], Iterable[TensorDictBase]], batch_size: int, **of: Any) -> None:
+    def __init__(self, draw: Callable[[tuple[int, int]], Any], batch_size: int, **of: Any) -> None:
         super().__init__(**of)
         self.draw, self.batch_size = draw, batch_size
 
-    def __iter__(self) -> Iterator[tuple[TensorDictBase, ...]]:
+    def __iter__(self) -> Iterator[Any]:
         for updates in super().__iter__():
-            yield tuple(self.draw((updates, self.batch_size)))
+            yield self.draw((updates, self.batch_size))

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.errors import UserError
@@ -41,9 +42,15 @@ class TrajectoryData(OfflineData):
         method = self.module.method
         return Windows(self.needed("windows are drawn of one"), method.context, method.return_scale)
 
-    def draw(self, shape: tuple[int, int]) -> Iterator[TensorDictBase]:
-        raw = self.windows.gather(self.windows.sample_rows(shape, self.rows))
-        yield from self.prepare(raw, self.module.device).unbind(0)
+    def numbers(self, shape: tuple[int, int]) -> Tensor:
+        """First rows of K times B windows, ``[K, B]``."""
+        return self.windows.sample_rows(shape, self.rows)
+
+    def batches(self, numbers: Tensor) -> Iterator[TensorDictBase]:
+        yield from self.prepare(self.windows.gather(numbers), self.module.device).unbind(0)
+
+    def keep_near(self, device: torch.device) -> bool:
+        return False  # where an episode begins and ends is looked up by the host
 
     def normalized_rows(self, store: TransitionStore) -> None:
         """All, as the Decision Transformers have it."""

@@ -55,14 +55,14 @@ class ChunkRecord:
         self._bad = bad if self._bad is None else torch.maximum(self._bad, bad)
         optimizer.found_inf = self._bad  # type: ignore[attr-defined]
 
-    def check(self) -> None:
-        """Raises :class:`NonFinite` that names the first offending update and tensor."""
+    def check(self, last: bool = False) -> None:
+        """Raises :class:`NonFinite` that names the first offending update and tensor; of the ``last`` loss at least."""
         if not self._verdicts:
             return
         finite = torch.isfinite(torch.stack(self._verdicts))
-        if bool(finite.all()):
+        if bool(finite.all()) and not last:
             return
-        first = int((~finite).nonzero()[0])
+        first = len(finite) - 1 if bool(finite.all()) else int((~finite).nonzero()[0])
         update, batch, metrics = self._rows[first]
         where = f"phase {self.phase}, update {update + 1}"
         kept = "The step was not made, and nothing of it was saved: checkpoints are from before it"

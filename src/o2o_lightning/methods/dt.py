@@ -7,6 +7,7 @@ import torch
 from o2o_lightning.errors import UserError, at_least
 from o2o_lightning.methods.method import Batch, Learners, Loss, Method, Moment, Noise, Source, Task
 from o2o_lightning.nn.decision_transformer import DecisionTransformer, SequencePolicy, SequenceSpec, Window
+from o2o_lightning.nn.optimizers import AdamW
 from o2o_lightning.objectives.imitation import sequence_imitation_loss
 
 
@@ -114,7 +115,7 @@ class DT(SequenceMethod):
     heads: int = 1
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
+        return AdamW(groups, self.weight_decay)
 
     def step(self, batch: Batch, noise: Noise) -> Loss:
         loss = sequence_imitation_loss(self.actor(window(batch)), batch["action"], batch["real"])

@@ -149,14 +149,22 @@ class MLP(Network):
         linears = self._linears()
         at = [linear.weight.data_ptr() for linear in linears]
         if self._views.at != at:
-            pairs = [[p.detach().cpu().numpy() for p in (linear.weight, linear.bias)] for linear in linears]
-            self._views.arrays = [(weight.T, bias) for weight, bias in pairs]
-            on_cpu = linears[0].weight.device.type == "cpu"
+            own = [p.detach() for linear in linears for p in (linear.weight, linear.bias)]
+            on_cpu = own[0].device.type == "cpu"
+            arrays = [p.numpy() for p in (own if on_cpu else fetched(own))]
+            self._views.arrays = [(weight.T, bias) for weight, bias in zip(arrays[::2], arrays[1::2], strict=True)]
             self._views.at = at if on_cpu else []  # elsewhere they are copies, and soon old
         return self._views.arrays
 
     def _linears(self) -> list[nn.Linear]:
         return cast(list[nn.Linear], list(self.linears))
+
+
+def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies on the CPU, by one transfer: on a GPU each would have to be waited for."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).cpu()
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def _by_columns(weight: Tensor) -> nn.Parameter:

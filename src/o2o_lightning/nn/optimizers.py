@@ -1,4 +1,4 @@
-"""Optimizers: Adam with less to do between its kernels, and LAMB."""
+"""Optimizers, whose steps a CUDA graph may hold: Adam with less to do between its kernels, AdamW and LAMB."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -45,6 +45,9 @@ class Adam(torch.optim.Adam):
     # as torch marks a step that it has wrapped in hooks and a profiler's range, which cost a third of the arithmetic
     step.hooked = True  # type: ignore[attr-defined]
 
+    def _cuda_graph_capture_health_check(self) -> None:
+        """Nothing: the fused kernel counts its steps in a tensor, on a CPU too."""
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         if not set_to_none:
             super().zero_grad(set_to_none)
@@ -83,6 +86,16 @@ class Adam(torch.optim.Adam):
         )  # fmt: skip
         if found_inf is not None:
             counts.sub_(found_inf)
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's fused AdamW, which a CUDA graph may hold."""
+
+    def __init__(self, groups: list[dict[str, Any]], weight_decay: float) -> None:
+        super().__init__(groups, weight_decay=weight_decay, fused=True)
+
+    def _cuda_graph_capture_health_check(self) -> None:
+        """Nothing, as in :class:`Adam`."""
 
 
 class LAMB(torch.optim.Optimizer):

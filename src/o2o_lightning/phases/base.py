@@ -12,20 +12,19 @@ from torch import Tensor, nn
 from o2o_lightning.callbacks.evaluation_loop import EvaluationLoop
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.callbacks.monitors import Monitors, saving_steps
-from o2o_lightning.checkpoint.handover import KEY, Handover, check_dataset, read_handover
+from o2o_lightning.checkpoint.handover import check_dataset, read_handover
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.engine.compiled import CompiledEngine
-from o2o_lightning.engine.engine import Ask, Engine, Update, one_after_another
-from o2o_lightning.engine.health import ChunkRecord
+from o2o_lightning.engine.engine import Ask, Engine, Update
 from o2o_lightning.engine.noise import NoiseBlocks
 from o2o_lightning.envs.episodes import Evaluation, Player
 from o2o_lightning.errors import at_least
-from o2o_lightning.machine import library_versions
 from o2o_lightning.methods.method import Loss, Method, Moment, Task
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.phases.contract import Contract, check_sizes
-from o2o_lightning.phases.descent import Descent
+from o2o_lightning.phases.descent import Descent, Draw
 from o2o_lightning.phases.hardware import check_compilable, check_compiler, check_hardware, compile_note
+from o2o_lightning.phases.replays import Compile, Replays, replay_note, replays_of, wanted
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.ranks import Ranks
 from o2o_lightning.seeds import noise_seed
@@ -40,7 +39,9 @@ class Phase(Contract):
     Args:
         method: what is descended.
         init_from: checkpoint of the phase before.
-        compile: compile the method's steps into one graph each, kept in a cache on the disk; pays back in long runs.
+        compile: how updates run. ``auto``: captured whole on a GPU, step by step on a CPU; ``false``: step by step;
+            ``true``: each step compiled into one graph, kept on the disk, which pays back in long runs; ``record``, for
+            tests on a CPU: recorded and replayed as on a GPU, and slower.
     """
 
     phase: ClassVar[str]
@@ -48,12 +49,12 @@ class Phase(Contract):
     clock_name: ClassVar[str] = "updates"
     evaluates: ClassVar[bool] = True
 
-    def __init__(self, method: Method, init_from: str | None = None, compile: bool = False) -> None:
+    def __init__(self, method: Method, init_from: str | None = None, compile: Compile = "auto") -> None:
         super().__init__()
-        if compile:
+        if compile is True:
             check_compiler()
         self.automatic_optimization = False
-        self.method, self.init_from, self.compiles = method, init_from, compile
+        self.method, self.init_from, self.compiling = method, init_from, compile
         self.updates = 0
         self.env_steps = 0
         self.eval_env_steps = 0
@@ -63,7 +64,8 @@ class Phase(Contract):
         self.config: dict[str, Any] = {}
         self.source = None
         self.ranks = Ranks()
-        self.make_engine: Callable[[Method], Engine] = CompiledEngine if compile else Engine
+        self.make_engine: Callable[[Method], Engine] = CompiledEngine if self.compiles else Engine
+        self._replays: Replays | None = None
         self.beside_others = False  # whether seeds of one process share :attr:`make_engine`
         self._engine: Engine | None = None
         self._noise: NoiseBlocks | None = None
@@ -75,6 +77,11 @@ class Phase(Contract):
     def data(self) -> OfflineData:
         """The DataModule; every phase needs one of ours."""
         return cast(OfflineData, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    @property
+    def compiles(self) -> bool:
+        """Whether each step is compiled."""
+        return self.compiling is True
 
     @property
     def clock(self) -> int:
@@ -193,28 +200,41 @@ class Phase(Contract):
         """What the phase itself needs of callbacks, beside its evaluations."""
         return []
 
+    def on_train_start(self) -> None:
+        self._replays = replays_of(self)
+
     def training_step(self, chunk: Any, batch_idx: int) -> None:
-        self._record = ChunkRecord(self.phase, self.ranks.rank)
-        self._descent = Descent(self, self._record)
+        self.descent = Descent(self)
+        if self._replays is not None:
+            self._replays.begin()
         self.train_chunk(chunk)
-        self._record.check()
+        (self._replays or self.descent).check()
 
     def train_chunk(self, chunk: Any) -> None:
-        """Learns from a chunk of what the DataModule streams: here, batches."""
-        self.make(self.learn(batch) for batch in chunk)
+        """Learns from a chunk of what the DataModule streams: here, the rows of batches."""
+        self.make([Draw(chunk)])
 
-    def make(self, updates: Iterable[Update]) -> None:
-        """Makes gradient updates, one after the other."""
+    def make(self, draws: Iterable[Draw]) -> None:
+        """Makes gradient updates, one after the other: replayed whole, or loss by loss."""
         self._noise = self.noise  # of this run's seed, and not of another's in whose thread an update may be made
-        self.engine.run(one_after_another(updates), self.updates)
+        (self._replays or self.descent).make(draws)
 
-    def learn(self, batch: TensorDictBase, place: int = 0, new_steps: int = 1) -> Update:
-        """One gradient update, which asks for the losses that it descends.
+    def end_replays(self) -> None:
+        """From now on updates are made loss by loss; what they took of a GPU's memory is free."""
+        self._replays = None
+        self.data.let_go()
+
+    def teardown(self, stage: str) -> None:
+        self._replays = None
+
+    def learn(
+        self, batch: TensorDictBase, place: int = 0, new_steps: int = 1, noise: dict[str, Tensor] | None = None
+    ) -> Update:
+        """One gradient update, which asks for the losses that it descends; with its own ``noise`` where none is given.
 
         For ``place`` and ``new_steps`` see :class:`~o2o_lightning.methods.method.Moment`.
         """
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = every > 0 and (self.updates + 1) % every == 0
+        due = self.logs_at(self.updates + 1)
         moment = Moment(self.updates, self.env_steps, place, new_steps)
         metrics: dict[str, Tensor] = {}
         rates = self.method.rates(moment)
@@ -222,11 +242,11 @@ class Phase(Contract):
             group["lr"] = rates.get(group["name"], group["lr"])
         for name, value in self.method.schedules(moment).items():
             self.method.get_buffer(name).fill_(value)
-        noise = self.noise.draw(self.method.noise(tuple(batch["action"].shape)))
+        noise = noise or self.noise.draw(self.method.noise(tuple(batch["action"].shape)))
         for i, step in enumerate(self.engine.steps(moment)):
             loss = yield Ask(step, batch, noise)
-            self._record.add(self.updates, batch, loss.value, loss.metrics)
-            self._descent(loss.value, counted=i == 0)
+            self.descent.record.add(self.updates, batch, loss.value, loss.metrics)
+            self.descent(loss.value, counted=i == 0)
             self.settle(loss)
             if due:
                 metrics.update(loss.metrics)
@@ -234,44 +254,14 @@ class Phase(Contract):
         if due:
             self.log_means(metrics)
 
+    def logs_at(self, updates: int) -> bool:
+        """Whether a row of metrics is due after so many updates."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and updates % every == 0
+
     def settle(self, loss: Loss) -> None:
         """Takes over what a descended loss brings beside its gradient."""
         self.engine.settle(loss)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.beside_others:  # whose networks lie in the same memory, and would be written with it
-            checkpoint["state_dict"] = {name: value.clone() for name, value in checkpoint["state_dict"].items()}
-        critic, value = getattr(self.method, "critic", None), getattr(self.method, "value", None)
-        checkpoint[KEY] = Handover(
-            phase=self.phase,
-            algorithm=self.algorithm,
-            origin=self.algorithm if self.source is None else self.source.origin,
-            actor=self.policy().spec.to_dict(),
-            critic=critic.spec.to_dict() if critic is not None else None,
-            value=value.spec.to_dict() if value is not None else None,
-            stands_for=self.method.stands_for,
-            normalizer=self.normalizer.state(),
-            env_id=self.data.env_id,
-            manifest=self.data.manifest(),
-            layout=list(self.data.layout),
-            env_kwargs=dict(self.data.env_kwargs),
-            scores=self.scores,
-            returns=self.returns,
-            versions=library_versions(),
-        ).pack()
-        checkpoint[f"{KEY}_progress"] = {
-            "updates": self.updates,
-            "env_steps": self.env_steps,
-            "eval_env_steps": self.eval_env_steps,
-            "curve": self.curve,
-            "config": self.config,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        progress = checkpoint[f"{KEY}_progress"]
-        self.updates, self.env_steps = progress["updates"], progress["env_steps"]
-        self.eval_env_steps, self.curve = progress["eval_env_steps"], progress["curve"]
-        self.scores, self.returns = checkpoint[KEY]["scores"], checkpoint[KEY]["returns"]
 
     # ---- for subclasses and callbacks ----------------------------------------------------------------------------
 
@@ -306,7 +296,11 @@ class Phase(Contract):
 
     def compile_note(self, updates: int) -> str | None:
         """What a user should know of compiling a run of so many updates."""
-        return None if self.beside_others else compile_note(self.device, self.compiles, self.method.pays_back, updates)
+        if self.beside_others:
+            return None
+        if wanted(self):
+            return replay_note(self)
+        return compile_note(self.device, self.compiles, self.method.pays_back, updates)
 
     def sampled(self, count: int = 2048) -> TensorDictBase:
         """Transitions ``[count]`` of the dataset, ready for the networks, and always the same: a measurement's own."""

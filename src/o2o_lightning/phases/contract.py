@@ -11,9 +11,10 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from typing_extensions import Self
 
-from o2o_lightning.checkpoint.handover import Handover, read_checkpoint, read_handover
+from o2o_lightning.checkpoint.handover import KEY, Handover, read_checkpoint, read_handover
 from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.errors import UserError
+from o2o_lightning.machine import library_versions
 from o2o_lightning.methods.method import Method, Task
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.nn.normalizer import Normalizer
@@ -78,6 +79,43 @@ class Contract(Rows):
         side_by_side = source.state.get("running_return", torch.ones(1)).numel()
         task = Task(spec["observation_dim"], spec["action_dim"], environments=side_by_side, **facts)
         self.method.build(task, None if source.phase == "offline" else source)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        phase: Any = self
+        if phase.beside_others:  # whose networks lie in the same memory, and would be written with it
+            checkpoint["state_dict"] = {name: value.clone() for name, value in checkpoint["state_dict"].items()}
+        critic, value = getattr(self.method, "critic", None), getattr(self.method, "value", None)
+        checkpoint[KEY] = Handover(
+            phase=self.phase,
+            algorithm=phase.algorithm,
+            origin=phase.algorithm if self.source is None else self.source.origin,
+            actor=phase.policy().spec.to_dict(),
+            critic=critic.spec.to_dict() if critic is not None else None,
+            value=value.spec.to_dict() if value is not None else None,
+            stands_for=self.method.stands_for,
+            normalizer=self.normalizer.state(),
+            env_id=phase.data.env_id,
+            manifest=phase.data.manifest(),
+            layout=list(phase.data.layout),
+            env_kwargs=dict(phase.data.env_kwargs),
+            scores=phase.scores,
+            returns=phase.returns,
+            versions=library_versions(),
+        ).pack()
+        checkpoint[f"{KEY}_progress"] = {
+            "updates": self.updates,
+            "env_steps": self.env_steps,
+            "eval_env_steps": phase.eval_env_steps,
+            "curve": phase.curve,
+            "config": phase.config,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        phase: Any = self
+        progress = checkpoint[f"{KEY}_progress"]
+        self.updates, self.env_steps = progress["updates"], progress["env_steps"]
+        phase.eval_env_steps, phase.curve = progress["eval_env_steps"], progress["curve"]
+        phase.scores, phase.returns = checkpoint[KEY]["scores"], checkpoint[KEY]["returns"]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._report()

@@ -1,7 +1,8 @@
 """How a loss becomes an optimizer step."""
 
 import contextlib
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
@@ -12,24 +13,46 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
+from o2o_lightning.engine.engine import Update, one_after_another
 from o2o_lightning.engine.health import ChunkRecord
 
 HEARD = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
 
+class Draw(NamedTuple):
+    """Batches for one update or more by the ``numbers`` of their rows; the rest as :class:`Moment` has it."""
+
+    numbers: Any
+    place: int = 0
+    new_steps: int = 1
+
+
 class Descent:
-    """The steps of one chunk, which ``record`` may refuse.
+    """The updates of one chunk, loss by loss; the ``record`` of them may refuse a step.
 
     Lightning scales the losses of ``16-mixed``, and tells every callback of each backward pass and each step. Where
     neither is needed the passes and steps are torch's own: asking takes 4 % of an update of TD3.
     """
 
-    def __init__(self, phase: Any, record: ChunkRecord) -> None:
-        self.phase, self.record = phase, record
+    def __init__(self, phase: Any) -> None:
+        self.phase, self.record = phase, ChunkRecord(phase.phase, phase.ranks.rank)
         self.lightning_optimizer = cast(LightningOptimizer, phase.optimizers())
         self.optimizer: torch.optim.Optimizer = self.lightning_optimizer.optimizer
         self.limits: dict[str, float] = phase.method.gradient_limits()
         self.direct = not is_heard(phase.trainer)
+
+    def make(self, draws: Iterable[Draw]) -> None:
+        """Makes the updates of ``draws``, one after the other."""
+        phase = self.phase
+        self.run(phase.learn(batch, *draw[1:]) for draw in draws for batch in phase.data.batches(draw.numbers))
+
+    def run(self, updates: Iterable[Update]) -> None:
+        """Makes those ``updates``."""
+        self.phase.engine.run(one_after_another(updates), self.phase.updates)
+
+    def check(self) -> None:
+        """Raises where a loss was not finite, and no step was made any more."""
+        self.record.check()
 
     def __call__(self, loss: Tensor, counted: bool) -> None:
         """Descends ``loss``; ``counted`` steps move Lightning's ``global_step``."""

@@ -10,6 +10,7 @@ from o2o_lightning.data.rollout import RolloutData
 from o2o_lightning.methods.method import Task
 from o2o_lightning.methods.o2 import ppo as o2ppo
 from o2o_lightning.methods.ppo import PPO
+from o2o_lightning.phases.descent import Draw
 from o2o_lightning.phases.online import FloatArray, Online
 
 
@@ -27,7 +28,7 @@ class OnPolicy(Online):
                 self.on_env_step(self.ranks.count)
             if data.full:
                 rows = method.begin_rollout(data.take(self.device), self.env_steps)
-                self.make(self.learn(batch) for batch in data.minibatches(rows))
+                self.make(Draw(batch) for batch in data.minibatches(rows))
                 self._log_rollout(method.end_rollout(rows))
 
     def explore(self, observation: FloatArray) -> FloatArray:

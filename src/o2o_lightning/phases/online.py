@@ -19,6 +19,7 @@ from o2o_lightning.nn.actor import Policy
 from o2o_lightning.nn.targets import differ, hard_update
 from o2o_lightning.objectives.diagnostics import ONE_SIDED, standardized_gap
 from o2o_lightning.phases.base import Phase
+from o2o_lightning.phases.descent import Draw
 from o2o_lightning.phases.trial import Court
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.replay.balanced import Balanced
@@ -72,7 +73,7 @@ class Online(Phase):
                 data.step(self.explore)
             self.on_env_step(together)
             if due := data.updates_due(self.env_steps):
-                self.make(self.learn(data.transition_batch(self.device), place, together) for place in range(due))
+                self.make(Draw(data.numbers(), place, together) for place in range(due))
 
     def explore(self, observation: FloatArray) -> FloatArray:
         """The action ``[A]`` to take at a raw observation ``[S]``."""

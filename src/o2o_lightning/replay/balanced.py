@@ -10,7 +10,7 @@ from torch import Tensor
 
 from o2o_lightning.errors import UserError
 from o2o_lightning.replay.ring import Ring
-from o2o_lightning.replay.samplers import Uniform
+from o2o_lightning.replay.samplers import Numbers, Uniform
 from o2o_lightning.replay.store import TransitionStore
 from o2o_lightning.replay.sum_tree import IntArray, SumTree
 from o2o_lightning.replay.table import Table
@@ -51,15 +51,20 @@ class Balanced(Uniform):
     def draw(self, tables: Sequence[Table], count: int) -> Tensor:
         return torch.from_numpy(self._by_priority(count, self._rng))
 
-    def rows(self, tables: Sequence[Table], count: int, generator: torch.Generator) -> Tensor:
-        """One batch ``[3·count, W]`` for training."""
-        store, ring = self.store, self.ring
+    def numbers(self, tables: Sequence[Table], count: int, generator: torch.Generator) -> Numbers:
+        """By priority, of all tables one behind the other; uniform ones of the dataset; and of the ring: each B."""
         self.drawn = self._by_priority(count, generator)
-        numbers, first = torch.from_numpy(self.drawn), len(store)
-        mine = numbers < first
-        found = torch.empty(count, ring.layout.width, device=store.matrix.device)
-        found[mine], found[~mine] = store.pick(numbers[mine]), ring.pick(numbers[~mine] - first).to(found.device)
-        uniform = store.pick(store.sample_rows(count, generator)), ring.pick(ring.sample_rows(count, generator))
+        uniform = (table.sample_rows(count, generator) for table in (self.store, self.ring))
+        return torch.from_numpy(self.drawn), *uniform
+
+    def pick(self, tables: Sequence[Table], numbers: Numbers) -> Tensor:
+        """One batch ``[3·B, W]`` for training."""
+        store, ring = self.store, self.ring
+        drawn, first = numbers[0], len(store)
+        mine = drawn < first
+        found = torch.empty(len(drawn), ring.layout.width, device=store.matrix.device)
+        found[mine], found[~mine] = store.pick(drawn[mine]), ring.pick(drawn[~mine] - first).to(found.device)
+        uniform = store.pick(numbers[1]), ring.pick(numbers[2])
         return torch.cat((found, *(part.to(found.device) for part in uniform)))
 
     def prioritize(self, priority: Tensor) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from o2o_lightning.blocks import blocks
 from o2o_lightning.replay.balanced import Balanced, Entry
 from o2o_lightning.replay.rewards import RewardMap
 from o2o_lightning.replay.ring import Ring
-from o2o_lightning.replay.samplers import Mixed, Uniform
+from o2o_lightning.replay.samplers import Mixed, Numbers, Uniform
 from o2o_lightning.replay.storage import RingWriter, Tables
 from o2o_lightning.replay.store import TransitionStore
 from o2o_lightning.replay.table import Layout, Table
@@ -82,9 +82,17 @@ class Replay(ReplayBuffer):  # type: ignore[misc]
         if store is not None and mode == "part":
             ring.extend(store.gather(store.top_episodes(BEST_EPISODES, scale=rewards.scale, shift=rewards.shift)))
 
+    def numbers(self, count: int, generator: torch.Generator) -> Numbers:
+        """Which rows training's next batch of ``count`` has, those of each table or draw apart."""
+        return self.rule.numbers(self.tables.tables, count, generator)
+
+    def pick(self, numbers: Numbers) -> Tensor:
+        """Raw transitions of those ``numbers``, as rows ``[B, W]`` of a table; gathered where the tables are near."""
+        return self.rule.pick([table.near for table in self.tables.tables], numbers)
+
     def rows(self, count: int, generator: torch.Generator) -> Tensor:
-        """Training's next batch of raw transitions, as rows ``[count, W]`` of a table."""
-        return self.rule.rows(self.tables.tables, count, generator)
+        """Training's next batch of raw transitions, as rows ``[B, W]`` of a table."""
+        return self.pick(self.numbers(count, generator))
 
     def mark_update(self, index: Any) -> None:
         self.rule.mark_update(index)

@@ -34,6 +34,18 @@ class Ring(Table):
     def __len__(self) -> int:
         return self.size
 
+    @property
+    def stamp(self) -> tuple[int, int]:
+        return self.changes, self.written
+
+    def since(self, stamp: tuple[int, int]) -> list[slice]:
+        new = self.written - stamp[1]
+        if stamp[0] != self.changes or not 0 <= new < self.capacity:
+            return [slice(0, self.size)]
+        wrapped = max(new - self.cursor, 0)  # behind the end
+        parts = slice(self.capacity - wrapped, self.capacity), slice(self.cursor - new + wrapped, self.cursor)
+        return [part for part in parts if part.start < part.stop]
+
     def add(self, *transition: Any) -> None:
         """Writes one: observation ``[S]``, action ``[A]``, reward, next observation ``[S]``, terminated, truncated."""
         for column, value in zip(self._arrays, transition, strict=True):
@@ -54,6 +66,7 @@ class Ring(Table):
     def truncate_last(self) -> None:
         """Marks the newest transition as cut off: its episode will not go on."""
         if self.size:
+            self.changes += 1
             newest = self.layout.columns(self.matrix[self.cursor - 1])
             newest[TRUNCATED].copy_(1.0 - newest[TERMINATED])
 

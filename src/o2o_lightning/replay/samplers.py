@@ -13,6 +13,7 @@ from o2o_lightning.replay.store import TransitionStore
 from o2o_lightning.replay.table import Table
 
 BLOCK = 16  # batches
+Numbers = tuple[Tensor, ...]
 
 
 class Uniform(Sampler):  # type: ignore[misc]
@@ -29,9 +30,17 @@ class Uniform(Sampler):  # type: ignore[misc]
             return tables[0].sample_rows(count, self._rng)
         return torch.randint(sum(map(len, tables)), (count,), generator=self._rng)
 
+    def numbers(self, tables: Sequence[Table], count: int, generator: torch.Generator) -> Numbers:
+        """The rows of one batch for training, by number, from the run's generator: those of each draw apart."""
+        return (tables[0].sample_rows(count, generator),)
+
+    def pick(self, tables: Sequence[Table], numbers: Numbers) -> Tensor:
+        """The rows ``[B, W]`` of those ``numbers``."""
+        return tables[0].pick(numbers[0])
+
     def rows(self, tables: Sequence[Table], count: int, generator: torch.Generator) -> Tensor:
-        """One batch ``[B, W]`` for training, from the run's generator."""
-        return tables[0].pick(tables[0].sample_rows(count, generator))
+        """One batch ``[B, W]`` for training."""
+        return self.pick(tables, self.numbers(tables, count, generator))
 
     def state_dict(self) -> dict[str, Any]:
         """What has been drawn for training and not yet used."""
@@ -54,15 +63,14 @@ class Uniform(Sampler):  # type: ignore[misc]
 class Mixed(Uniform):
     """Online and offline transitions, in that order; offline ones alone before the first step.
 
-    Training's offline part is drawn and gathered for sixteen batches at once, since the dataset hardly ever changes;
-    ``cached`` names what a phase adds to it, and the ring has as columns of its own. ``share`` of a batch is offline;
-    None: the dataset's share of all transitions, at the time.
+    Training's offline part is drawn for sixteen batches at once; ``cached`` names what a phase adds to the dataset, and
+    the ring has as columns of its own. ``share`` of a batch is offline; None: the dataset's share of all transitions,
+    at the time.
     """
 
     def __init__(self, store: TransitionStore, *cached: str, share: float | None = 0.5) -> None:
         self.store, self.cached, self.share = store, cached, share
-        self._drawn = torch.empty(0, 0, dtype=torch.int64)
-        self._parts: list[Tensor] = []  # of the rows drawn, those that come next last
+        self._drawn = torch.empty(0, 0, dtype=torch.int64)  # those that come next first
 
     def draw(self, tables: Sequence[Table], count: int) -> Tensor:
         store, ring = tables
@@ -70,31 +78,26 @@ class Mixed(Uniform):
         drawn = [ring.sample_rows(online, self._rng) + len(store)] if online else []
         return torch.cat([*drawn, store.sample_rows(count - online, self._rng)])
 
-    def rows(self, tables: Sequence[Table], count: int, generator: torch.Generator) -> Tensor:
+    def numbers(self, tables: Sequence[Table], count: int, generator: torch.Generator) -> Numbers:
         ring = tables[1]
         offline = self.offline(count, ring)
-        online = ring.pick(ring.sample_rows(count - offline, generator))
-        if not self._parts or len(self._parts[-1]) != offline:
-            self._gather(self.store.sample_rows((BLOCK, offline), generator))
-        return torch.cat((online, self._parts.pop()))
+        online = ring.sample_rows(count - offline, generator)
+        if not len(self._drawn) or self._drawn.shape[1] != offline:
+            self._drawn = self.store.sample_rows((BLOCK, offline), generator)
+        mine, self._drawn = self._drawn[0], self._drawn[1:]
+        return online, mine
+
+    def pick(self, tables: Sequence[Table], numbers: Numbers) -> Tensor:
+        (store, ring), (online, offline) = tables, numbers
+        return torch.cat((ring.pick(online), store.pick(offline, *self.cached)))
 
     def offline(self, count: int, ring: Table) -> int:
         """How many of ``count`` transitions are the dataset's."""
         known = self.store.td_count
         return int(count * (known / (known + len(ring)) if self.share is None else self.share))
 
-    def mark_update(self, index: Any, *, storage: Any = None) -> None:
-        self._gather(self._left())
-
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self._left().clone()}
+        return {"rows": self._drawn.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._gather(state_dict["rows"])
-
-    def _left(self) -> Tensor:
-        return self._drawn[len(self._drawn) - len(self._parts) :]
-
-    def _gather(self, rows: Tensor) -> None:
-        self._drawn = rows
-        self._parts = [*self.store.pick(rows, *self.cached)][::-1]
+        self._drawn = state_dict["rows"]

@@ -49,12 +49,13 @@ class TransitionStore(Table):
     def shared(self) -> "TransitionStore":
         """The same rows in the same memory; what a phase changes besides them is the result's own."""
         other = copy.copy(self)
-        other.layout = copy.copy(self.layout)
+        other.layout, other.mirror = copy.copy(self.layout), None
         return other
 
     def restore(self) -> None:
         """Takes back what a phase has changed: caches go, and the usable rows are those of the dataset."""
-        self.caches, self.td_rows, self._all_td_rows = None, self._own_td_rows, None
+        self.caches, self.mirror = None, None
+        self.td_rows, self._all_td_rows = self._own_td_rows, None
 
     def hold_out(self, share: float, learn: bool = False) -> Tensor:
         """Usable rows (int64, ascending) of a fixed random ``share`` of the episodes, to measure on.

@@ -69,11 +69,15 @@ class Layout:
 class Table:
     """Rows ``[N, W]`` of a layout, and ``caches``: a second table of columns that a phase adds for its own time.
 
-    ``td_rows`` ``[M]`` (int64, ascending) are those that may be drawn, None for all.
+    ``td_rows`` ``[M]`` (int64, ascending) are those that may be drawn, None for all. ``mirror``: a copy in another
+    memory, of which batches are gathered; ``changes`` counts what was written in place.
     """
+
+    mirror: Any = None  # a Mirror
 
     def __init__(self, layout: Layout, matrix: Tensor) -> None:
         self.layout, self.matrix = layout, matrix
+        self.changes = 0
         self.caches: Table | None = None
         self.td_rows: Tensor | None = None
 
@@ -123,8 +127,23 @@ class Table:
         picked = torch.embedding(self.matrix, rows)
         return torch.cat((picked, *(self[name][rows].unsqueeze(-1) for name in cached)), -1) if cached else picked
 
+    @property
+    def near(self) -> Table:
+        """What batches are gathered of: the mirror, where there is one."""
+        return self if self.mirror is None else self.mirror
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """How often rows were changed in place, and how many were ever appended."""
+        return self.changes, 0
+
+    def since(self, stamp: tuple[int, int]) -> list[slice]:
+        """Rows that have been written since the table had this ``stamp``."""
+        return [] if stamp == self.stamp else [slice(0, len(self))]
+
     def put(self, index: Any, columns: dict[Any, Any] | TensorDictBase) -> None:
         """Writes the columns that are given, in place, at any index that a tensor takes."""
+        self.changes += 1
         if isinstance(columns, TensorDictBase):
             columns = dict(columns.items(include_nested=True, leaves_only=True))
         own = self.layout.columns(self.rows) | self._cached(slice(None))

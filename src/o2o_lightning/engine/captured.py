@@ -1,0 +1,147 @@
+"""Whole updates, recorded when an order of steps first comes and replayed from then on."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from o2o_lightning.engine.record import CannotRecord, Function, Record
+from o2o_lightning.engine.whole import Row, WholeUpdates, kept_as_it_is, order_of
+from o2o_lightning.errors import reason
+from o2o_lightning.methods.method import Batch, Moment, Noise
+
+Gather = Callable[[Any], Iterable[Batch]]
+MOST = 64  # recordings; the oldest goes first
+Values = list[dict[str, float]]  # rates by name, of each update
+
+
+class Captured:
+    """Updates by replays of recordings: one for each order of steps, and form of what goes in.
+
+    Args:
+        updates: what is recorded.
+        record: makes a recording of a function whose memory stays where it is.
+    """
+
+    def __init__(self, updates: WholeUpdates, record: Record) -> None:
+        self.updates, self.record = updates, record
+        self._recorded: dict[Any, Recorded] = {}
+        self._memory: list[int] = []
+
+    @property
+    def count(self) -> int:
+        """How many recordings there are."""
+        return len(self._recorded)
+
+    def forget_if_moved(self) -> None:
+        """Drops the recordings if networks or moments are in another memory by now, as after a load."""
+        if self._recorded and self._addresses() != self._memory:
+            self._recorded = {}
+
+    def __call__(
+        self, moments: Sequence[Moment], drawn: Any, noises: Sequence[Noise], gather: Gather, measured: bool = True
+    ) -> list[Row]:
+        """As :class:`WholeUpdates`, on the batches that ``gather`` makes of ``drawn``, tensors in any structure.
+
+        The gather is part of the recording. Learning rates are the optimizer's, or those of the method's schedules.
+
+        Raises:
+            CannotRecord: these updates have not come yet and can't be recorded; nothing of them has been made.
+        """
+        method, groups = self.updates.engine.method, self.updates.optimizer.param_groups
+        rates = [
+            {group["name"]: method.rates(moment).get(group["name"], group["lr"]) for group in groups}
+            | method.schedules(moment)
+            for moment in moments
+        ]
+        leaves, form = pytree.tree_flatten((drawn, list(noises)))
+        order = tuple(order_of(method, moment) for moment in moments)
+        key = order, measured, str(form), tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        if key not in self._recorded:
+            if len(self._recorded) == MOST:
+                del self._recorded[next(iter(self._recorded))]
+            self._recorded[key] = self._made(moments, leaves, form, rates, gather, measured)
+            self._memory = self._addresses()
+        rows = self._recorded[key](leaves, rates)
+        for group in groups:
+            group["lr"] = rates[-1][group["name"]]
+        return rows
+
+    def _made(
+        self, moments: Sequence[Moment], leaves: list[Tensor], form: Any, values: Values, gather: Gather, means: bool
+    ) -> "Recorded":
+        inputs, rates = Inputs(leaves, self.updates.device), Rates(values, self.updates.device)
+        inputs.fill(leaves)
+
+        def run() -> list[Row]:
+            drawn, noises = pytree.tree_unflatten(inputs.leaves, form)
+            return self.updates(moments, gather(drawn), noises, rates.views, means)
+
+        try:
+            with kept_as_it_is(self.updates):  # to record a function is to run it
+                return Recorded(inputs, rates, self.record(run, self.updates.device))
+        except RuntimeError as error:
+            raise CannotRecord(reason(error)) from error
+
+    def _addresses(self) -> list[int]:
+        method, state = self.updates.engine.method, self.updates.optimizer.state
+        moments = [value for values in state.values() for value in values.values() if isinstance(value, Tensor)]
+        return [tensor.data_ptr() for tensor in (*method.parameters(), *method.buffers(), *moments)]
+
+
+class Recorded:
+    """A recording, and the memory that its inputs come in."""
+
+    def __init__(self, inputs: "Inputs", rates: "Rates", replay: Function) -> None:
+        self.inputs, self.rates, self.replay = inputs, rates, replay
+
+    def __call__(self, leaves: list[Tensor], rates: Values) -> list[Row]:
+        self.inputs.fill(leaves)
+        self.rates.fill(rates)
+        return self.replay()  # type: ignore[no-any-return]
+
+
+class Inputs:
+    """Memory for tensors like ``leaves``; what comes from the host comes in one copy a type."""
+
+    def __init__(self, leaves: list[Tensor], device: torch.device) -> None:
+        self.leaves = [torch.empty(leaf.shape, dtype=leaf.dtype, device=device) for leaf in leaves]
+        self._near = [i for i, leaf in enumerate(leaves) if leaf.device == device]
+        self._away: list[tuple[list[int], Tensor]] = []
+        away = [i for i, leaf in enumerate(leaves) if leaf.device != device]
+        for dtype in dict.fromkeys(leaves[i].dtype for i in away):
+            places = [i for i in away if leaves[i].dtype is dtype]
+            joined = torch.empty(sum(leaves[i].numel() for i in places), dtype=dtype, device=device)
+            parts = torch.split(joined, [leaves[i].numel() for i in places])
+            for i, part in zip(places, parts, strict=True):
+                self.leaves[i] = part.view(leaves[i].shape)
+            self._away.append((places, joined))
+
+    def fill(self, leaves: list[Tensor]) -> None:
+        """Copies ``leaves`` there."""
+        if self._near:
+            torch._foreach_copy_([self.leaves[i] for i in self._near], [leaves[i] for i in self._near])
+        for places, joined in self._away:
+            joined.copy_(torch.cat([leaves[i].reshape(-1) for i in places]))
+
+
+class Rates:
+    """Memory for rates like the ``values``, and ``views`` of it as 0-d tensors."""
+
+    def __init__(self, values: Values, device: torch.device) -> None:
+        names = [*values[0]]
+        # the kernel of a CPU computes with a rate in float64, that of a GPU reads a float32
+        precision = torch.float64 if device.type == "cpu" else torch.float32
+        self.memory = torch.empty(len(values), len(names), dtype=precision, device=device)
+        self.views = [dict(zip(names, row.unbind(), strict=True)) for row in self.memory]
+        self._held: Values = []
+        self.fill(values)
+
+    def fill(self, values: Values) -> None:
+        """Copies the ``values`` there, if they are others."""
+        if values != self._held:
+            rows = [[*row.values()] for row in values]
+            self.memory.copy_(torch.tensor(rows, dtype=self.memory.dtype))
+            self._held = values

@@ -1,0 +1,222 @@
+"""Runs whose updates are recorded whole and replayed, as a GPU's are: on a CPU by ``--model.compile record``.
+
+The rivals' battery has a recorded run of every other method, ``test_engine.py`` each rule without a run, and
+``test_cuda_graphs.py`` the same on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import killing
+import pytest
+import torch
+from test_resume import PENDULUM, PIPELINES, SIZES
+
+from o2o_lightning.checkpoint.run import read_config, write_config
+from o2o_lightning.replay.interaction import Interaction
+from o2o_lightning.replay.mirror import Mirror, mirror
+from o2o_lightning.replay.ring import Ring
+
+RECORD = ["--model.compile", "record"]
+CPU = ["--trainer.accelerator", "cpu"]
+PHASES = {"O2TD3": ["offline", "reevaluate", "align", "online"], "O2SAC": ["offline", "reevaluate", "align", "online"]}
+PHASES |= {"O2PPO": ["offline", "reevaluate", "online"]}
+
+
+def fit(folder: Path, argv: list[str], prepare: Any = lambda: None, code: int = 0) -> str:
+    log = folder.with_suffix(".log")
+    assert killing.run([*argv, "--run_dir", str(folder)], log, prepare) == code, log.read_text()
+    return log.read_text()
+
+
+def counting_replays(file: Path) -> Any:
+    """For ``prepare``: writes how many updates each replay was of."""
+
+    def prepare() -> None:
+        from o2o_lightning.engine.captured import Captured
+
+        replay = Captured.__call__
+
+        def watched(self: Any, moments: Any, *rest: Any) -> Any:
+            with file.open("a") as out:
+                print(len(moments), file=out)
+            return replay(self, moments, *rest)
+
+        Captured.__call__ = watched  # type: ignore[method-assign]
+
+    return prepare
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Runs of the paper's three pipelines, step by step and recorded, made when first asked for."""
+    killing.import_everything()
+    return {"scratch": (tmp_path_factory.mktemp("pipelines"),) * 2}
+
+
+def runs(pipelines: dict[str, tuple[Path, Path]], name: str) -> tuple[Path, Path]:
+    if name not in pipelines:
+        scratch, argv = pipelines["scratch"][0], ["fit", "--phase", "all", *SIZES, *PIPELINES[name], *CPU]
+        pipelines[name] = scratch / f"{name} stepwise", scratch / f"{name} recorded"
+        fit(pipelines[name][0], argv)
+        said = fit(pipelines[name][1], [*argv, *RECORD], counting_replays(scratch / f"{name}.txt"))
+        assert said.count("updates are recorded and replayed, as on a GPU") == len(PHASES[name])
+    return pipelines[name]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_recorded_run_has_the_bits_of_one_that_was_made_step_by_step(name: str, pipelines: Any) -> None:
+    stepwise, recorded = runs(pipelines, name)
+    assert killing.numbers_that_differ(stepwise, recorded, PHASES[name]) == []
+    # rows of metrics at every tenth update: a chunk of eight is one replay where there is none
+    sizes = (pipelines["scratch"][0] / f"{name}.txt").read_text().split()
+    assert {*sizes} == {"1", "8"}
+    made = sum(part["steps"] for part in json.loads((recorded / "summary.json").read_text())["phases"].values())
+    assert sum(map(int, sizes)) == made
+
+
+@pytest.mark.parametrize("phase, event, count", [("reevaluate", "write", 90), ("align", "replace", 5),
+                                                 ("online", "env_step", 53)])  # fmt: skip
+def test_a_recorded_run_that_is_killed_goes_on_to_the_same_bits(
+    phase: str, event: str, count: int, pipelines: Any, tmp_path: Path
+) -> None:
+    _, recorded = runs(pipelines, "O2SAC")
+    folder, log = tmp_path / "run", tmp_path / "log"
+    shutil.copytree(recorded, folder, ignore=shutil.ignore_patterns("*.state"))
+    phases = PHASES["O2SAC"][PHASES["O2SAC"].index(phase) :]
+    for later in phases:
+        shutil.rmtree(folder / later)
+    (folder / "summary.json").unlink()
+    assert killing.run(["resume", str(folder)], log, killing.die_at(event, count)) == -9, log.read_text()
+    assert killing.run(["resume", str(folder)], log) == 0, log.read_text()
+    assert killing.differences(recorded, folder, phases) == []
+
+
+def test_a_run_may_go_on_step_by_step_where_it_was_recorded(pipelines: Any, tmp_path: Path) -> None:
+    line = [*PENDULUM, "online=td3", *CPU]
+    fit(tmp_path / "stepwise", line)
+    folder, log = tmp_path / "recorded", tmp_path / "log"
+    fit(folder, [*line, *RECORD], killing.die_at("env_step", 47), code=-9)
+    config = folder / "online/config.yaml"
+    write_config(config, read_config(config).replace("compile: record", "compile: false"))
+    assert killing.run(["resume", str(folder)], log) == 0, log.read_text()
+    assert killing.numbers_that_differ(tmp_path / "stepwise", folder, ["online"]) == []
+
+
+def test_without_a_gpu_updates_are_made_step_by_step(pipelines: Any, tmp_path: Path) -> None:
+    said = fit(tmp_path / "run", [*PENDULUM, "online=td3", *CPU], counting_replays(tmp_path / "replays"))
+    assert "replayed" not in said and not (tmp_path / "replays").exists()
+    assert "compile: auto" in read_config(tmp_path / "run/online/config.yaml")
+
+
+# ---- where it can't be -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more, why", [
+    (["--trainer.precision", "bf16-mixed"], "--trainer.precision bf16-mixed"),
+    (["--trainer.profiler", "simple"], "a callback, a profiler or anomaly detection listens to each step"),
+])  # fmt: skip
+def test_where_updates_cannot_be_recorded_one_line_says_why(
+    more: list[str], why: str, pipelines: Any, tmp_path: Path
+) -> None:
+    line = [*PENDULUM, "online=td3", *CPU, *more]
+    fit(tmp_path / "stepwise", line)
+    said = fit(tmp_path / "run", [*line, *RECORD], counting_replays(tmp_path / "replays"))
+    assert said.count(f"online: updates are made step by step, for {why}") == 1
+    assert not (tmp_path / "replays").exists()
+    assert killing.numbers_that_differ(tmp_path / "stepwise", tmp_path / "run", ["online"]) == []
+
+
+def test_a_rule_that_looks_at_its_numbers_runs_step_by_step_after_one_line(pipelines: Any, tmp_path: Path) -> None:
+    line = [*PENDULUM, "online=td3", *CPU]
+    fit(tmp_path / "stepwise", line, looking_at_the_policy)
+    said = fit(tmp_path / "run", [*line, *RECORD], looking_at_the_policy)
+    assert said.count("can't be recorded (_local_scalar_dense waits for a number): updates are made step by step") == 1
+    assert killing.numbers_that_differ(tmp_path / "stepwise", tmp_path / "run", ["online"]) == []
+
+
+def looking_at_the_policy() -> None:
+    """The policy's loss, which comes at every second update, is looked at."""
+    from o2o_lightning.methods.o2.td3 import Online
+
+    policy = Online.policy_loss
+
+    def looking(self: Any, q: torch.Tensor, *rest: Any) -> Any:
+        assert math.isfinite(float(q.detach().mean()))
+        return policy(self, q, *rest)
+
+    Online.policy_loss = looking  # type: ignore[method-assign]
+
+
+# ---- numbers that are none ---------------------------------------------------------------------------------------
+
+
+def test_a_batch_of_which_no_loss_came_is_found_again_by_its_rows(pipelines: Any, tmp_path: Path) -> None:
+    def spoil() -> None:
+        step = Interaction.step
+
+        def spoiled(self: Any, explore: Any) -> None:
+            step(self, explore)
+            if self.steps >= 45:
+                self.buffer.matrix[self.buffer.cursor - 1, -5:].fill_(math.nan)
+
+        Interaction.step = spoiled  # type: ignore[method-assign]
+
+    said = {}
+    for name, more in (("stepwise", []), ("recorded", RECORD)):
+        line = [*PENDULUM, "online=td3", *CPU, *more]
+        said[name] = fit(tmp_path / name, line, spoil, code=1).strip().splitlines()[-1].replace(name, "")
+    assert said["recorded"] == said["stepwise"] and "not finite" in said["recorded"]
+    dumps = [torch.load(tmp_path / name / "online/failed_batch.pt", weights_only=True) for name in said]
+    assert dumps[0]["update"] == dumps[1]["update"] and dumps[0]["wrong"] == dumps[1]["wrong"]
+    assert all(torch.equal(value.nan_to_num(), dumps[1]["batch"][key].nan_to_num())
+               for key, value in dumps[0]["batch"].items())  # fmt: skip
+
+
+# ---- tables on a device ------------------------------------------------------------------------------------------
+
+
+def filled(capacity: int, count: int) -> Ring:
+    ring = Ring(capacity, 2, 1)
+    for i in range(count):
+        ring.add([i, i], [0.5], float(i), [i + 1, i], False, False)
+    return ring
+
+
+def test_a_mirror_has_the_rows_that_were_written_since_also_round_the_end_of_the_ring() -> None:
+    ring = filled(5, 3)
+    copy = Mirror(ring, torch.device("cpu"))
+    memory = copy.matrix.data_ptr()
+    for count in (1, 3, 2, 7):
+        for i in range(count):
+            ring.add([9.0 * i, i], [0.1], float(count), [i, i], False, False)
+        copy.refresh()
+        assert torch.equal(copy.matrix[: len(ring)], ring.rows) and len(copy) == len(ring)
+    ring.put(torch.tensor([1]), {"reward": torch.tensor([70.0])})
+    assert copy.matrix[1].tolist() != ring.matrix[1].tolist()
+    copy.refresh()
+    assert torch.equal(copy.matrix, ring.matrix) and copy.matrix.data_ptr() == memory
+
+
+def test_a_single_new_row_is_all_that_is_copied() -> None:
+    ring = filled(5, 4)
+    stamp = ring.stamp
+    ring.add([0.0, 0.0], [0.0], 0.0, [0.0, 0.0], False, False)
+    assert ring.since(stamp) == [slice(4, 5)]
+    stamp = ring.stamp
+    assert ring.since(stamp) == []
+    ring.add([0.0, 0.0], [0.0], 0.0, [0.0, 0.0], False, False)
+    assert ring.since(stamp) == [slice(0, 1)]
+
+
+def test_tables_beyond_the_limit_stay_with_the_host() -> None:
+    meta = torch.device("meta")
+    ring = filled(5, 3)
+    assert not mirror([ring], meta, ring.matrix.nbytes - 1) and ring.mirror is None and ring.near is ring
+    assert mirror([ring], meta, ring.matrix.nbytes) and ring.near.matrix.device == meta
+    assert mirror([ring], torch.device("cpu"), 0)  # it is there already
