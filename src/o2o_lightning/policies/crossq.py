@@ -5,7 +5,7 @@ import re
 import torch
 from torch import Tensor
 
-from o2o_lightning.policies.source import BadPolicy
+from o2o_lightning.policies.source import CLONE, BadPolicy
 from o2o_lightning.policies.tensors import State
 
 TRUNK = "actor.latent_pi"
@@ -25,10 +25,7 @@ def folded(state: State, eps: float) -> State:
         plain |= _taken(state, f"{TRUNK}.{place}", f"{TRUNK}.{2 * count}", before)
     if places and (before := _constants(state, f"{TRUNK}.{places[-1]}", eps)) is not None:
         if "actor.log_std.weight" not in state:
-            raise BadPolicy(
-                "it is CrossQ's with gSDE, whose noise is of batch-renormalised features: that is not imported. Clone "
-                "it: `o2o policy clone module:function --family squashed_gaussian`."
-            )
+            raise BadPolicy(f"it is CrossQ's with gSDE, whose noise of renormalised features is not imported. {CLONE}")
         for head in ("actor.mu", "actor.log_std"):
             plain |= _taken(state, head, head, before)
     return plain

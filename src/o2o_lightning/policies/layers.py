@@ -7,7 +7,7 @@ from itertools import chain, pairwise, permutations
 import numpy as np
 
 from o2o_lightning.policies.names import meaning, meanings, relative
-from o2o_lightning.policies.source import Array, BadPolicy, Linear
+from o2o_lightning.policies.source import CLONE, Array, BadPolicy, Linear
 from o2o_lightning.policies.tensors import D3RLPY, State, linear, numbers
 
 FORM = "linear layers, `NAME.weight` and `NAME.bias`, perhaps `log_std`"
@@ -57,10 +57,7 @@ def take_apart(state: State) -> Parts:
     said = {name: _said(place) for name, place in short.items()}
     for name in modules:
         if own[f"{name}.weight"].ndim != 2:
-            raise BadPolicy(
-                f"'{name}' is no linear layer but a normalisation, or of images. Wrap the policy in a Python function "
-                "and clone that: `o2o policy clone module:function`."
-            )
+            raise BadPolicy(f"'{name}' is no linear layer but a normalisation, or of images. {CLONE}")
     heads = [name for name in modules if said[name] in SPREADS]
     trunk = [name for name in modules if name not in heads]
     order = _in_order(own, trunk, short, said)
@@ -177,10 +174,7 @@ def _take_spread(parts: Parts, state: State, heads: list[str], loose: list[str],
     for name in heads:
         word = said[name]
         if word == "std" and not any("preprocess" in other for other in state):  # tianshou's `sigma` is log σ
-            raise BadPolicy(
-                f"'{name}' gives σ and no log σ. Wrap the policy in a Python function and clone that: "
-                "`o2o policy clone module:function --family squashed_gaussian`."
-            )
+            raise BadPolicy(f"'{name}' gives σ and no log σ. {CLONE}")
         parts.log_std = linear(state, name)
         parts.log_std_scale = 0.5 if word == "log_var" else 1.0
         if any("action_scale" in other for other in state) and re.search(r"logstd$", name):  # CleanRL's SAC

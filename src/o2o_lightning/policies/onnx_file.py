@@ -15,7 +15,7 @@ from o2o_lightning.nn.actor import ActorSpec, FloatArray
 from o2o_lightning.nn.mlp import MLP
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies.names import meaning
-from o2o_lightning.policies.source import MAX_BYTES, BadPolicy, read_limited, readable
+from o2o_lightning.policies.source import CLONE, MAX_BYTES, BadPolicy, read_limited, readable
 
 # what operators are told by; no graphs, which would be loops and branches, and nothing sparse
 VALUES = {onnx.AttributeProto.AttributeType.Value(name) for name in (
@@ -44,10 +44,7 @@ def load_onnx(spec: str, actions: int) -> Callable[[FloatArray], Any]:
     with readable("it is no ONNX file that can be read", "Export it again."):
         model = onnx.load_model_from_string(read_limited(path))
         if reason := _not_run(model):
-            raise BadPolicy(
-                f"it has {reason}, so it was not loaded. Export it again with plain operators, or wrap it in a Python "
-                "function and clone that: `o2o policy clone module:function`."
-            )
+            raise BadPolicy(f"it has {reason}, so it was not loaded. Export it again with plain operators. {CLONE}")
         _embed(model, path.parent)
         onnx.checker.check_model(model)
         options = onnxruntime.SessionOptions()

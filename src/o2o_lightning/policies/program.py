@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 
 from o2o_lightning.limits import read_json
-from o2o_lightning.policies.source import BadPolicy, packed, read_limited, readable, reading, unzip
+from o2o_lightning.policies.source import CLONE, BadPolicy, packed, read_limited, readable, reading, unzip
 
 # A program's graph, tensors and facts; no compiled code, no other objects.
 _MEMBER = re.compile(
@@ -59,8 +59,7 @@ def load_program(spec: str) -> Any:
             strange += _strange(read_json(content), "") if name.endswith(".json") else []
         if strange:
             raise BadPolicy(
-                f"it holds {ascii(strange[0])[:60]}, more than a graph and tensors, so it was not loaded. Wrap it "
-                "in a Python function and clone that: `o2o policy clone module:function`."
+                f"it holds {ascii(strange[0])[:60]}, more than a graph and tensors, so it was not loaded. {CLONE}"
             )
         # torch.export would else fall back to executing pickles
         with patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.policies.source import BadPolicy, ImportedPolicy
+from o2o_lightning.policies.source import CLONE, BadPolicy, ImportedPolicy
 
 
 def column_of_time(policy: ImportedPolicy) -> int:
@@ -16,7 +16,7 @@ def column_of_time(policy: ImportedPolicy) -> int:
     if not policy.widths:
         raise BadPolicy(
             f"its columns end with {policy.layout[-1]}, and the remaining time is the last of those of 'observation', "
-            "whose number it does not tell. Clone it: `o2o policy clone module:function`."
+            f"whose number it does not tell. {CLONE}"
         )
     until = policy.layout[: policy.layout.index("observation") + 1]
     return sum(policy.widths[name] for name in until) - 1

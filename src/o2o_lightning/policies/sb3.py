@@ -15,6 +15,7 @@ from o2o_lightning.policies.crossq import folded
 from o2o_lightning.policies.exploration import StateNoise, clipped, expln, settle
 from o2o_lightning.policies.sb3_data import Facts
 from o2o_lightning.policies.source import (
+    CLONE,
     BadPolicy,
     ImportedPolicy,
     Linear,
@@ -97,10 +98,7 @@ def _refuse_others(state: State, facts: Facts) -> None:
             f"its actions are {actions or 'discrete'} (discrete), and only continuous ones are fine-tuned here."
         )
     if reason := next((text for text, holds in reasons.items() if holds), None):
-        raise BadPolicy(
-            f"{reason}, and only perceptrons of vectors are imported. Wrap it in a Python function of "
-            "observations and clone that: `o2o policy clone module:function --family squashed_gaussian`."
-        )
+        raise BadPolicy(f"{reason}, and only perceptrons of vectors are imported. {CLONE}")
 
 
 def _off_policy(state: State, facts: Facts) -> ImportedPolicy:
@@ -114,12 +112,16 @@ def _off_policy(state: State, facts: Facts) -> ImportedPolicy:
     if "actor.log_std" in state:  # gSDE; a mean that is clipped lies in a sequence
         name = "actor.mu.0" if "actor.mu.0.weight" in state else "actor.mu"
         mean = linear(state, name)
-        policy = ImportedPolicy(FORMAT, "sac", [*hidden, mean], (np.zeros_like(mean[0]), np.zeros(len(mean[0]))))
-        return policy
+        return ImportedPolicy(FORMAT, "sac", [*hidden, mean], _none_yet(mean))
     layers = sequence(state, "actor.mu")
     if layers and not hidden:
         return ImportedPolicy(FORMAT, "td3", layers)
     raise _unknown(state)
+
+
+def _none_yet(mean: Linear) -> Linear:
+    """A layer of log σ until :func:`settle` knows it."""
+    return np.zeros_like(mean[0]), np.zeros_like(mean[1])
 
 
 def _on_policy(state: State, facts: Facts) -> ImportedPolicy:
@@ -133,8 +135,7 @@ def _on_policy(state: State, facts: Facts) -> ImportedPolicy:
         raise BadPolicy("its actions are discrete, and only continuous ones are fine-tuned here.")
     mean, log_std = linear(state, "action_net"), numbers(state, "log_std")
     if log_std.ndim == 2 and facts.flag("squash_output", False):
-        zeros = (np.zeros_like(mean[0]), np.zeros(len(mean[0])))
-        return ImportedPolicy(FORMAT, "ppo", [*hidden, mean], zeros, activation="tanh")
+        return ImportedPolicy(FORMAT, "ppo", [*hidden, mean], _none_yet(mean), activation="tanh")
     one = np.zeros(len(mean[0])) if log_std.ndim == 2 else log_std.ravel()
     return ImportedPolicy(FORMAT, "ppo", [*hidden, mean], one, activation="tanh", mean_kind="linear")
 
@@ -194,7 +195,7 @@ def _replace_exploration(policy: ImportedPolicy, state: State, facts: Facts) -> 
         if policy.activation != "relu":
             raise BadPolicy(
                 f"gSDE clips its mean at ±{limit:g}, which is written as layers of ReLU, and its activation is "
-                f"{policy.activation}. Clone it: `o2o policy clone module:function --family squashed_gaussian`."
+                f"{policy.activation}. {CLONE}"
             )
         policy.layers = clipped(policy.layers, limit)
         policy.notes["clip"] = f"its mean is clipped at ±{limit:g} before the tanh: two layers of ReLU do that"
@@ -203,10 +204,7 @@ def _replace_exploration(policy: ImportedPolicy, state: State, facts: Facts) -> 
 
 
 def _unknown(state: State) -> BadPolicy:
-    return BadPolicy(
-        f"its tensors ({', '.join(list(state)[:4])}, …) are of no known architecture. Wrap it in a "
-        "Python function and clone that: `o2o policy clone module:function --family squashed_gaussian`."
-    )
+    return BadPolicy(f"its tensors ({', '.join(list(state)[:4])}, …) are of no known architecture. {CLONE}")
 
 
 def _read_activation(policy: ImportedPolicy, facts: Facts) -> None:

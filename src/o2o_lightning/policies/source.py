@@ -3,7 +3,7 @@
 import io
 import zipfile
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from o2o_lightning.errors import UserError, reason
+from o2o_lightning.errors import UserError, refusing
 from o2o_lightning.limits import allowed
 from o2o_lightning.nn.actor import Actor, ActorSpec, FloatArray
 from o2o_lightning.nn.actors import build_actor
@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 Linear = tuple[Array, Array]  # weight [out, in], bias [out]
 
 MAX_BYTES, MAX_MEMBERS = 2**29, 10_000
+CLONE = "Wrap it in a Python function of observations and clone that: `o2o policy clone module:function --family …`."
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "relu": lambda x: np.maximum(x, 0.0),
     "tanh": np.tanh,
@@ -45,15 +46,9 @@ def reading(spec: str | Path, kind: str = "policy") -> Iterator[None]:
         raise UserError(f"{kind} {spec}: {error}") from error
 
 
-@contextmanager
-def readable(wrong: str, advice: str) -> Iterator[None]:
+def readable(wrong: str, advice: str) -> AbstractContextManager[None]:
     """Says ``wrong`` where the block fails: on damaged bytes a reader does so in any way, as foreign code does."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise BadPolicy(f"{wrong} ({type(error).__name__}: {reason(error)}). {advice}") from error
+    return refusing(wrong, advice, BadPolicy)
 
 
 def check_file(path: Path) -> None:
@@ -237,10 +232,7 @@ def check(policy: ImportedPolicy) -> None:
         BadPolicy: sizes that do not fit, NaN or infinity, or an activation that we lack.
     """
     if policy.activation not in FUNCTIONS:
-        raise BadPolicy(
-            f"its activation '{policy.activation}' is none of {', '.join(FUNCTIONS)}. "
-            "Wrap it in a Python function and import that: `o2o policy import module:function`."
-        )
+        raise BadPolicy(f"its activation '{policy.activation}' is none of {', '.join(FUNCTIONS)}. {CLONE}")
     layers, log_std = [*policy.layers], policy.log_std
     widths = [policy.observation_dim, *(len(weight) for weight, _ in layers[:-1])]
     if isinstance(log_std, tuple):  # beside the mean's layer

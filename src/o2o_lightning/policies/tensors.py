@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from o2o_lightning.policies.source import Array, BadPolicy, Linear, packed, readable, unzip
+from o2o_lightning.policies.source import CLONE, Array, BadPolicy, Linear, packed, readable, unzip
 
 State = dict[str, Tensor]
 MOST_TENSORS = 1000
@@ -53,10 +53,7 @@ def linear(state: State, name: str) -> Linear:
     weight = numbers(state, f"{name}.weight")
     bias = numbers(state, f"{name}.bias") if f"{name}.bias" in state else np.zeros(weight.shape[:1])
     if weight.ndim != 2 or bias.ndim != 1:
-        raise BadPolicy(
-            f"'{name}' has a weight {weight.shape} and a bias {bias.shape}, no linear layer. Wrap the "
-            "policy in a Python function and clone that: `o2o policy clone module:function`."
-        )
+        raise BadPolicy(f"'{name}' has a weight {weight.shape} and a bias {bias.shape}, no linear layer. {CLONE}")
     return weight, bias
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from o2o_lightning.policies.source import BadPolicy, packed, read_limited, readable, unzip
+from o2o_lightning.policies.source import CLONE, BadPolicy, packed, read_limited, readable, unzip
 
 _MEMBER = re.compile(
     r"[^/]+/(code/[\w./]+\.py|data\.pkl|constants\.pkl|(data|constants)/\d+|version|byteorder|\.data/\w+)"
@@ -52,8 +52,7 @@ def load_torchscript(spec: str) -> Any:
                 units |= {f"{place}.{unit.name}": unit for unit in ast.parse(part).body if hasattr(unit, "name")}
         if strange:
             raise BadPolicy(
-                f"it holds {ascii(strange[0])[:60]}, more than tensors and plain operators, so it was not loaded. Wrap "
-                "it in a Python function and clone that: `o2o policy clone module:function`."
+                f"it holds {ascii(strange[0])[:60]}, more than tensors and plain operators: it was not loaded. {CLONE}"
             )
         _count(units)
         return torch.jit.load(packed(members), map_location="cpu").eval()  # type: ignore[no-untyped-call]
@@ -94,7 +93,7 @@ def _count(units: dict[str, ast.AST]) -> None:
 
     def calls(name: str, above: tuple[str, ...]) -> int:
         if name in above:
-            raise BadPolicy(f"its '{name}' calls itself. Wrap it in a Python function and clone that.")
+            raise BadPolicy(f"its '{name}' calls itself. {CLONE}")
         if name not in known:
             nodes = [*ast.walk(units[name])]
             named = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)} & units.keys() - {name}
@@ -103,4 +102,4 @@ def _count(units: dict[str, ast.AST]) -> None:
         return known[name]
 
     if len(units) > 500 or max((calls(name, ()) for name in units), default=0) > MOST_CALLS:
-        raise BadPolicy("its code calls too much for a policy. Wrap it in a Python function and clone that.")
+        raise BadPolicy(f"its code calls too much for a policy. {CLONE}")
