@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import lightning as L
@@ -30,6 +31,8 @@ class TwoLines(rich_progress.Progress):
 class PhaseProgress(ProgressBar, PhaseCallback):
     """Shows phase, clock, π_off / current / best score, λ, τ, divergence, updates a second and time left.
 
+    ``after``: seconds of the phases that follow, where an estimate knows; then also the time that all of them take.
+
     On a terminal they are live; elsewhere (a log file, CI) it prints one plain line an evaluation.
     """
 
@@ -39,7 +42,8 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         self._bar: TwoLines | None = None
         self._task = rich_progress.TaskID(0)
         self._drawn_at = 0.0
-        self._speed_mark = (0.0, 0)
+        self._speed_mark = (0.0, 0, 0)
+        self.after: float | None = None
         self._enabled = True
         self._best: float | None = None
         self._note: str | None = None
@@ -57,7 +61,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
-        self._speed_mark = (time.monotonic(), phase.updates)
+        self._speed_mark = (time.monotonic(), phase.updates, phase.clock)
         self._note = phase.compile_note(phase.planned_updates)
         # of a resumed phase, what it has scored before
         self._best = max((score_or_return(score, return_) for _, return_, score in phase.curve), default=None)
@@ -109,7 +113,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             self._bar = None
 
     def _status(self, phase: Watched, now: float) -> str:
-        since, updates = self._speed_mark
+        since, updates, clock = self._speed_mark
         shown, offline = phase.display, score_or_return(phase.scores.get("offline"), phase.returns.get("offline"))
         values = {"π_off": offline, "now": shown.get("now"), "best": self._best}
         values |= {name: shown.get(name) for name in ("sampled", "goal")}
@@ -117,6 +121,9 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         parts += phase.status()
         if now > since:
             parts.append(f"{(phase.updates - updates) / (now - since):,.0f} upd/s")
+        if self.after and phase.clock > clock:
+            left = (phase.total - phase.clock) * (now - since) / (phase.clock - clock) + self.after
+            parts.append(f"all phases {timedelta(seconds=round(left))} left")
         return "  ".join(parts)
 
 

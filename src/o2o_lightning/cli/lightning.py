@@ -54,6 +54,7 @@ class Built:
     model: Phase
     datamodule: OfflineData
     seed: int | bool = False
+    after: float | None = None  # seconds of the phases that follow, where somebody knows
 
     def fit(self, checkpoint: str | Path | None = None) -> None:
         """Runs the phase, or goes on with it from ``checkpoint``.
@@ -73,6 +74,9 @@ class Built:
         return list(getattr(self.trainer.strategy.launcher, "procs", ()))
 
     def _fit(self, checkpoint: str | Path | None) -> None:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, PhaseProgress):
+                callback.after = self.after
         try:
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:

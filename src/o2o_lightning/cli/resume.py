@@ -12,6 +12,7 @@ from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
 from o2o_lightning.checkpoint.io import remove_temporaries
 from o2o_lightning.checkpoint.run import lock, read_config, read_plan, seed_folder
 from o2o_lightning.cli.command import Option, split
+from o2o_lightning.cli.estimate import Estimate
 from o2o_lightning.cli.lightning import Built, PhaseCLI
 from o2o_lightning.cli.models import place, rule_of
 from o2o_lightning.cli.outcome import outcome
@@ -116,9 +117,10 @@ def _start(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Optio
     given = [change for change in changes if first or change.name != "trainer.max_steps"]
     if Path(entry["cwd"]).is_dir():
         os.chdir(entry["cwd"])  # paths of the command are relative to where it was given
-    if (run_dir / phase / LAST).exists():
-        return _continue(phase, run_dir, given)
-    return _begin(phase, entry, run_dir, given), None
+    begun = (run_dir / phase / LAST).exists()
+    built, checkpoint = _continue(phase, run_dir, given) if begun else (_begin(phase, entry, run_dir, given), None)
+    built.after = Estimate(entry.get("estimate", {})).after(phase)
+    return built, checkpoint
 
 
 def _begin(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Option]) -> Built:

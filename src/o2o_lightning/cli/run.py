@@ -12,6 +12,7 @@ from rich.console import Console
 from o2o_lightning.checkpoint.io import write_json
 from o2o_lightning.checkpoint.run import LOCK, PLAN, Busy, lock, read_plan, read_summary, unlock, write_plan
 from o2o_lightning.cli.command import PHASES
+from o2o_lightning.cli.estimate import estimate
 from o2o_lightning.cli.lightning import Built
 from o2o_lightning.cli.outcome import outcome
 from o2o_lightning.cli.plan import Step, check
@@ -33,6 +34,7 @@ def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, A
     built = [step.cli.build(run_dir, step.phase, command) for step in steps]
     check(built)
     say(*notes, *waiting_for_scores(built))
+    say(*foresee(command, steps, built))
     before: OfflineData | None = None
     while built:
         phase = built.pop(0)  # what is finished leaves the memory, but for the data that the next one learns from
@@ -45,6 +47,16 @@ def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, A
         say(f"{phase.model.phase}: done, {run_dir / phase.model.phase / LAST}")
     if first_process():
         say(*outcome(run_dir))
+
+
+def foresee(command: dict[str, Any], steps: list[Step], built: list[Built]) -> list[str]:
+    """Tells the phases of a long run how long those that follow will take, and has its plan remember it."""
+    found = estimate(command, steps)
+    for phase in built:
+        phase.after = found.after(phase.model.phase)
+    if found.phases:
+        command["estimate"] = dict(found.phases)
+    return found.lines()
 
 
 def waiting_for_scores(built: list[Built]) -> list[str]:

@@ -26,7 +26,7 @@ from o2o_lightning.cli.command import Command, split
 from o2o_lightning.cli.compose import compose
 from o2o_lightning.cli.lightning import Built
 from o2o_lightning.cli.plan import Step, check
-from o2o_lightning.cli.run import LAST, check_run_dir, remove, say, tidy, waiting_for_scores, write_run_summary
+from o2o_lightning.cli.run import LAST, check_run_dir, foresee, remove, say, tidy, waiting_for_scores, write_run_summary
 from o2o_lightning.data.mapped import opened_once
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.engine.lanes import Lanes
@@ -74,6 +74,7 @@ def run(plans: dict[int, list[Step]], run_dir: Path, notes: list[str], entry: di
     for one in built:
         check_stackable(one.trainer, one.model.compiles)
     say(*notes, *waiting_for_scores(built))
+    say(*foresee(entry, plans[seeds[0]], built))
     with _begun(run_dir, entry):
         together = Together(run_dir, seeds)
         for k, phase in enumerate(phases):
@@ -81,6 +82,7 @@ def run(plans: dict[int, list[Step]], run_dir: Path, notes: list[str], entry: di
             for seed in together.living:
                 cli = plans[seed][k].cli
                 own = built[k] if seed == seeds[0] else cli.build(seed_folder(run_dir, seed), phase, entries[seed])
+                own.after = built[k].after
                 starts[seed] = own, None
             together.fit(phase, starts, fresh=True)
         together.end()
