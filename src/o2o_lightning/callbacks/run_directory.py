@@ -101,12 +101,9 @@ def score_block(phase: Any) -> dict[str, Any]:
     if values:
         block |= {"final": values[-1], "best": max(values)}
     if phase.clock_name == "env_steps" and len(curve) > 1:
-        online = [(point[0], value) for point, value in zip(curve, values, strict=True) if point[0] > 0]
-        early = [value for clock, value in online if clock <= phase.data.budget / 10] or [online[0][1]]
-        block["min_first_tenth"] = min(early)
-        learned = [(clock, value) for clock, value in online if clock > phase.data.steps_before_updates]
+        until, before = max(EARLY, phase.data.budget / 10), phase.data.steps_before_updates
+        learned = [(point[0], value) for point, value in zip(curve, values, strict=True) if point[0] > before]
         if learned:
-            until = max(EARLY, phase.data.budget / 10)
             early = [value for clock, value in learned if clock <= until] or [learned[0][1]]
-            block["lowest_early"] = min(early)
+            block |= dict.fromkeys(("lowest_early", "min_first_tenth"), min(early))  # its name now, and in version 0.1
     return block
