@@ -7,6 +7,7 @@ maze.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from test_rivals_battery import RIVALS
 from o2o_lightning.cli.command import split
 from o2o_lightning.cli.compose import compose, config_dir, groups
 from o2o_lightning.cli.main import main
+from o2o_lightning.cli.models import method_of
 from o2o_lightning.errors import UserError
 
 DOCS = Path(__file__).parents[1] / "docs/methods.md"
@@ -118,34 +120,31 @@ OTHERWISE = (
 SMALLER = {"--data.collect": "5", "--data.warmup_steps": "4", "--data.utd": "2"}  # of what would outlast the test
 
 
-def test_the_table_has_every_preset() -> None:
+def composed(preset: str, phase: str = "online", dataset: str = LOCOMOTION) -> dict[str, Any]:
+    return compose(phase, split([f"preset={preset}", f"dataset={dataset}"]))
+
+
+def test_the_table_and_the_documentation_have_every_preset_and_no_other() -> None:
     assert set(TABLE) == set(PRESETS)
+    assert {*re.findall(r"`([a-z0-9_]+_(?:code|paper|corl|wsrl))`", DOCS.read_text())} == set(PRESETS)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_has_its_sides_numbers(preset: str) -> None:
     for phase, option, *expected in TABLE[preset]:
         for dataset, value in zip((LOCOMOTION, MAZE), expected, strict=True):
-            composed = compose(
-                "online" if phase == "steps" else phase, split([f"preset={preset}", f"dataset={dataset}"])
-            )
-            places = (
-                [composed["steps"]]
-                if phase == "steps"
-                else [composed["model"].get("init_args") or {}, composed["data"]]
-            )
+            found = composed(preset, "online" if phase == "steps" else phase, dataset)
+            places = [found["steps"]] if phase == "steps" else [found["model"].get("init_args") or {}, found["data"]]
             assert [place[option] for place in places if option in place] == [value], (dataset, phase, option)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_brings_its_method_says_where_its_numbers_are_from_and_is_in_the_documentation(preset: str) -> None:
+def test_a_preset_brings_its_method_and_says_where_its_numbers_are_from(preset: str) -> None:
+    found = composed(preset)
+    assert preset.removeprefix(f"{found['preset_of']}_") in ("code", "paper", "corl", "wsrl")
+    assert method_of(found["model"]).name == found["preset_of"]
     lines = (config_dir() / "preset" / f"{preset}.yaml").read_text().splitlines()
-    owner = compose("online", split([f"preset={preset}"]))["preset_of"]
-    assert preset.removeprefix(f"{owner}_") in ("code", "paper", "corl", "wsrl")
-    bare = compose("online", split([f"online={owner}"]))
-    assert compose("online", split([f"preset={preset}"]))["online"]["class_path"] == bare["online"]["class_path"]
     assert "facts 18." in " ".join(line[2:] for line in lines if line.startswith("# "))
-    assert f"`{preset}`" in DOCS.read_text()
 
 
 def test_a_preset_of_another_method_is_refused() -> None:
@@ -157,8 +156,7 @@ def test_a_preset_of_another_method_is_refused() -> None:
     "preset", [name if name in OTHERWISE else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
 )
 def test_a_preset_runs(preset: str, pendulum: str, tmp_path: Path) -> None:
-    owner = compose("online", split([f"preset={preset}"]))["preset_of"]
-    typed = compose("online", split([f"preset={preset}"]))["data"]
+    owner, typed = composed(preset)["preset_of"], composed(preset)["data"]
     smaller = [token for name, value in SMALLER.items() for token in (name, value) if name[7:] in typed]
     if typed.get("collect") == "episode":
         smaller[smaller.index("--data.collect") + 1] = "episode"
