@@ -340,6 +340,18 @@ def test_statistics_of_another_checkpoint_are_not_taken(tmp_path: Path, capsys: 
     assert "vecnormalize_100_steps" in refused(capsys, tmp_path, file)
 
 
+@pytest.mark.parametrize("beside", ["env_stats.pkl", "VecNormalize.pkl", "../vecnormalize.pkl", "agent/stats.pkl"])
+def test_statistics_of_any_name_are_asked_about(
+    beside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "models/agent").mkdir(parents=True)
+    file = sb3_zip(tmp_path / "models/agent.zip", sb3_sac()[0])
+    (tmp_path / "models/other.pkl").write_bytes(b"a pickle of something else")
+    assert main(["policy", "inspect", str(file)]) == 0
+    vecnormalize(tmp_path / "models" / beside, np.ones(3), np.ones(3))
+    assert f"{Path(beside).name} beside it is a VecNormalize" in refused(capsys, tmp_path, file)
+
+
 def test_an_option_that_does_not_apply_to_a_black_box_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for option, value in (("--normalizer", "s.json"), ("--out", "x.ckpt"), ("--states", "5"), ("--mean", "tanh")):
         assert main(["policy", "import", "module:function", "--family", "gaussian", option, value]) == 2

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from o2o_lightning.policies.source import BadPolicy
 
-MOST_BYTES = 2**16  # of a configuration that is looked through
+MOST_BYTES, MOST_FILES = 2**16, 1000  # of a file that is looked through, and of a folder
 _NORMALIZE = re.compile(r"\bnormalize['\"]?\s*(?::|\n\s*-)\s*['\"]?(\w+|\{|dict)", re.IGNORECASE)
 _NOT_OBSERVATIONS = re.compile(r"norm_obs['\"]*\s*[:=]\s*false", re.IGNORECASE)
 
@@ -20,11 +21,13 @@ def statistics_beside(path: Path) -> Path | None:
     """
     if (found := next((file for file in _places(path) if file.is_file()), None)) is not None:
         return found
-    others = sorted(file.name for file in path.parent.glob("*vec*normalize*.pkl"))
+    others = [file.name for file in islice(_pickles(path), MOST_FILES) if "VecNormalize" in _text(file)]
     said = next((file for file in _configurations(path) if _normalizes(file)), None)
     if others or said is not None:
         why = (
-            f"{said.name} beside it says that it was" if said is not None else f"{', '.join(others[:3])} lie beside it"
+            f"{said.name} beside it says that it was"
+            if said is not None
+            else f"{others[0]} beside it is a VecNormalize"
         )
         raise BadPolicy(
             f"were its observations normalised? {why}, and no statistics belong to it by their name. Pass --normalizer "
@@ -59,6 +62,12 @@ def _folders(path: Path) -> Iterator[Path]:
     yield path.parent / path.resolve().parent.name.rpartition("_")[0]
 
 
+def _pickles(path: Path) -> Iterator[Path]:
+    """Whatever might be statistics, in the zip's folders and the one above."""
+    for folder in dict.fromkeys((*_folders(path), path.resolve().parent.parent)):
+        yield from (file for file in sorted(folder.glob("*.pkl")) if file.is_file())
+
+
 def _configurations(path: Path) -> Iterator[Path]:
     for folder in _folders(path):
         for name in ("config.yml", "args.yml"):
@@ -74,6 +83,6 @@ def _normalizes(file: Path) -> bool:
 
 
 def _text(file: Path) -> str:
-    """The beginning of a configuration as plain text; nothing in it is constructed."""
+    """The beginning of a file as plain text; nothing in it is constructed."""
     with file.open("rb") as opened:
         return opened.read(MOST_BYTES).decode("utf-8", "replace")
