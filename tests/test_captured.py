@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import killing
@@ -18,6 +19,9 @@ import torch
 from test_resume import PENDULUM, PIPELINES, SIZES
 
 from o2o_lightning.checkpoint.run import read_config, write_config
+from o2o_lightning.data.module import OfflineData
+from o2o_lightning.data.online import OnlineData
+from o2o_lightning.engine.record import Watch
 from o2o_lightning.replay.interaction import Interaction
 from o2o_lightning.replay.mirror import Mirror, mirror
 from o2o_lightning.replay.ring import Ring
@@ -212,6 +216,30 @@ def test_a_single_new_row_is_all_that_is_copied() -> None:
     assert ring.since(stamp) == []
     ring.add([0.0, 0.0], [0.0], 0.0, [0.0, 0.0], False, False)
     assert ring.since(stamp) == [slice(0, 1)]
+
+
+@pytest.mark.parametrize("kind", [OfflineData, OnlineData])
+def test_a_batch_of_mirrored_tables_is_gathered_without_the_host(kind: type[OfflineData], pendulum: str) -> None:
+    data, meta = kind(pendulum, batch_size=8), torch.device("meta")
+    data.setup("fit")
+    data.normalizer = data.fit_normalizer()
+    assert data.store is not None
+    data.store.attach("anchor", torch.zeros(len(data.store), 2))
+    if isinstance(data, OnlineData):
+        data.buffer.extend(data.store.gather(torch.arange(9)))
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device=meta))  # type: ignore[assignment]
+    assert data.keep_near(meta)
+    drawn = data.numbers((3, 8))
+    numbers = tuple(part.to(meta) for part in drawn) if isinstance(drawn, tuple) else drawn.to(meta)
+    batches = [*data.batches(numbers)]  # once, which brings what is constant
+    data.refresh()
+    with Watch(meta):
+        batches = [*data.batches(numbers)]
+    assert len(batches) == (1 if isinstance(data, OnlineData) else 3)
+    assert {leaf.device for batch in batches for leaf in batch.values(True, True)} == {meta}
+    data.let_go()
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device=torch.device("cpu")))  # type: ignore[assignment]
+    assert next(data.batches(drawn))["reward"].device.type == "cpu"
 
 
 def test_tables_beyond_the_limit_stay_with_the_host() -> None:

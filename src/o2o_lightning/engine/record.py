@@ -113,9 +113,9 @@ class CudaGraphs:
         now = torch.cuda.current_stream(device)
         self.stream.wait_stream(now)
         with torch.cuda.stream(self.stream):
-            with Watch(device):  # an operation that a capture forbids would leave it broken
+            for _ in range(WARM_UPS - 1):  # constants come to the device, too
                 function()
-            for _ in range(WARM_UPS - 1):
+            with Watch(device):  # an operation that a capture forbids would leave it broken
                 function()
         now.wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()

@@ -139,7 +139,7 @@ def replays_of(phase: Phase) -> Replays | None:
     """What replays the updates of ``phase``, if that was asked for, and can be."""
     if not wanted(phase) or why_not(phase) is not None:
         return None
-    return Replays(phase, tape if phase.device.type == "cpu" else CudaGraphs())
+    return Replays(phase, CudaGraphs() if phase.device.type == "cuda" else tape)
 
 
 def wanted(phase: Phase) -> bool:
@@ -171,6 +171,6 @@ def replay_note(phase: Phase) -> str:
     """The one line that says how updates run that are to be replayed."""
     if (why := why_not(phase)) is not None:
         return f"{STEP_BY_STEP}, for {why}"
-    if phase.device.type == "cpu":
+    if phase.device.type != "cuda":
         return "updates are recorded and replayed, as on a GPU; for tests, since on a CPU it takes longer"
     return f"updates are CUDA graphs, up to {phase.data.chunk} of them a launch; --model.compile false for single steps"
