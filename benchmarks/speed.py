@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/speed.py                    # all of it, some minutes
     OMP_NUM_THREADS=1 python benchmarks/speed.py --compile          # compiled steps too: minutes more at first
     OMP_NUM_THREADS=1 python benchmarks/speed.py --only "TD3" --rounds 5 --json speed.json
+    python benchmarks/speed.py --device cuda --seeds 1,4,16,64      # updates on a GPU, docs/speed.md
 
 Prints updates/s of each step eager and compiled, the ratio to the textbook's step, the share of the GEMM floor, peak
 memory, Lightning's overhead, and what data and environment cost. docs/speed.md says how each number is made.
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import captured
 import cases
 import measure
 import surroundings
@@ -37,9 +39,13 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help="compiled steps too")
     parser.add_argument("--chunks", type=int, default=12, help="chunks of the Lightning runs; 0 for none")
     parser.add_argument("--json", type=Path, help="write everything to this file")
+    parser.add_argument("--device", default="cpu", help="cuda: eager, compiled, captured and stacked updates there")
+    parser.add_argument("--seeds", default="1,4,16,64", help="with --device: how many are stacked")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console = Console()
+    if arguments.device != "cpu":
+        return on_a_device(arguments, console)
     peak = measure.gemm_peak()
     found: dict[str, Any] = {"machine": machine(), "gemm_gflops": peak, "steps": {}}
     console.print(f"one thread, fp32, batch {cases.BATCH}; sgemm peak {peak:.0f} GFLOP/s; times are processor time")
@@ -67,6 +73,21 @@ def main() -> int:
         )
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=1))
+    return 0
+
+
+def on_a_device(arguments: argparse.Namespace, console: Console) -> int:
+    """``--device``: how updates run there."""
+    device, seeds = torch.device(arguments.device), [int(count) for count in arguments.seeds.split(",")]
+    steps = {
+        name: captured.measured(name, device, seeds, arguments.rounds, arguments.compile)
+        for name in captured.METHODS
+        if arguments.only.lower() in name.lower()
+    }
+    console.print(captured.table(steps))
+    if arguments.json is not None:
+        card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        arguments.json.write_text(json.dumps({"machine": {**machine(), "device": card}, "steps": steps}, indent=1))
     return 0
 
 
