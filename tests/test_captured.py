@@ -157,6 +157,19 @@ def looking_at_the_policy() -> None:
     Online.policy_loss = looking  # type: ignore[method-assign]
 
 
+def test_a_run_that_began_on_a_gpu_is_refused_in_one_line_on_a_cpu(pipelines: Any, tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "resumed.log"
+    fit(folder, [*PENDULUM, "online=td3", *CPU], killing.die_at("env_step", 47), code=-9)
+    (side,) = folder.glob("online/checkpoints/last.*.state/rank-0.pt")
+    state = torch.load(side, weights_only=True)
+    state["phase"]["noise"]["generator"] = torch.zeros(16, dtype=torch.uint8)  # as CUDA's: a seed and a place
+    torch.save(state, side)
+    assert killing.run(["resume", str(folder)], log) == 2, log.read_text()
+    (line,) = [line for line in log.read_text().splitlines() if line.startswith("o2o: ")]
+    assert "began on another kind of device than cpu" in line and "--model.init_from" in line
+    assert "Traceback" not in log.read_text()
+
+
 # ---- numbers that are none ---------------------------------------------------------------------------------------
 
 
@@ -174,7 +187,8 @@ def test_a_batch_of_which_no_loss_came_is_found_again_by_its_rows(pipelines: Any
     said = {}
     for name, more in (("stepwise", []), ("recorded", RECORD)):
         line = [*PENDULUM, "online=td3", *CPU, *more]
-        said[name] = fit(tmp_path / name, line, spoil, code=1).strip().splitlines()[-1].replace(name, "")
+        log = fit(tmp_path / name, line, spoil, code=1)
+        (said[name],) = [line for line in log.splitlines() if line.startswith("o2o: ")]
     assert said["recorded"] == said["stepwise"] and "not finite" in said["recorded"]
     dumps = [torch.load(tmp_path / name / "online/failed_batch.pt", weights_only=True) for name in said]
     assert dumps[0]["update"] == dumps[1]["update"] and dumps[0]["wrong"] == dumps[1]["wrong"]
