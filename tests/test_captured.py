@@ -73,7 +73,7 @@ def runs(pipelines: dict[str, tuple[Path, Path]], name: str) -> tuple[Path, Path
     return pipelines[name]
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", ["O2SAC", "O2PPO", pytest.param("O2TD3", marks=pytest.mark.slow)])
 def test_a_recorded_run_has_the_bits_of_one_that_was_made_step_by_step(name: str, pipelines: Any) -> None:
     stepwise, recorded = runs(pipelines, name)
     assert killing.numbers_that_differ(stepwise, recorded, PHASES[name]) == []
@@ -84,8 +84,9 @@ def test_a_recorded_run_has_the_bits_of_one_that_was_made_step_by_step(name: str
     assert sum(map(int, sizes)) == made
 
 
-@pytest.mark.parametrize("phase, event, count", [("reevaluate", "write", 90), ("align", "replace", 5),
-                                                 ("online", "env_step", 53)])  # fmt: skip
+@pytest.mark.parametrize("phase, event, count", [
+    pytest.param("reevaluate", "write", 90, marks=pytest.mark.slow), ("align", "replace", 5), ("online", "env_step", 53),
+])  # fmt: skip
 def test_a_recorded_run_that_is_killed_goes_on_to_the_same_bits(
     phase: str, event: str, count: int, pipelines: Any, tmp_path: Path
 ) -> None:
