@@ -357,3 +357,22 @@ def test_a_callback_that_monitors_what_is_not_there_is_told_what_is(
     assert o2o(*(line + more + monitor).split()) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said and names in said.rpartition("It has")[2]
+
+
+@pytest.mark.parametrize(
+    "argv, said, meant",
+    [
+        ("policy improt x", "o2o policy: argument COMMAND: invalid choice: 'improt'", "Did you mean 'import'?"),
+        ("data ceck x", "o2o data: argument COMMAND: invalid choice: 'ceck'", "Did you mean 'check'?"),
+        ("play x --recrod a.gif", "o2o play: unrecognized arguments: --recrod", "Did you mean '--record'?"),
+        ("policy export x --fromat onnx", "o2o policy: unrecognized arguments: --fromat", "Did you mean '--format'?"),
+        ("report", "o2o report: the following arguments are required: RUN_DIR.", "See `o2o report -h`."),
+        ("play x --rec a.gif", "o2o play: unrecognized arguments: --rec", "See `o2o play -h`."),
+    ],
+)
+def test_a_mistyped_word_is_one_line_with_what_was_meant(
+    argv: str, said: str, meant: str, o2o: O2O, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert o2o(*argv.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"o2o: {said}") and meant in error and error.count("\n") == 1

@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from o2o_lightning.cli.arguments import Parser
+
 if TYPE_CHECKING:
     from o2o_lightning.data.raw import RawDataset, Said
     from o2o_lightning.envs.make import EnvSpec
@@ -36,7 +38,7 @@ def main(argv: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options of every sub-command."""
-    whole = argparse.ArgumentParser(prog="o2o data", description=__doc__)
+    whole = Parser(prog="o2o data", description=__doc__)
     commands = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
     spec_help = "path/to/file.hdf5, d4rl:NAME[#sha256=HEX], minari:ID or embedded:NAME"
 
@@ -61,9 +63,7 @@ def parser() -> argparse.ArgumentParser:
     cut.add_argument("--keep_infos", action="store_true", help="keep infos/* (simulator states, log-probabilities)")
     cut.add_argument("--keep_next", action="store_true", help="keep next_observations")
 
-    made = commands.add_parser(
-        "make", help="record one: an environment is enough", description=MAKE, allow_abbrev=False
-    )
+    made = commands.add_parser("make", help="record one: an environment is enough", description=MAKE)
     made.add_argument("--env", "--env_id", "--data.env_id", dest="env_id", metavar="ID", help="in Gymnasium")
     made.add_argument("--env_kwargs", "--data.env_kwargs", dest="env_kwargs", **KWARGS)
     made.add_argument("--level", choices=LEVELS, help="of the policy that acts")

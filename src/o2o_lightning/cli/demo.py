@@ -1,6 +1,5 @@
 """``o2o demo``: the whole pipeline on the embedded Hopper data, next to naive fine-tuning of the same policy."""
 
-import argparse
 import contextlib
 import json
 import os
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from o2o_lightning.cli.arguments import Parser
 from o2o_lightning.cli.show import say
 from o2o_lightning.errors import UserError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o demo``."""
-    parser = argparse.ArgumentParser("o2o demo", description=__doc__)
+    parser = Parser("o2o demo", description=__doc__)
     parser.add_argument("--run_dir", default="demo", help="where results go (default: demo)")
     parser.add_argument("--seed_everything", type=int, default=0, help="random seed, the first of several (default: 0)")
     parser.add_argument("--seeds", type=int, default=1, help="how many, all at once, for a band (default: 1)")

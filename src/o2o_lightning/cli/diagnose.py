@@ -1,10 +1,10 @@
 """``o2o diagnose``: how far policy, critic and data are apart, and what fine-tuning will make of it."""
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from o2o_lightning.checkpoint.handover import Handover, read_handover
+from o2o_lightning.cli.arguments import Parser
 from o2o_lightning.cli.command import Command, split
 from o2o_lightning.cli.compose import compose, lightning_config
 from o2o_lightning.cli.show import refuse_existing, show_facts
@@ -26,7 +26,7 @@ DATA = "o2o_lightning.data.module.OfflineData"
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o diagnose``."""
-    parser = argparse.ArgumentParser("o2o diagnose", description=DESCRIPTION, allow_abbrev=False)
+    parser = Parser("o2o diagnose", description=DESCRIPTION)
     parser.add_argument("target", metavar="CKPT|RUN_DIR", type=Path, help="a checkpoint of any phase, or a run")
     parser.add_argument("--updates", type=int, default=1000, help="of the rehearsal (default: 1000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number to FILE")

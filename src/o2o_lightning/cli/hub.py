@@ -1,6 +1,5 @@
 """``o2o hub``: a run's policy with its card to a model hub or a folder, and from there, checked by digests."""
 
-import argparse
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 from o2o_lightning.checkpoint.handover import PHASES, read_handover
 from o2o_lightning.checkpoint.io import write_atomically, write_json
 from o2o_lightning.checkpoint.run import policy_to_take
+from o2o_lightning.cli.arguments import Parser
 from o2o_lightning.cli.show import say
 from o2o_lightning.data.hdf5 import file_sha256
 from o2o_lightning.errors import UserError, reason, refusing
@@ -30,7 +30,7 @@ the Hugging Face Hub (`pip install 'o2o-lightning[hub]'`). Nothing is written ov
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o hub``."""
-    parser = argparse.ArgumentParser("o2o hub", description=DESCRIPTION, allow_abbrev=False)
+    parser = Parser("o2o hub", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     push = commands.add_parser("push", help="a finished run's policy to a hub or a folder")
     push.add_argument("run_dir", metavar="RUN_DIR", type=Path)

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from o2o_lightning.cli.arguments import Parser
 from o2o_lightning.cli.show import refuse_existing, say
 from o2o_lightning.errors import UserError, at_least
 from o2o_lightning.ranges import check_ranges
@@ -12,7 +13,7 @@ from o2o_lightning.ranges import check_ranges
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o play``."""
-    parser = argparse.ArgumentParser("o2o play", description=__doc__, allow_abbrev=False)
+    parser = Parser("o2o play", description=__doc__)
     parser.add_argument("checkpoint", metavar="CKPT", help="of any phase, e.g. RUN_DIR/online/checkpoints/best.ckpt")
     parser.add_argument("--record", type=Path, metavar="FILE", help=".mp4 or .gif to write, instead of a window")
     parser.add_argument("--episodes", type=int, default=1, help="default: 1")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from o2o_lightning.checkpoint.handover import read_checkpoint
 from o2o_lightning.cli import policy_look
+from o2o_lightning.cli.arguments import Parser
 from o2o_lightning.cli.data import KWARGS
 from o2o_lightning.cli.policy_import import import_policy
 from o2o_lightning.cli.show import refuse_existing, say
@@ -19,20 +20,21 @@ FAMILIES = ("deterministic", "gaussian", "squashed_gaussian")
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o policy ARGV`` and returns the exit code."""
-    arguments, rest = parser().parse_known_args(argv)
+    whole = parser()
+    arguments, rest = whole.parse_known_args(argv)
     if rest and arguments.command not in ("clone", "import"):
-        raise UserError(f"o2o policy: '{rest[0]}' is no option of it. See `o2o policy -h`.")
+        whole.error(f"unrecognized arguments: {rest[0]}")
     arguments.rest = rest
     runs = {"import": _import, "clone": _clone, "export": _export, "inspect": _inspect,
             "list": policy_look.show_list}  # fmt: skip
     return runs[arguments.command](arguments)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of every sub-command."""
-    whole = argparse.ArgumentParser(prog="o2o policy", description=__doc__)
+    whole = Parser(prog="o2o policy", description=__doc__)
     commands = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    source, place = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
+    source, place = Parser(add_help=False), Parser(add_help=False)
     source.add_argument("file", metavar="FILE", help="a policy file, or module:function")
     source.add_argument("--format", default="auto", choices=FORMATS, help="default: by what the file holds")
     source.add_argument("--normalizer", help="observation statistics: JSON, NPZ or VecNormalize's pickle; none")

@@ -1,12 +1,12 @@
 """``o2o report``: curves, tables and pictures of finished runs, seeds and methods side by side."""
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
+from o2o_lightning.cli.arguments import Parser
 from o2o_lightning.cli.show import refuse_existing, say
 from o2o_lightning.errors import UserError
 
@@ -23,7 +23,7 @@ needs no other), pictures as PNG and PDF, table.tex and report.json.
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o report``."""
-    parser = argparse.ArgumentParser("o2o report", description=DESCRIPTION, allow_abbrev=False)
+    parser = Parser("o2o report", description=DESCRIPTION)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", type=Path, help="a run, or a folder of runs")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
     parser.add_argument("--film", action="store_true", help="show an episode of each method's policy, as GIF")

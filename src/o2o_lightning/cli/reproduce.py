@@ -1,6 +1,5 @@
 """``o2o reproduce``: the runs of a table or figure of the paper, and the table beside the paper's numbers."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from o2o_lightning.checkpoint.io import write_atomically, write_json
+from o2o_lightning.cli.arguments import Parser
 from o2o_lightning.cli.command import split
 from o2o_lightning.cli.compose import compose, config_dir, groups
 from o2o_lightning.cli.jobs import Chain, Job, ordered, run_chains
@@ -52,7 +52,7 @@ def _content() -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o reproduce``."""
-    parser = argparse.ArgumentParser("o2o reproduce", description=DESCRIPTION, allow_abbrev=False)
+    parser = Parser("o2o reproduce", description=DESCRIPTION)
     parser.add_argument("name", nargs="?", metavar="table1 … table6, figure1 … figure14", help="default: lists them")
     parser.add_argument("--run_dir", type=Path, default=Path("reproduce"), help="of all runs (default: reproduce)")
     parser.add_argument("--seeds", type=_numbers, default=(0, 1, 2, 3, 4), metavar="0,1,…", help="default: 0,1,2,3,4")
