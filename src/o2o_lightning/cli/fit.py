@@ -123,11 +123,11 @@ def _group_lines() -> list[str]:
     default = {key: option for entry in config["defaults"] if isinstance(entry, dict) for key, option in entry.items()}
     lines = []
     for group, options in groups().items():
-        if group == "phase":
+        if group == "phase" or len(options) == 1:  # no choice
             continue
         shown = [option + "*" * (option == default.get(group)) for option in options]
         named = [option for option in shown if not option.endswith("-v2")]
         if len(named) < len(shown):
             named += [f"and {len(shown) - len(named)} of D4RL's such as hopper-medium-v2"]
-        lines.append(textwrap.fill(f"  {group:<12}{' '.join(named)}", 100, subsequent_indent=" " * 14))
+        lines.append(textwrap.fill(f"  {group:<12}{' '.join(named)}", 105, subsequent_indent=" " * 14))
     return lines
