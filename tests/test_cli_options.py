@@ -26,6 +26,8 @@ from o2o_lightning.callbacks.progress import PhaseProgress
 from o2o_lightning.checkpoint.run import write_plan
 from o2o_lightning.cli.command import split
 from o2o_lightning.cli.compose import compose, groups
+from o2o_lightning.cli.demo import _as_many_as_time_allows
+from o2o_lightning.cli.estimate import Estimate
 from o2o_lightning.cli.plan import plan
 from o2o_lightning.methods.o2 import td3
 from o2o_lightning.phases.align import Align
@@ -335,7 +337,7 @@ def test_the_progress_lines_can_be_switched_off(pendulum: str, tmp_path: Path) -
 
 def test_the_best_score_on_the_progress_line_is_that_of_the_whole_phase() -> None:
     phase = SimpleNamespace(
-        phase="online", updates=5, planned_updates=9, curve=[[0, 900.0, 30.0], [5, 800.0, 20.0]], scores={},
+        phase="online", clock=5, updates=5, planned_updates=9, curve=[[0, 900.0, 30.0], [5, 800.0, 20.0]], scores={},
         returns={}, display={}, compile_note=lambda updates: None, status=lambda: [],
     )  # fmt: skip
     bar = PhaseProgress()
@@ -474,6 +476,17 @@ def test_a_demo_that_was_interrupted_goes_on_where_it_stopped(
         ("direct TD3", [*range(seeds)]),
     ]
     assert o2o("demo", "--run_dir", tmp_path / "d") == 0 and "12.0 minutes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("seconds", "seeds"), [(400.0, 3), (430.0, 1), (None, 1)])
+def test_a_demo_is_of_three_seeds_where_time_allows(
+    seconds: float | None, seeds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("o2o_lightning.cli.estimate.measured", lambda *_: Estimate({"offline": 0.0, "online": seconds}))
+    assert _as_many_as_time_allows(tmp_path, ["experiment=quick"]) == seeds
+    entry = {"phase": "offline", "phases": ["offline"], "overrides": [], "options": [], "cwd": "."}
+    write_plan(tmp_path, [{**entry, "seeds": [0, 1]}])
+    assert _as_many_as_time_allows(tmp_path, ["experiment=quick"]) == 2  # it goes on as it has begun
 
 
 class Beside(AbstractContextManager["Beside"]):

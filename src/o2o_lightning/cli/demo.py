@@ -16,16 +16,18 @@ from o2o_lightning.errors import UserError
 if TYPE_CHECKING:
     from o2o_lightning.report.groups import Group
 
+ENOUGH = 420  # seconds, so that a demo stays under eight minutes
+
 
 def main(argv: list[str]) -> int:
     """Runs ``o2o demo``."""
     parser = Parser("o2o demo", description=__doc__)
     parser.add_argument("--run_dir", default="demo", help="where results go (default: demo)")
     parser.add_argument("--seed_everything", type=int, default=0, help="random seed, the first of several (default: 0)")
-    parser.add_argument("--seeds", type=int, default=1, help="how many, all at once, for a band (default: 1)")
+    parser.add_argument("--seeds", type=int, help="how many, all at once (default: three where time allows, else one)")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. steps.env=10000")
     arguments = parser.parse_args(argv)
-    if arguments.seeds < 1:
+    if arguments.seeds is not None and arguments.seeds < 1:
         raise UserError(f"--seeds {arguments.seeds}: at least one is needed.")
     run_dir = Path(arguments.run_dir)
     if (run_dir / "summary.json").exists():
@@ -38,9 +40,9 @@ def main(argv: list[str]) -> int:
     started, first = time.monotonic(), arguments.seed_everything
     overrides, rest = ["experiment=quick", *arguments.overrides], ["--seed_everything", str(first)]
     full, naive = run_dir / "o2td3", run_dir / "direct"
-    begins = full
-    if arguments.seeds > 1:
-        overrides, rest = [*overrides, f"seeds={[*range(first, first + arguments.seeds)]}".replace(" ", "")], []
+    begins, seeds = full, arguments.seeds or _as_many_as_time_allows(full, overrides)
+    if seeds > 1:
+        overrides, rest = [*overrides, f"seeds={[*range(first, first + seeds)]}".replace(" ", "")], []
         begins = full / "seed-$SEED"
     _check_same(full, overrides, rest)
     _run("offline", [*overrides, *rest], full)
@@ -57,6 +59,24 @@ def main(argv: list[str]) -> int:
             raise UserError(f"demo: the naive run failed; {naive}.log says why.")
     _finish(run_dir, time.monotonic() - started)
     return 0
+
+
+def _as_many_as_time_allows(full: Path, overrides: list[str]) -> int:
+    """Three seeds where this machine makes them in time, else one; those of a demo that has begun."""
+    from o2o_lightning.checkpoint.run import read_plan
+    from o2o_lightning.cli.command import split
+    from o2o_lightning.cli.estimate import measured
+    from o2o_lightning.cli.plan import plan
+    from o2o_lightning.report.page import duration
+
+    if begun := read_plan(full):
+        return len(begun[0].get("seeds") or (0,))
+    command = split([*overrides, "seeds=3"])
+    seconds = measured(command, plan(command.of_seed(0))[0]).total
+    seeds = 3 if seconds is not None and seconds <= ENOUGH else 1
+    if seconds is not None:
+        say(f"three seeds would take about {duration(seconds)} on this machine: it is {seeds} (--seeds N)")
+    return seeds
 
 
 def _places(phase: str, run_dir: Path) -> list[Path]:

@@ -52,6 +52,11 @@ class Estimate:
     phases: Mapping[str, float | None]
     quick: float | None = None
 
+    @property
+    def total(self) -> float | None:
+        """Seconds of all phases."""
+        return _sum([*self.phases.values()]) if self.phases else None
+
     def after(self, phase: str) -> float | None:
         """Seconds of all phases that follow."""
         names = [*self.phases]
@@ -77,10 +82,16 @@ def estimate(entry: Mapping[str, Any], steps: Sequence[Step]) -> Estimate:
         entry: what is run, as a run directory's plan remembers it.
         steps: its phases.
     """
-    work = {step.phase: _work(step.cli.config) for step in steps}
-    if sum(found.steps for found in work.values()) < LONG or not all(_measurable(step.cli.config) for step in steps):
+    if sum(_work(step.cli.config).steps for step in steps) < LONG:
         return Estimate({})
-    command = split(["--phase", entry["phase"], *entry["overrides"], *entry["options"]])
+    return measured(split(["--phase", entry["phase"], *entry["overrides"], *entry["options"]]), steps)
+
+
+def measured(command: Command, steps: Sequence[Step]) -> Estimate:
+    """The same of any run: of the ``command`` with those ``steps``."""
+    if not all(_measurable(step.cli.config) for step in steps):
+        return Estimate({})
+    work = {step.phase: _work(step.cli.config) for step in steps}
     paces = _rehearsed(command, work)
     seconds = {phase: _seconds(paces.get(phase, ()), found, found.steps) for phase, found in work.items()}
     return Estimate(seconds, _quick(command, work, paces))

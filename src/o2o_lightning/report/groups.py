@@ -12,8 +12,8 @@ from o2o_lightning.report.statistics import Array, interval, iqm, mean
 
 # name of a number, and what it is
 MEASURES = {
-    "offline": "the offline policy π_off",
-    "aligned": "the policy π_on that fine-tuning began with",
+    "offline": "the offline policy",
+    "aligned": "the policy that fine-tuning began with",
     "lowest_early": "lowest evaluation after the first update, within 6,000 environment steps or a tenth of the budget",
     "drop": "what the hand-over cost: π_off − lowest early",
     "final": "the last evaluation",
