@@ -111,7 +111,8 @@ class Monitors(PhaseCallback):
                 callback.on_validation_end(trainer, phase)
 
     def _refuse(self, trainer: L.Trainer, phase: Any, later: tuple[str, ...] = ()) -> None:
-        known = trainer.callback_metrics
+        known, every = trainer.callback_metrics, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        rare = "" if self._rows else f"; losses come every {every} updates, so none came (--trainer.log_every_n_steps)"
         for callback in watching(trainer):
             name = callback.monitor
             strict = getattr(callback, "strict", True) and name is not None and name not in known
@@ -121,7 +122,7 @@ class Monitors(PhaseCallback):
                     continue
                 raise UserError(
                     f"--trainer.callbacks {_name(callback)}: phase '{phase.phase}' has no '{name}' to monitor. It has "
-                    f"{', '.join(sorted(known))}. For one phase alone write --PHASE.trainer.callbacks+=NAME."
+                    f"{', '.join(sorted(known))}{rare}. For one phase alone write --PHASE.trainer.callbacks+=NAME."
                 )
 
 
