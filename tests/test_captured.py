@@ -103,6 +103,17 @@ def test_a_recorded_run_that_is_killed_goes_on_to_the_same_bits(
     assert killing.differences(recorded, folder, phases) == []
 
 
+def test_a_recorded_clone_is_the_one_that_was_made_step_by_step(pipelines: Any, pendulum: str, tmp_path: Path) -> None:
+    data = ["dataset=file", "--data.dataset", pendulum, "--data.batch_size", "16", "--data.eval_episodes", "1", *CPU]
+    small, folder = ["--model.hidden", "[8,8]"], tmp_path / "source"
+    fit(folder, ["fit", "--phase", "offline", "offline=td3_bc", "steps.offline=8", *data, *small])
+    clone = ["fit", "--phase", "clone", "online=o2sac", *data, *small, "--trainer.max_steps", "24", "--data.chunk", "4"]
+    clone += ["--model.init_from", str(folder / "offline/checkpoints/last.ckpt"), "--model.check_every", "8"]
+    fit(tmp_path / "stepwise", clone)
+    assert "recorded and replayed" in fit(tmp_path / "recorded", [*clone, *RECORD])
+    assert killing.numbers_that_differ(tmp_path / "stepwise", tmp_path / "recorded", ["clone"]) == []
+
+
 def test_a_run_may_go_on_step_by_step_where_it_was_recorded(pipelines: Any, tmp_path: Path) -> None:
     line = [*PENDULUM, "online=td3", *CPU]
     fit(tmp_path / "stepwise", line)

@@ -88,7 +88,7 @@ class Made:
         return found
 
 
-def fit(source: Source, dataset: str, folder: Path) -> int:
+def fit(source: Source, dataset: str, folder: Path, *more: str) -> int:
     """`o2o fit --phase offline` of the source, 24 updates, a point to resume from every 8."""
     options = [
         "dataset=file", "tier=medium", "--data.dataset", dataset, "--data.batch_size", "16", "--data.chunk", "4",
@@ -96,7 +96,7 @@ def fit(source: Source, dataset: str, folder: Path) -> int:
         "--trainer.accelerator", "cpu",
     ]  # fmt: skip
     line = ["fit", "--phase", "offline", f"steps.offline={STEPS}", f"checkpoint_every={EVERY}", *options]
-    return main([*line, *source.tokens, "--run_dir", str(folder)])
+    return main([*line, *source.tokens, *more, "--run_dir", str(folder)])
 
 
 @pytest.fixture(scope="module", params=SOURCES)
@@ -116,6 +116,13 @@ def test_a_fit_takes_every_step_and_trains_every_part(made: Made) -> None:
         rows = list(csv.DictReader(file))
     losses = [float(value) for row in rows for key, value in row.items() if key.endswith("_loss") and value]
     assert losses and all(map(math.isfinite, losses))
+
+
+def test_whole_updates_that_are_recorded_and_replayed_have_the_bits_of_single_steps(
+    made: Made, pendulum: str, tmp_path: Path
+) -> None:
+    assert fit(made.source, pendulum, tmp_path / "run", "--model.compile", "record") == 0
+    assert killing.numbers_that_differ(made.folder, tmp_path / "run", ["offline"]) == []
 
 
 def test_what_is_saved_is_plain_and_complete(made: Made) -> None:
