@@ -347,9 +347,7 @@ def test_windows_is_told_before_anything_is_imported_that_it_has_not() -> None:
     assert (ended.returncode, ended.stdout) == (2, "False\n") and ended.stderr.startswith("o2o: Windows: ")
 
 
-@pytest.mark.parametrize(
-    ("every", "names"), [(5, "critic_loss"), (1000, "score; losses come every 1000 updates")]
-)
+@pytest.mark.parametrize(("every", "names"), [(5, "critic_loss"), (1000, "score; losses come every 1000 updates")])
 def test_a_callback_that_monitors_what_is_not_there_is_told_what_is(
     every: int, names: str, pendulum: str, tmp_path: Path, o2o: O2O, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,25 @@ class Odd(gym.Env[Any, Any]):
         return self.observation, self.reward, self.flag, False, {}
 
 
+class Leaving(Odd):
+    def __init__(self, at: str = "step", kind: type[BaseException] = SystemExit) -> None:
+        super().__init__()
+        self.at, self.kind = at, kind
+        self.leave("making")
+
+    def leave(self, where: str) -> None:
+        if where == self.at:
+            raise self.kind("no licence")
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.leave("reset")
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        self.leave("step")
+        return super().step(action)
+
+
 class Unbounded(Odd):
     action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
 
@@ -55,6 +74,7 @@ CAMERA = spaces.Box(0, 255, (8, 8, 3), np.uint8)
 def toys() -> Any:
     finite = spaces.Box(-1, 1, (1,), np.float32)
     gym.register("O2OOdd-v0", Odd, max_episode_steps=5)
+    gym.register("O2OLeaving-v0", Leaving, max_episode_steps=5)
     gym.register("O2OUnbounded-v0", Unbounded, max_episode_steps=5)
     gym.register(
         "O2OBounded-v0",
@@ -62,7 +82,7 @@ def toys() -> Any:
         max_episode_steps=5,
     )
     yield
-    for name in ("Odd", "Unbounded", "Bounded"):
+    for name in ("Odd", "Leaving", "Unbounded", "Bounded"):
         del gym.registry[f"O2O{name}-v0"]
 
 
@@ -123,6 +143,14 @@ def test_training_and_evaluation_refuse_alike_and_nothing_is_stored(returned):
     with pytest.raises(UserError) as evaluation:
         Evaluator("O2OOdd-v0", 3, 1, 0, None, (), returned).run(lambda states: np.zeros((len(states), 1), np.float32))
     assert str(training.value) == str(evaluation.value) and len(ring) == 1
+
+
+@pytest.mark.parametrize("kind", [SystemExit, GeneratorExit])
+@pytest.mark.parametrize("at", ["making", "reset", "step"])
+def test_a_simulator_that_would_end_the_process_is_one_line(at, kind):
+    evaluator = Evaluator("O2OLeaving-v0", 3, 1, 0, None, (), {"at": at, "kind": kind})
+    with pytest.raises(UserError, match=rf"O2OLeaving-v0: .*would end the process \({kind.__name__}: no licence\)"):
+        evaluator.run(lambda states: np.zeros((len(states), 1), np.float32))
 
 
 def test_a_policy_that_is_not_finite_is_not_called_an_environment_at_fault():

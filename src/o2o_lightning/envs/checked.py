@@ -3,6 +3,8 @@
 Learners hold float32, so a number that float32 does not reach counts as infinite.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -56,3 +58,13 @@ def _number(value: Any, name: str, where: str) -> float:
 
 def _named(value: float) -> str:
     return "NaN" if np.isnan(value) else "infinite" if np.isinf(value) else f"{value:g}, beyond float32"
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """Makes an error of what a simulator does to end the process, as some do where they miss a licence or a display."""
+    try:
+        yield
+    except (SystemExit, GeneratorExit) as error:
+        said = f": {error}" if str(error) else ""
+        raise RuntimeError(f"it would end the process ({type(error).__name__}{said})") from error

@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from o2o_lightning.envs.checked import flagged, observed, rewarded
+from o2o_lightning.envs.checked import flagged, observed, rewarded, staying
 from o2o_lightning.envs.layout import choose_layout, join, leaves
 from o2o_lightning.envs.scores import ANTMAZES
 from o2o_lightning.errors import Failure, UserError
@@ -95,7 +95,8 @@ class UnitAction(gym.ActionWrapper[Any, FloatArray, FloatArray]):
         self.action_space = spaces.Box(-1.0, 1.0, self.low.shape, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        observation, info = super().reset(seed=seed, options=options)
+        with staying():
+            observation, info = super().reset(seed=seed, options=options)
         self.steps = 0
         return observed(observation, self.width, f"environment {self.env_id}: after a reset"), info
 
@@ -103,7 +104,8 @@ class UnitAction(gym.ActionWrapper[Any, FloatArray, FloatArray]):
         where = f"environment {self.env_id}: step {self.steps + 1} of an episode"
         if not np.isfinite(action).all():
             raise Failure(f"{where}: the policy's action is not finite.")
-        observation, reward, terminated, truncated, info = super().step(action)
+        with staying():
+            observation, reward, terminated, truncated, info = super().step(action)
         self.steps += 1
         flags = flagged(terminated, "'terminated'", where), flagged(truncated, "'truncated'", where)
         return observed(observation, self.width, where), rewarded(reward, where), *flags, info
@@ -216,7 +218,8 @@ def _make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(out of date|deprecated|precision lowered).*")
         try:
-            return gym.make(env_id, disable_env_checker=True, **kwargs)
+            with staying():
+                return gym.make(env_id, disable_env_checker=True, **kwargs)
         except gym.error.DependencyNotInstalled as error:
             robotics = found is not None and str(found.entry_point).startswith("gymnasium_robotics")
             remedy = _newer(found) or (ROBOTICS if robotics else "")  # Gymnasium's own say what to install
