@@ -111,7 +111,8 @@ def _measurable(config: Any) -> bool:
     """Whether one process alone trains, and shows how far it is; compiling would take longer than what it measures."""
     alone = str(config["trainer.devices"]) in ("auto", "1") and config["trainer.num_nodes"] == 1
     shown = config["trainer.enable_progress_bar"] is not False
-    return alone and shown and not config["model.init_args.compile"] and first_process() and not launched_with_others()
+    compiled = config["model.init_args.compile"] is True
+    return alone and shown and not compiled and first_process() and not launched_with_others()
 
 
 def _rehearsed(command: Command, work: Mapping[str, Work]) -> dict[str, list[dict[str, Any]]]:
