@@ -22,6 +22,7 @@ from o2o_lightning.checkpoint.run import read_config, write_config
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.engine.record import Watch
+from o2o_lightning.nn.mlp import fetched
 from o2o_lightning.replay.interaction import Interaction
 from o2o_lightning.replay.mirror import Mirror, mirror
 from o2o_lightning.replay.ring import Ring
@@ -210,6 +211,13 @@ def test_a_batch_of_which_no_loss_came_is_found_again_by_its_rows(pipelines: Any
 
 
 # ---- tables on a device ------------------------------------------------------------------------------------------
+
+
+def test_the_weights_to_act_with_come_in_one_copy_and_as_they_are() -> None:
+    weights = [torch.arange(6.0).view(3, 2).t(), torch.arange(2.0), torch.tensor(3.0)]
+    copies = fetched(weights)
+    assert all(torch.equal(copy, weight) for copy, weight in zip(copies, weights, strict=True))
+    assert len({copy.untyped_storage().data_ptr() for copy in copies}) == 1
 
 
 def filled(capacity: int, count: int) -> Ring:

@@ -82,7 +82,7 @@ class Captured:
         try:
             with kept_as_it_is(self.updates):  # to record a function is to run it
                 return Recorded(inputs, rates, self.record(run, self.updates.device))
-        except RuntimeError as error:
+        except Exception as error:  # what is wrong with the updates themselves shows when they are made one by one
             raise CannotRecord(reason(error)) from error
 
     def _addresses(self) -> list[int]:

@@ -3,6 +3,7 @@
 On a GPU that is a CUDA graph. On a CPU it is a list of operations, for tests: the same rules, and the same numbers.
 """
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -118,6 +119,7 @@ class CudaGraphs:
             with Watch(device):  # an operation that a capture forbids would leave it broken
                 function()
         now.wait_stream(self.stream)
+        gc.collect()  # of passes on other streams, which a parameter's node would bring into the capture
         graph = torch.cuda.CUDAGraph()
         # torch.cuda.graph leaves its stream only where the capture succeeds
         with torch.cuda.stream(now), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
