@@ -94,9 +94,7 @@ def _refuse_others(state: State, facts: Facts) -> None:
         "a part of its observations is no Box": None in facts.parts().values(),
     }
     if actions not in ("", "Box") or "q_net." in names or "quantile_net." in names:
-        raise BadPolicy(
-            f"its actions are {actions or 'discrete'} (discrete), and only continuous ones are fine-tuned here."
-        )
+        raise BadPolicy(f"its actions are {actions or 'discrete'}, and only continuous ones are fine-tuned here.")
     if reason := next((text for text, holds in reasons.items() if holds), None):
         raise BadPolicy(f"{reason}, and only perceptrons of vectors are imported. {CLONE}")
 

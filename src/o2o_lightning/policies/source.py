@@ -55,7 +55,7 @@ def check_file(path: Path) -> None:
     """Refuses what is not a file."""
     if not path.is_file():
         kind = "is a directory" if path.is_dir() else "is not there"
-        raise BadPolicy(f"it {kind}. Pass a file, or module:function.")
+        raise BadPolicy(f"it {kind}. Pass a file.")
 
 
 def read_limited(path: Path, limit: int = MAX_BYTES) -> bytes:

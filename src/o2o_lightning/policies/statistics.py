@@ -41,8 +41,6 @@ def read_statistics(
     """
     path = Path(path)
     with reading(path, "normalizer"), bounded(f"normalizer {path}"):  # a pickle's memo has the size that it says
-        if not path.is_file():
-            raise BadPolicy(f"there is no such file. Pass {FORM}, or VecNormalize's pickle.")
         found, left = _read(path, read_limited(path, MAX_BYTES), layout, widths)
         return _normalizer(found), left
 
