@@ -38,6 +38,8 @@ TABLE = {
     "rebrac": (FULL, CLONED, CLONED_FIT),
     "spot": (FULL, CLONED, CLONED_FIT),
     "off2on": (CLONED, CLONED, CLONED_FIT),
+    "enoto": (CLONED, FULL, CLONED_FIT),
+    "fam_o2o": (CLONED, CLONED, CLONED_FIT),
     "uni_o4": (CLONED, CLONED, CLONED_FIT),
 }
 
