@@ -5,7 +5,7 @@ import resource
 import signal
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import nn
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies.black_box import black_box
+from o2o_lightning.policies.onnx_layers import NotLayersError
 from o2o_lightning.policies.read import read_policy, recognise
 from o2o_lightning.policies.statistics import read_statistics
 
@@ -85,6 +86,8 @@ def read(path: Path, format: str) -> FloatArray | None:
                 return read_statistics(path)[0].numpy(STATES)
             recognise(str(path))
             if format == "onnx":
+                with suppress(NotLayersError):
+                    return read_policy(str(path), format).actions(STATES)
                 return black_box(str(path), "onnx", (3, 1), None).act(STATES)
             return read_policy(str(path), format).actions(STATES)
     except UserError as error:

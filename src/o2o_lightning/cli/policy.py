@@ -1,6 +1,7 @@
 """``o2o policy``: bring a policy of another library, turn it into another family, take one away, look at one."""
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 from o2o_lightning.checkpoint.handover import read_checkpoint
@@ -12,6 +13,7 @@ from o2o_lightning.cli.show import refuse_existing, say
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.decision_transformer import SequencePolicy
 from o2o_lightning.policies import black_box
+from o2o_lightning.policies.onnx_layers import NotLayersError
 from o2o_lightning.policies.read import FORMATS, recognise
 
 DEFAULTS = {"states": 1000, "episodes": 10, "seed": 1000}  # of an import that compares and evaluates
@@ -76,11 +78,12 @@ def parser() -> Parser:
 
 def _import(arguments: argparse.Namespace) -> int:
     format, reason = _format(arguments)
-    if format in black_box.FORMATS:
-        say(f"{arguments.file}: {format} ({reason}). It is a black box: cloning it")
-        return _run_clone(arguments, format)
     given = {name: value for name, value in vars(arguments).items() if value is not None}
-    return import_policy(argparse.Namespace(**{**vars(arguments), **DEFAULTS, **given}), format, reason)
+    if format not in black_box.FORMATS or (format == "onnx" and not arguments.rest):
+        with suppress(NotLayersError):
+            return import_policy(argparse.Namespace(**{**vars(arguments), **DEFAULTS, **given}), format, reason)
+    say(f"{arguments.file}: {format} ({reason}). It is a black box: cloning it")
+    return _run_clone(arguments, format)
 
 
 def _format(arguments: argparse.Namespace) -> tuple[str, str]:
@@ -143,7 +146,8 @@ def _export(arguments: argparse.Namespace) -> int:
     units = "[-1, 1]" if loaded.env_id is None else f"the units of {loaded.env_id}"
     kind = DeployedSequence if isinstance(loaded.policy, SequencePolicy) else DeployedActor
     deployed = kind(loaded.policy, loaded.normalizer, loaded.low, loaded.high)
-    apart = export(deployed, target, arguments.format)
+    origin = {"env_id": loaded.env_id, "layout": list(loaded.source.layout)}
+    apart = export(deployed, target, arguments.format, origin)
     for line in deployed.described(units):
         say(f"{target}: {line}")
     say(f"checked on made-up inputs: at most {apart:.1g} of half the action range from the checkpoint")

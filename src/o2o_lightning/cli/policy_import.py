@@ -22,7 +22,7 @@ from o2o_lightning.machine import library_versions
 from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies.exploration import settle
 from o2o_lightning.policies.parity import apart, by_float64, tolerance
-from o2o_lightning.policies.proof import Proof, by_recording, by_reference
+from o2o_lightning.policies.proof import Proof, by_program, by_recording, by_reference
 from o2o_lightning.policies.read import describe, read_policy
 from o2o_lightning.policies.remaining_time import hold_time
 from o2o_lightning.policies.source import ImportedPolicy, reading
@@ -200,6 +200,9 @@ def _compare(
     if arguments.reference is not None:
         with reading(policy.file):
             proof = by_reference(policy, arguments.reference, env, arguments.actions)
+    elif policy.program is not None:
+        with reading(policy.file):
+            proof = by_program(policy, states, env, arguments.actions)
     else:
         proof = None if raw is None else by_recording(policy, raw, env, slice(0, arguments.states))
     report: dict[str, Any] = {

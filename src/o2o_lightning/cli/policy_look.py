@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from contextlib import suppress
 from typing import Any
 
 from o2o_lightning.checkpoint.handover import read_handover
@@ -10,6 +11,7 @@ from o2o_lightning.cli.show import show_facts, show_rows
 from o2o_lightning.envs.make import env_spec
 from o2o_lightning.errors import UserError
 from o2o_lightning.policies import black_box
+from o2o_lightning.policies.onnx_layers import NotLayersError
 from o2o_lightning.policies.read import READERS, describe
 from o2o_lightning.policies.source import ImportedPolicy, reading
 
@@ -26,13 +28,14 @@ def show_list(arguments: argparse.Namespace) -> int:
 
 def inspect(arguments: argparse.Namespace, found: tuple[str, str] | None) -> int:
     """Facts and layers of a file of the format ``found``, with what it was recognised by; None: our checkpoint."""
+    policy: ImportedPolicy | None = None
     if found is None:
         facts = _checkpoint_facts(arguments.file)
-    elif found[0] in black_box.FORMATS:
+    elif found[0] in black_box.FORMATS and (policy := _layered(arguments, found[0])) is None:
         facts = {"file": arguments.file, "format": found[0], "recognised_by": found[1], "notes": ["a black box"]}
         facts |= _onnx_facts(arguments.file) if found[0] == "onnx" else {}
     else:
-        policy = read(arguments, found[0])
+        policy = policy or read(arguments, found[0])
         facts = facts_of(policy, *found) | {"layers": _layers(policy), "spaces": _spaces(policy)}
     if arguments.json:
         print(json.dumps(facts, indent=2))
@@ -44,6 +47,13 @@ def inspect(arguments: argparse.Namespace, found: tuple[str, str] | None) -> int
     if layers:
         show_rows("layers", layers)
     return 0
+
+
+def _layered(arguments: argparse.Namespace, format: str) -> ImportedPolicy | None:
+    """The perceptron that an ONNX graph is, if it is one."""
+    with suppress(NotLayersError):
+        return read(arguments, format) if format == "onnx" else None
+    return None
 
 
 def _layers(policy: ImportedPolicy) -> list[dict[str, Any]]:

@@ -149,6 +149,6 @@ FORMATS: dict[str, Callable[[str, int], Function]] = {
 _CLONED = "distilled: the --family that is asked for"
 TAKES = (
     Taken("any", "a function module:function of float32 [B, S]", _CLONED),
-    Taken("any", "an ONNX model (extra `onnx`)", _CLONED),
+    Taken("any", "any other ONNX model (extra `onnx`)", _CLONED),
     *(Taken("PyTorch", f"a program, --format {name}", _CLONED) for name in ("torchscript", "torch_export")),
 )

@@ -12,6 +12,7 @@ from o2o_lightning.nn.actor import FloatArray
 from o2o_lightning.policies.source import FUNCTIONS, Array, ImportedPolicy, Linear
 
 EPSILON = 1e-6  # that gSDE adds to the variance
+SEARCH_NOISE = 0.1  # σ of half the range of actions, of policies that have none
 
 
 @dataclass

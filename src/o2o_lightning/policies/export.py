@@ -2,7 +2,10 @@
 
 import copy
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from o2o_lightning.nn.decision_transformer import SequencePolicy, Window
 from o2o_lightning.nn.mlp import MLP
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies.black_box import onnx_tools
+from o2o_lightning.policies.onnx_layers import description
 from o2o_lightning.policies.parity import tolerance
 from o2o_lightning.policies.program import load_program
 
@@ -114,8 +118,10 @@ class DeployedSequence(_Deployed):
 Deployed = DeployedActor | DeployedSequence
 
 
-def export(policy: Deployed, path: str | Path, format: str) -> float:
+def export(policy: Deployed, path: str | Path, format: str, origin: Mapping[str, Any] = MappingProxyType({})) -> float:
     """Writes ``path``, reads it back and compares; the largest difference in units of half the action range.
+
+    ``origin``, ``env_id`` and ``layout``, goes into the metadata of an ONNX file.
 
     Raises:
         UserError: the format cannot hold the policy, or the file's actions are not the policy's.
@@ -127,7 +133,7 @@ def export(policy: Deployed, path: str | Path, format: str) -> float:
         program = load_program(str(path))
         found = [program(*inputs) for inputs in samples]
     else:
-        write_atomically(path, _onnx_bytes(policy))
+        write_atomically(path, _onnx_bytes(policy, origin))
         function = onnx_tools().load_onnx(str(path), policy.policy.spec.action_dim)
         found = [torch.as_tensor(function(observation.numpy())) for (observation,) in samples]
     exact = copy.deepcopy(policy).double()
@@ -153,12 +159,13 @@ def _torch_bytes(policy: Deployed, inputs: tuple[Tensor, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def _onnx_bytes(policy: Deployed) -> bytes:
+def _onnx_bytes(policy: Deployed, origin: Mapping[str, Any]) -> bytes:
     body = getattr(policy.policy, "body", None)
     if not isinstance(policy, DeployedActor) or not isinstance(body, MLP):
         raise UserError(
             f"export: a {policy.policy.kind} is written as a torch.export program only. Pass --format torch, or clone "
             "it to a single policy without memory first."
         )
-    model = onnx_tools().write_onnx(body, policy.policy.spec, policy.normalizer, policy.low, policy.reach)
+    said = description(policy.policy, origin)
+    model = onnx_tools().write_onnx(body, policy.policy.spec, policy.normalizer, policy.low, policy.reach, said)
     return bytes(model.SerializeToString())

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -15,13 +15,14 @@ from o2o_lightning.nn.actor import ActorSpec, FloatArray
 from o2o_lightning.nn.mlp import MLP
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies.names import meaning
-from o2o_lightning.policies.source import CLONE, MAX_BYTES, BadPolicy, read_limited, readable
+from o2o_lightning.policies.source import CLONE, MAX_BYTES, Array, BadPolicy, read_limited, readable
 
 # what operators are told by; no graphs, which would be loops and branches, and nothing sparse
 VALUES = {onnx.AttributeProto.AttributeType.Value(name) for name in (
     "FLOAT", "INT", "STRING", "TENSOR", "FLOATS", "INTS", "STRINGS",
 )}  # fmt: skip
 MOST_NODES = 10_000
+METADATA = "o2o-lightning"  # the key of what an export says of itself
 INPUTS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
 # each activation as ONNX operators over its input: (operator, other constants), "x" for the input again
 ACTIVATIONS: dict[str, list[tuple[str, list[float | str]]]] = {
@@ -40,13 +41,8 @@ def load_onnx(spec: str, actions: int) -> Callable[[FloatArray], Any]:
     Raises:
         BadPolicy: unreadable, more than a graph of ONNX's operators on observations, or two outputs that fit alike.
     """
-    path = Path(spec)
+    model = _checked(Path(spec))
     with readable("it is no ONNX file that can be read", "Export it again."):
-        model = onnx.load_model_from_string(read_limited(path))
-        if reason := _not_run(model):
-            raise BadPolicy(f"it has {reason}, so it was not loaded. Export it again with plain operators. {CLONE}")
-        _embed(model, path.parent)
-        onnx.checker.check_model(model)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -55,6 +51,59 @@ def load_onnx(spec: str, actions: int) -> Callable[[FloatArray], Any]:
         content = model.SerializeToString()
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         return _function(session, actions)
+
+
+def _checked(path: Path) -> onnx.ModelProto:
+    with readable("it is no ONNX file that can be read", "Export it again."):
+        model = onnx.load_model_from_string(read_limited(path))
+        if reason := _not_run(model):
+            raise BadPolicy(f"it has {reason}, so it was not loaded. Export it again with plain operators. {CLONE}")
+        _embed(model, path.parent)
+        onnx.checker.check_model(model)
+    return model
+
+
+class Node(NamedTuple):
+    """An operator, what it takes and gives by name, and its attributes."""
+
+    op: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: dict[str, Any]
+
+
+class Graph(NamedTuple):
+    """What a model computes, in plain values: ``nodes`` in their order, ``constants`` ``said`` beside it."""
+
+    inputs: list[str]
+    outputs: list[str]
+    nodes: list[Node]
+    constants: dict[str, Array]
+    said: str | None
+
+
+def graph_of(spec: str) -> Graph:
+    """The graph of an ONNX file.
+
+    Raises:
+        BadPolicy: as :func:`load_onnx`.
+    """
+    model = _checked(Path(spec))
+    with readable("it is no ONNX file that can be read", "Export it again."):
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        nodes = []
+        for node in model.graph.node:
+            told = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+            if node.op_type == "Constant":
+                held = next(iter(told.values()))
+                plain = isinstance(held, onnx.TensorProto)
+                constants[node.output[0]] = numpy_helper.to_array(held) if plain else np.asarray(held)
+            else:
+                nodes.append(Node(node.op_type, [*node.input], [*node.output], told))
+        numbers = {name: part.astype(np.float64) for name, part in constants.items() if part.dtype.kind in "fiu"}
+        taken = [end.name for end in model.graph.input if end.name not in constants]
+        said = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA)
+        return Graph(taken, [end.name for end in model.graph.output], nodes, numbers, said)
 
 
 def facts(spec: str) -> dict[str, list[str]]:
@@ -156,8 +205,13 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     yield from (attribute.t for node in model.graph.node for attribute in node.attribute if attribute.HasField("t"))
 
 
-def write_onnx(body: MLP, spec: ActorSpec, normalizer: Normalizer, low: Tensor, reach: Tensor) -> onnx.ModelProto:
-    """An actor from raw observations to actions in ``low … low + 2 reach`` as basic operators, for any batch."""
+def write_onnx(
+    body: MLP, spec: ActorSpec, normalizer: Normalizer, low: Tensor, reach: Tensor, said: str
+) -> onnx.ModelProto:
+    """An actor from raw observations to actions in ``low … low + 2 reach`` as basic operators, for any batch.
+
+    ``said`` is the metadata.
+    """
     nodes: list[onnx.NodeProto] = []
     constants: list[onnx.TensorProto] = []
     at = "observation"
@@ -193,4 +247,6 @@ def write_onnx(body: MLP, spec: ActorSpec, normalizer: Normalizer, low: Tensor, 
     given = helper.make_tensor_value_info(at, onnx.TensorProto.FLOAT, ["batch", spec.action_dim])
     graph = helper.make_graph(nodes, "policy", [taken], [given], constants)
     opset = [helper.make_opsetid("", 13)]
-    return helper.make_model(graph, producer_name="o2o-lightning", ir_version=8, opset_imports=opset)
+    model = helper.make_model(graph, producer_name="o2o-lightning", ir_version=8, opset_imports=opset)
+    helper.set_model_props(model, {METADATA: said})
+    return model

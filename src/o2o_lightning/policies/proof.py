@@ -12,7 +12,7 @@ from o2o_lightning.envs.make import EnvSpec, unit_actions
 from o2o_lightning.nn.actor import FloatArray, StochasticActor
 from o2o_lightning.policies.npz import read_npz
 from o2o_lightning.policies.parity import apart, by_float64, tolerance
-from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, read_limited, reading
+from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, read_limited, readable, reading
 
 FORM = "an NPZ file of `observations` [N, O] and the `actions` [N, A] that the source's own program takes at them"
 ROWS = 8192  # observations at once
@@ -40,6 +40,26 @@ def by_reference(policy: ImportedPolicy, file: str, env: EnvSpec | None, units: 
         observations, actions = _reference(file, policy)
     if policy.whole is not None and observations.shape[1] == policy.whole.observation_dim:
         policy, what = policy.whole, "actions, before that,"
+    return _compared(policy, file, observations, actions, env, units)._replace(what=what)
+
+
+def by_program(policy: ImportedPolicy, states: FloatArray, env: EnvSpec | None, units: str | None) -> Proof:
+    """Compares with the actions that the file itself, run as a program, takes at ``states`` ``[N, S]``.
+
+    Raises:
+        BadPolicy: the policy's actions are others.
+    """
+    assert policy.program is not None
+    with readable("ONNX Runtime fails on it", "Export it again."):
+        actions = np.asarray(policy.program(states), np.float32).reshape(len(states), policy.action_dim)
+    against = f"ONNX Runtime's of {policy.file}"
+    return _compared(policy, against, states, actions, env, None if policy.reach is not None else units)
+
+
+def _compared(
+    policy: ImportedPolicy, file: str, observations: FloatArray, actions: FloatArray, env: EnvSpec | None,
+    units: str | None,
+) -> Proof:  # fmt: skip
     actor, normalizer = policy.build_actor(), policy.build_normalizer()
     rows = [*blocks(len(actions), ROWS)]
     ours = np.concatenate([actor.act(normalizer.numpy(observations[part])) for part in rows])
@@ -59,7 +79,7 @@ def by_reference(policy: ImportedPolicy, file: str, env: EnvSpec | None, units: 
             f"its actions are not those of {file}: up to {found['largest']:.2g} of half the range apart, most in "
             f"dimension {found['dimension']} of row {found['state']}. {remedy}"
         )
-    return Proof(file, len(actions), found["largest"], what)
+    return Proof(file, len(actions), found["largest"], "actions")
 
 
 def by_recording(policy: ImportedPolicy, raw: RawDataset, env: EnvSpec | None, rows: slice) -> Proof | None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from o2o_lightning.errors import UserError
 from o2o_lightning.limits import bounded
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.policies import black_box, d4rl_group, sb3, state_dict
+from o2o_lightning.policies import black_box, d4rl_group, onnx_layers, sb3, state_dict
 from o2o_lightning.policies.beside import has_time_feature, statistics_beside
 from o2o_lightning.policies.d4rl_group import read_d4rl
+from o2o_lightning.policies.onnx_layers import read_onnx
 from o2o_lightning.policies.remaining_time import column_of_time, hold_time
 from o2o_lightning.policies.sb3 import read_sb3
 from o2o_lightning.policies.source import BadPolicy, ImportedPolicy, check, check_file, readable, reading
@@ -18,12 +19,16 @@ from o2o_lightning.policies.state_dict import read_state_dict
 from o2o_lightning.policies.statistics import NotNormalizingError, read_statistics
 
 FORMATS = ("auto", "sb3", "d4rl", "state_dict", *black_box.FORMATS)
-READERS = {"sb3": sb3.TAKES, "d4rl": d4rl_group.TAKES, "state_dict": state_dict.TAKES, "black box": black_box.TAKES}
+READERS = {
+    "sb3": sb3.TAKES, "d4rl": d4rl_group.TAKES, "state_dict": state_dict.TAKES, "onnx": onnx_layers.TAKES,
+    "black box": black_box.TAKES,
+}  # fmt: skip
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 APPLIES = {
     "sb3": ("activation", "time_feature"),
     "d4rl": ("activation", "time_feature"),
     "state_dict": ("activation", "family", "mean"),
+    "onnx": ("family",),
 }
 
 
@@ -78,18 +83,19 @@ def read_policy(
     time_feature: float | None = None,
     layout: Sequence[str] = (),
 ) -> ImportedPolicy:
-    """The policy of a file whose format is no black box.
+    """The policy of a file that is no black box: of an ONNX file, where its graph is a perceptron.
 
     Args:
         spec: the file.
-        format: ``sb3``, ``d4rl`` or ``state_dict``.
+        format: ``sb3``, ``d4rl``, ``state_dict`` or ``onnx``.
         normalizer: file of observation statistics; ``none`` for none, also where one lies beside the policy.
-        family, mean: of a state dict, where names and shapes do not tell.
+        family, mean: of a state dict, where names and shapes do not tell; an ONNX graph has no family.
         activation: of the hidden layers, where the file does not tell.
         time_feature: value at which an input of the remaining time is held.
         layout: parts of a dictionary observation in the policy's order, where the file does not tell.
 
     Raises:
+        NotLayersError: an ONNX graph that is no perceptron of that family.
         UserError: as the readers do.
     """
     path = Path(spec)
@@ -102,6 +108,8 @@ def read_policy(
             policy = read_sb3(path)
         elif format == "d4rl":
             policy = read_d4rl(path, time_feature)
+        elif format == "onnx":
+            policy = read_onnx(path, family)
         else:
             policy = read_state_dict(path, family, mean)
         policy.file = str(path)
@@ -124,10 +132,14 @@ def read_policy(
 
 def _normalize(policy: ImportedPolicy, path: Path, format: str, normalizer: str | None) -> None:
     """Takes the statistics that are asked for, or those beside a zip, and then says so."""
+    if normalizer is not None and format == "onnx" and policy.normalizer is not None:
+        raise UserError(f"--normalizer: the graph of {path} normalises observations itself. Leave it out.")
     if normalizer == "none":
         policy.normalizer = None
     elif normalizer is not None:
         _take_statistics(policy, normalizer)
+        if (program := policy.program) is not None:
+            policy.program = lambda states: program(policy.build_normalizer().numpy(states))
     elif format == "sb3":
         beside = statistics_beside(path)
         if beside is None:

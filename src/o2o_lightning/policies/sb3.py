@@ -12,7 +12,7 @@ import numpy as np
 
 from o2o_lightning.limits import read_json
 from o2o_lightning.policies.crossq import folded
-from o2o_lightning.policies.exploration import StateNoise, clipped, expln, settle
+from o2o_lightning.policies.exploration import SEARCH_NOISE, StateNoise, clipped, expln, settle
 from o2o_lightning.policies.sb3_data import Facts
 from o2o_lightning.policies.source import (
     CLONE,
@@ -36,7 +36,6 @@ TAKES = (
     Taken("Stable-Baselines3", "ARS (zip), linear", "gaussian"),
 )
 MADE_UP = 1000  # observations that gSDE's deviation is taken over where there are no others
-SEARCH_NOISE = 0.1
 
 
 def read_sb3(path: Path) -> ImportedPolicy:

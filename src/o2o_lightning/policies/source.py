@@ -124,6 +124,7 @@ class ImportedPolicy:
         altered: what was changed on purpose, so that the policy is no longer the source's own; None for nothing.
         time_column: which input is the remaining time, where the file or what lies beside it tells.
         whole: the same with that input, where it is held here.
+        program: raw observations to the source's own actions, where the file is a program that has them.
         file: where it comes from.
     """
 
@@ -146,6 +147,7 @@ class ImportedPolicy:
     altered: str | None = None
     time_column: int | None = None
     whole: "ImportedPolicy | None" = None
+    program: Callable[[FloatArray], FloatArray] | None = None
     file: str = ""
 
     @property
