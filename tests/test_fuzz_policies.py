@@ -69,12 +69,13 @@ def files(folder: Path) -> dict[str, Path]:
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("o", 3), ("y", 1))]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
     onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)]), folder / "a.onnx")
+    (alone := folder / "statistics").mkdir()  # beside the zip they would be asked about
     return {
         "sb3": sb3_zip(folder / "a.zip", sb3_sac()[0]),
         "state_dict": folder / "a.pt",
         "d4rl": d4rl_file(folder / "a.hdf5")[0],
         "onnx": folder / "a.onnx",
-        "statistics": vecnormalize(folder / "a.pkl", np.ones(3), np.ones(3)),
+        "statistics": vecnormalize(alone / "a.pkl", np.ones(3), np.ones(3)),
     }
 
 

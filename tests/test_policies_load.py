@@ -125,7 +125,7 @@ def test_an_mp4_has_the_episodes_one_after_the_other(checkpoint: Path, tmp_path:
     [
         (("--record", "a.avi"), "a film is an .mp4 or a .gif"),
         (("--record", "nowhere/a.gif"), "there is no folder nowhere"),
-        (("--record", "a.gif", "--episodes", 0), "--episodes 0: at least 1"),
+        (("--record", "a.gif", "--episodes", 0), "--episodes 0: it must be at least 1"),
         (("--record", "a.gif", "--env_id", "MountainCarContinuous-v0"), "2 values"),
     ],
 )
