@@ -296,6 +296,14 @@ def test_a_weight_that_was_changed_is_another_policy_and_proved_as_such(tmp_path
     np.testing.assert_allclose(acts(read_policy(str(file), "onnx")), unit(run(file)), atol=1e-6)
 
 
+def test_weights_that_overflow_are_refused_without_a_warning(tmp_path: Path) -> None:
+    file = graph(tmp_path / "a.onnx", ("Gemm", np.full((3, 8), 3e38, F)), ("Relu",), *LAST, ("Tanh",))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(NotLayersError):
+            read_policy(str(file), "onnx")
+
+
 @pytest.mark.parametrize("kind", ["gaussian_head", "gaussian_released_head"])
 def test_a_family_that_is_not_imported_comes_in_as_its_mean_alone(tmp_path: Path, kind: str) -> None:
     file = exported(tmp_path, kind)[1]

@@ -53,7 +53,8 @@ def read_onnx(path: Path, family: str | None = None) -> ImportedPolicy:
         policy.program = onnx_tools().load_onnx(str(path), policy.action_dim)
         normal = policy.build_normalizer()
         noise = np.random.default_rng(0).standard_normal((TRIED, policy.observation_dim), dtype=np.float32)
-        by_program(policy, noise * (normal.std.numpy() + normal.eps) + normal.mean.numpy(), None, None)
+        with np.errstate(all="ignore"):  # what overflows is not the same
+            by_program(policy, noise * (normal.std.numpy() + normal.eps) + normal.mean.numpy(), None, None)
     except BadPolicy as error:
         raise NotLayersError(str(error)) from error
     return policy
