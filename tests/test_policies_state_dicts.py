@@ -252,6 +252,7 @@ def layer(name: str, rows: int = 1, width: int = 8) -> dict[str, Tensor]:
         (layer("net.0", 8, 3) | layer("net.4", 8) | layer("net.6"), "missing"),
         ({"policy": BODY | layer("mu"), "actor": BODY | layer("mu")}, "'actor' and 'policy' could each be"),
         ({f"net.{2 * i}.weight": torch.ones(1, 1) for i in range(1001)}, "1,001 tensors"),
+        ({"log_std.weight": torch.zeros(2, 3)}, "no layer tells their mean"),
     ],
 )  # fmt: skip
 def test_two_readings_or_none_are_refused_by_name(tmp_path: Path, state: dict[str, Any], said: str) -> None:

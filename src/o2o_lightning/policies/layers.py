@@ -60,6 +60,8 @@ def take_apart(state: State) -> Parts:
             raise BadPolicy(f"'{name}' is no linear layer but a normalisation, or of images. {CLONE}")
     heads = [name for name in modules if said[name] in SPREADS]
     trunk = [name for name in modules if name not in heads]
+    if not trunk:
+        raise BadPolicy(f"'{heads[0]}' tells how far actions spread, and no layer tells their mean. Pass {FORM}.")
     order = _in_order(own, trunk, short, said)
     parts = Parts([linear(own, name) for name in order])
     inputs, actions = parts.layers[0][0].shape[1], parts.layers[-1][0].shape[0]
