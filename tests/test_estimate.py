@@ -52,13 +52,13 @@ def test_what_follows_a_phase_is_known_where_all_of_it_is() -> None:
     found = Estimate({"offline": 3600.0, "align": 60.0, "online": 30.0}, quick=90.0)
     assert [found.after(phase) for phase in found.phases] == [90.0, 30.0, 0]
     assert found.after("clone") is None
-    assert found.lines() == [
+    assert found.line() == (
         "about 1 h 01 min on this machine: offline 1 h 00 min, align 1 min 00 s, online 0 min 30 s; "
         "with experiment=quick about 1 min 30 s"
-    ]
+    )
     unknown = Estimate({"offline": 60.0, "online": None})
-    assert unknown.after("offline") is None and "online, of which a few steps can't tell" in unknown.lines()[0]
-    assert Estimate({}).lines() == [] and Estimate({"online": None}).lines() == []
+    assert unknown.after("offline") is None and "online, of which a few steps can't tell" in (unknown.line() or "")
+    assert Estimate({}).line() is None and Estimate({"online": None}).line() is None
 
 
 @pytest.mark.parametrize(

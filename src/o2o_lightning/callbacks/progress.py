@@ -32,6 +32,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
     """Shows phase, clock, π_off / current / best score, λ, τ, divergence, updates a second and time left.
 
     ``after``: seconds of the phases that follow, where an estimate knows; then also the time that all of them take.
+    ``forecast``: a line before the first update, once all callbacks have accepted the run.
 
     On a terminal they are live; elsewhere (a log file, CI) it prints one plain line an evaluation.
     """
@@ -44,6 +45,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         self._drawn_at = 0.0
         self._speed_mark = (0.0, 0, 0)
         self.after: float | None = None
+        self.forecast: str | None = None
         self._enabled = True
         self._best: float | None = None
         self._note: str | None = None
@@ -73,7 +75,10 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         self._bar.start()
 
     def on_train_batch_start(self, trainer: L.Trainer, phase: Any, batch: Any, batch_idx: int) -> None:
-        note, self._note = self._note, None  # not before all callbacks have accepted the run
+        forecast, note = self.forecast, self._note
+        self.forecast = self._note = None  # not before all callbacks have accepted the run
+        if forecast is not None and self._enabled:
+            self._console.print(forecast, highlight=False, soft_wrap=True)
         if note is not None:
             self._say(f"{phase.phase}: {note}")
 

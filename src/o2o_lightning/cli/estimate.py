@@ -62,17 +62,17 @@ class Estimate:
         names = [*self.phases]
         return _sum([self.phases[name] for name in names[names.index(phase) + 1 :]]) if phase in names else None
 
-    def lines(self) -> list[str]:
-        """A line for the user."""
+    def line(self) -> str | None:
+        """What the user is told, where anything was measured."""
         known = {name: seconds for name, seconds in self.phases.items() if seconds is not None}
         if not known:
-            return []
+            return None
         total = sum(known.values())
         each = ", ".join(f"{name} {duration(value)}" for name, value in known.items())
         line = f"about {duration(total)} on this machine" + (f": {each}" if len(self.phases) > 1 else "")
         line += "".join(f", and {name}, of which a few steps can't tell" for name in self.phases if name not in known)
         shorter = self.quick is not None and self.quick < total
-        return [f"{line}; with {QUICK} about {duration(self.quick)}" if self.quick and shorter else line]
+        return f"{line}; with {QUICK} about {duration(self.quick)}" if self.quick and shorter else line
 
 
 def estimate(entry: Mapping[str, Any], steps: Sequence[Step]) -> Estimate:

@@ -55,6 +55,7 @@ class Built:
     datamodule: OfflineData
     seed: int | bool = False
     after: float | None = None  # seconds of the phases that follow, where somebody knows
+    forecast: str | None = None  # what there is to say about the whole run, once it is known to begin
 
     def fit(self, checkpoint: str | Path | None = None) -> None:
         """Runs the phase, or goes on with it from ``checkpoint``.
@@ -76,7 +77,7 @@ class Built:
     def _fit(self, checkpoint: str | Path | None) -> None:
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, PhaseProgress):
-                callback.after = self.after
+                callback.after, callback.forecast = self.after, self.forecast
         try:
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:

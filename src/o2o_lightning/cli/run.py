@@ -34,7 +34,7 @@ def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, A
     built = [step.cli.build(run_dir, step.phase, command) for step in steps]
     check(built)
     say(*notes, *waiting_for_scores(built))
-    say(*foresee(command, steps, built))
+    foresee(command, steps, built)
     before: OfflineData | None = None
     while built:
         phase = built.pop(0)  # what is finished leaves the memory, but for the data that the next one learns from
@@ -49,14 +49,14 @@ def run(steps: list[Step], run_dir: Path, notes: list[str], command: dict[str, A
         say(*outcome(run_dir))
 
 
-def foresee(command: dict[str, Any], steps: list[Step], built: list[Built]) -> list[str]:
+def foresee(command: dict[str, Any], steps: list[Step], built: list[Built]) -> None:
     """Tells the phases of a long run how long those that follow will take, and has its plan remember it."""
     found = estimate(command, steps)
     for phase in built:
         phase.after = found.after(phase.model.phase)
     if found.phases:
         command["estimate"] = dict(found.phases)
-    return found.lines()
+    built[0].forecast = found.line()
 
 
 def waiting_for_scores(built: list[Built]) -> list[str]:

@@ -74,7 +74,7 @@ def run(plans: dict[int, list[Step]], run_dir: Path, notes: list[str], entry: di
     for one in built:
         check_stackable(one.trainer, one.model.compiles)
     say(*notes, *waiting_for_scores(built))
-    say(*foresee(entry, plans[seeds[0]], built))
+    foresee(entry, plans[seeds[0]], built)
     with _begun(run_dir, entry):
         together = Together(run_dir, seeds)
         for k, phase in enumerate(phases):
