@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from o2o_lightning.errors import at_least
-from o2o_lightning.methods.actor_critic import GOES_ON
-from o2o_lightning.methods.method import Batch, FloatArray, Loss, Noise, Source, Task
-from o2o_lightning.methods.rlpd import RLPD
+from o2o_lightning.methods.goes_on import GoesOn
+from o2o_lightning.methods.method import Batch, FloatArray, Loss, Noise
 from o2o_lightning.objectives.bellman import td_target
 from o2o_lightning.objectives.ensembles import all_pairs_least, doubt_weight
 
 
-class ENOTO(RLPD):
+class ENOTO(GoesOn):
     """SAC of N critics whose targets are the mean of all pairs' minima, and count the less the critics agree on them.
 
     Acts by the most promising of several of the policy's actions, mean + λ deviations of their values. No code of the
@@ -26,9 +25,6 @@ class ENOTO(RLPD):
     """
 
     name: ClassVar[str] = "enoto"
-    needs_critic: ClassVar[bool] = True
-    needs_source: ClassVar[bool] = True
-    carries_moments: ClassVar[tuple[str, ...]] = GOES_ON
     layer_norm: bool = False
     policy_every: int = 1
     subset: int | None = None
@@ -41,11 +37,6 @@ class ENOTO(RLPD):
         super().__post_init__()
         at_least("--model.candidates", self.candidates, 1)
         at_least("--model.doubt", self.doubt, 0)
-
-    def build(self, task: Task, source: Source | None = None) -> None:
-        super().build(task, source)
-        if source is not None:
-            source.load_scalar(self.log_alpha, "log_alpha")
 
     def critic_step(self, batch: Batch, noise: Noise) -> Loss:
         with torch.no_grad():

@@ -101,6 +101,7 @@ class RLPD(SACCritic):
     def bootstrap(self, batch: Batch, policy: SquashedGaussian, noise: Noise) -> Tensor:
         """The target ``[B]`` by the least of the drawn critics, and the ``policy`` at the successors."""
         action, log_prob = policy.sample(noise["target"])
+        action = self.valued_action(action, noise)
         successor = batch["next", "observation"].expand(*action.shape[:-1], -1)
         value = self.bound(self.valued(self.target_critic, successor, action), noise)
         if self.entropy_backup:
@@ -108,6 +109,10 @@ class RLPD(SACCritic):
         if self.target_samples > 1:
             value = value.amax(0)
         return td_target(batch["reward"], batch["next", "terminated"], value, self.discount)
+
+    def valued_action(self, action: Tensor, noise: Noise) -> Tensor:
+        """A seam: the action whose value the target takes, in place of the policy's own ``[…, B, A]``."""
+        return action
 
     def bound(self, q: Tensor, noise: Noise) -> Tensor:
         """A seam: the pessimistic value ``[…, B]`` of all critics' ``q`` ``[N, …, B]``."""
