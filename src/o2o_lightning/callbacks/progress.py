@@ -77,8 +77,8 @@ class PhaseProgress(ProgressBar, PhaseCallback):
     def on_train_batch_start(self, trainer: L.Trainer, phase: Any, batch: Any, batch_idx: int) -> None:
         forecast, note = self.forecast, self._note
         self.forecast = self._note = None  # not before all callbacks have accepted the run
-        if forecast is not None and self._enabled:
-            self._console.print(forecast, highlight=False, soft_wrap=True)
+        if forecast is not None:
+            self._say(forecast, of_run=False)
         if note is not None:
             self._say(f"{phase.phase}: {note}")
 
@@ -108,9 +108,10 @@ class PhaseProgress(ProgressBar, PhaseCallback):
     def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
         self._stop()
 
-    def _say(self, line: str) -> None:
+    def _say(self, line: str, of_run: bool = True) -> None:
         if self._enabled:
-            self._console.print(self._run + line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
+            line = self._run + line if of_run else line
+            self._console.print(line, highlight=False, soft_wrap=True)  # a log's lines are not a terminal's
 
     def _stop(self) -> None:
         if self._bar is not None:
