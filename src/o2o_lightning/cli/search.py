@@ -74,4 +74,5 @@ def ranked(sweep: Path, measure: str) -> tuple[list[tuple[float, Path]], list[Pa
     folders = [Path(str(log).removesuffix(".log")) for log in sorted(sweep.glob("*.log"))]
     found = [(value, folder) for folder in folders if (value := worth(folder, measure)) is not None]
     best_first = sorted(found, key=lambda pair: pair[0], reverse=measure not in MINIMISED)
-    return best_first, [folder for folder in folders if folder not in [folder for _, folder in found]]
+    worthless = {*folders} - {folder for _, folder in found}
+    return best_first, [folder for folder in folders if folder in worthless]
