@@ -75,6 +75,13 @@ def test_nothing_settles_before_the_least_number_of_updates_or_without_patience(
     assert settles_at(lambda updates: float(updates > 10_000), Convergence()) == 22_000
 
 
+def test_a_method_that_names_no_curve_never_settles() -> None:
+    watch = ConvergenceWatch(Convergence(least=0, patience=1), stops=True)
+    for updates in range(1000, 20_000, 1000):
+        watch._judge(updates, {})
+    assert watch.settled_at is None
+
+
 def test_one_restless_curve_is_enough_to_go_on() -> None:
     watch = ConvergenceWatch(Convergence(), stops=True)
     for updates in range(1000, 50_001, 1000):

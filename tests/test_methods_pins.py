@@ -193,7 +193,7 @@ def test_the_pin_is_the_negative_evidence_bound_by_one_latent():
 
 def test_t82_a_trained_auto_encoder_prefers_the_datas_actions():
     torch.manual_seed(0)
-    method = SPOT(hidden=H, vae_hidden=(64, 64))
+    method = SPOT(hidden=H, vae_hidden=(64, 64), vae_updates=50)
     method.build(TASK)
     s = torch.randn(512, S)
     a = 0.6 * torch.tanh(s[:, :A])
@@ -230,6 +230,11 @@ def test_t84_without_a_pin_the_policy_climbs_a_normalised_q():
 def test_online_without_the_auto_encoder_of_the_offline_phase_is_refused():
     with pytest.raises(UserError, match="needs the auto-encoder of its offline phase"):
         spot(vae_updates=0)
+
+
+def test_an_auto_encoder_that_leaves_the_policy_no_update_is_refused():
+    with pytest.raises(UserError, match=r"--model.vae_updates 100: of 100 updates none is left for the policy"):
+        SPOT(hidden=H, vae_hidden=H, vae_updates=100).build(TASK)
 
 
 def test_t85_spots_moments_are_kept_and_protos_first_step_is_its_rate(pendulum: str, fit: Fit):

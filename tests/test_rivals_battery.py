@@ -64,7 +64,7 @@ RIVALS = {
         "pa_rl",
         (
             *("--model.critic_hidden", "[8,8]", "--offline.model.hidden", "[8,8]"),
-            *("--model.critics", "3", "--model.kept", "3"),
+            *("--model.critics", "3", "--model.kept", "3", "--reevaluate.model.convergence.every", "4"),
             *("--data.env_kwargs", "{max_episode_steps: 7}"),  # it learns from episodes that have ended
         ),
         phases=("offline", "reevaluate", "online"),

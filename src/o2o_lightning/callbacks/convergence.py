@@ -79,7 +79,7 @@ class ConvergenceWatch(PhaseCallback):
             curve = self.curves[name] = [*self.curves.get(name, ()), value][-2 * window :]
             if name not in restless:
                 changes.append(relative_change(curve, window, TINY if name in magnitudes else FLOOR))
-        self.change = max(changes)
+        self.change = max(changes, default=float("inf"))  # a method may name no curve
         self.calm = self.calm + 1 if self.change <= self.settings.tolerance else 0
         if self.settled_at is None and self.calm >= self.settings.patience and updates >= self.settings.least:
             self.settled_at = updates

@@ -55,6 +55,7 @@ class PARL(ActorCritic):
     makes_critic: ClassVar[bool] = True
     needs_source: ClassVar[bool] = True
     carries_moments: ClassVar[tuple[str, ...]] = ()  # D90
+    magnitudes: ClassVar[tuple[str, ...]] = ("q",)
     candidates: int = 32
     kept: int = 10
     ascent_steps: int = 10
@@ -136,6 +137,9 @@ class PARL(ActorCritic):
     def valued(self, observation: Tensor, at: Tensor, frozen: bool = False) -> Tensor:
         """Values ``[E, N, B]`` of actions ``[N, B, A]``."""
         return self.critic(observation.expand(len(at), *observation.shape), at, frozen)  # type: ignore[no-any-return]
+
+    def curves(self, batch: Batch) -> dict[str, Tensor]:
+        return {"q": self.critic(batch["observation"], batch["action"]).mean(0).abs().mean()}
 
     @torch.no_grad()
     def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:

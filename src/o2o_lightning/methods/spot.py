@@ -37,6 +37,11 @@ class SPOT(TD3):
         super().build(task, source)
         self.vae = ActionVAE(*task.sizes, self.vae_hidden)
         self.register_buffer("pin_now", torch.tensor(self.pin))
+        if self.vae_updates >= task.total > 0:
+            raise UserError(
+                f"--model.vae_updates {self.vae_updates}: of {task.total} updates none is left for the policy. Pass "
+                "fewer, or make more updates: steps.offline=N, --trainer.max_steps N."
+            )
         if self.vae_updates:
             return
         if source is None or not source.has("vae"):
