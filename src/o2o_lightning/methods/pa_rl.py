@@ -44,8 +44,7 @@ class PARL(ActorCritic):
         conservative_weight, samples: Cal-QL's weight, and actions of each of its three sources.
         critics, subset, critic_hidden: how many, how many drawn ones bound each target, and widths of new ones.
         support: lowest and highest value and bins of distributional critics; None for plain ones.
-        failure_reward: as Cal-QL's.
-        new_critics: leave a checkpoint's critics where they are.
+        failure_reward, new_critics: as Cal-QL's; leave a checkpoint's critics where they are.
         policy_every: critic updates for one of the policy; 0 leaves it as it is.
         actor_lr, critic_lr, discount, polyak: Adam's rates, γ, and the targets' rate.
     """
@@ -108,9 +107,8 @@ class PARL(ActorCritic):
             ends = (observation, noise["current"]), (successor, noise["following"])
             policy = torch.cat([self.actor.candidates(s, drawn[: self.samples], self.spread) for s, drawn in ends])
         q = self.critic(observation, batch["action"])
-        if self.critic.support is None:
-            td_loss = critic_loss(q, target)
-        else:
+        td_loss = critic_loss(q, target)
+        if self.critic.support is not None:
             td_loss = two_hot_loss(self.critic.logits(observation, batch["action"]), target, self.critic.support)
         bounded = torch.maximum(self.valued(observation, policy), batch["return_to_go"])
         others = torch.cat((self.valued(observation, noise["uniform"]), bounded, q[:, None]), 1)
@@ -120,19 +118,16 @@ class PARL(ActorCritic):
 
     def policy_step(self, batch: Batch, noise: Noise) -> Loss:
         observation = batch["observation"]
-        with torch.no_grad():
-            actions, values = self.optimised(observation, noise["current"])
+        actions, values = self.optimised(observation, noise["current"])
         loss = self.actor.misfit(observation, actions[0]).mean()
         return Loss(loss, {"actor_loss": loss, "q_policy": values[0]})
 
+    @torch.no_grad()
     def optimised(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The policy's best actions after their climb, the best first, and their values: ``[kept, B, …]``."""
-
-        def value(actions: Tensor) -> Tensor:
-            return self.valued(observation, actions, frozen=True).mean(0)
-
         drawn = self.actor.candidates(observation, noise, self.spread)
-        return best_actions(value, drawn, self.kept, self.ascent_steps, self.ascent_rate)
+        climb = self.kept, self.ascent_steps, self.ascent_rate
+        return best_actions(lambda at: self.valued(observation, at, frozen=True).mean(0), drawn, *climb)
 
     def valued(self, observation: Tensor, at: Tensor, frozen: bool = False) -> Tensor:
         """Values ``[E, N, B]`` of actions ``[N, B, A]``."""
@@ -141,7 +136,6 @@ class PARL(ActorCritic):
     def curves(self, batch: Batch) -> dict[str, Tensor]:
         return {"q": self.critic(batch["observation"], batch["action"]).mean(0).abs().mean()}
 
-    @torch.no_grad()
     def act(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
         noise = generator.standard_normal((self.candidates, 1, self.actor.spec.action_dim), np.float32)
         device = next(self.critic.parameters()).device
