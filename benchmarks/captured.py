@@ -23,7 +23,7 @@ from o2o_lightning.engine.compiled import CompiledEngine
 from o2o_lightning.engine.engine import Engine
 from o2o_lightning.engine.noise import NoiseBlocks
 from o2o_lightning.engine.record import CudaGraphs, tape
-from o2o_lightning.engine.stacked import StackedEngine, stacked
+from o2o_lightning.engine.stacked import StackedEngine, joined
 from o2o_lightning.engine.whole import WholeUpdates
 from o2o_lightning.methods.cql import CQL
 from o2o_lightning.methods.iql import IQL
@@ -49,23 +49,22 @@ class Subject:
     """K updates of a method, or of S stacked seeds of it, made in one way or another."""
 
     def __init__(self, make: Callable[[], Method], device: torch.device, way: str, seeds: int = 1) -> None:
-        method = make()
+        self.lead: tuple[int, ...] = (seeds,) if way == "stacked" else ()
+        methods = [make().to(device) for _ in range(seeds)]
+        self.method = method = methods[0]
         self.data = cases.offline_data()
         self.data.precompute(method.cache)
         self.data.trainer.lightning_module.device = device
         assert self.data.keep_near(device)
-        self.lead: tuple[int, ...] = (seeds,) if way == "stacked" else ()
-        self.method = (stacked([method, *(make() for _ in range(seeds - 1))]) if self.lead else method).to(device)
-        groups = [
-            {"params": [part] if isinstance(part, nn.Parameter) else list(part.parameters()), "lr": rate, "name": name}
-            for name, (part, rate) in self.method.learners().items()
-        ]
-        self.optimizer = self.method.optimizer(groups)
+        learners = {place: (one, _optimizer(one)) for place, one in enumerate(methods)}
+        self.optimizer = learners[0][1]
         self.noise, self.updates = NoiseBlocks(0, device), 0
-        engine: Engine = StackedEngine(self.method, seeds) if self.lead else Engine(self.method)
-        self.engine = CompiledEngine(self.method) if way == "compiled" else engine
+        engine: Engine = Engine(method)
+        if self.lead:
+            engine = StackedEngine(joined(dict(enumerate(methods)), seeds), seeds)
+        self.engine = CompiledEngine(method) if way == "compiled" else engine
         record = CudaGraphs() if device.type == "cuda" else tape
-        whole = WholeUpdates(engine, self.optimizer)
+        whole = WholeUpdates(engine, learners)
         self.captured = Captured(whole, record) if way in ("captured", "stacked") else None
 
     def __call__(self) -> None:
@@ -73,8 +72,8 @@ class Subject:
         moments = [Moment(self.updates + k, self.updates + k) for k in range(K)]
         numbers = self.data.store.sample_rows((K, *self.lead, cases.BATCH), self.data.rows)  # type: ignore[union-attr]
         wanted = self.method.noise((cases.BATCH, cases.A))
-        forms = {name: form._replace(shape=(*self.lead, *form.shape)) for name, form in wanted.items()}
-        noises = [self.noise.draw(forms) for _ in moments]
+        each = [[self.noise.draw(wanted) for _ in moments] for _ in range(*self.lead or (1,))]
+        noises = each if self.lead else each[0]
         self.updates += K
         if self.captured is not None:
             self.captured(moments, numbers, noises, self._batches, False)
@@ -87,6 +86,13 @@ class Subject:
 
     def _batches(self, numbers: Tensor) -> Any:
         return (dict(batch.items(True, True)) for batch in self.data.batches(numbers))
+
+
+def _optimizer(method: Method) -> torch.optim.Optimizer:
+    return method.optimizer([
+        {"params": [part] if isinstance(part, nn.Parameter) else list(part.parameters()), "lr": rate, "name": name}
+        for name, (part, rate) in method.learners().items()
+    ])  # fmt: skip
 
 
 def waited(device: torch.device) -> float:

@@ -47,8 +47,8 @@ def on(device: str, parts: Any) -> list[dict[Any, torch.Tensor]]:
 @pytest.mark.parametrize("name", METHODS)
 def test_captured_updates_of_every_rule_are_the_eager_ones(name: str) -> None:
     eager, method = built(name).to("cuda"), built(name).to("cuda")
-    plain = WholeUpdates(Engine(eager), optimizer_of(eager))
-    captured = Captured(WholeUpdates(Engine(method), optimizer_of(method)), CudaGraphs())
+    plain = WholeUpdates(Engine(eager), {0: (eager, optimizer_of(eager))})
+    captured = Captured(WholeUpdates(Engine(method), {0: (method, optimizer_of(method))}), CudaGraphs())
     for _ in range(3):
         given, drawn = on("cuda", batches(method, K)), on("cuda", noises(method, K))
         rows = captured(MOMENTS, given, drawn, lambda batch: batch)
@@ -112,7 +112,7 @@ def test_every_phase_captured_follows_its_eager_run(
 
 def test_a_chunk_of_sixteen_updates_is_a_handful_of_launches() -> None:
     method = built("sac").to("cuda")
-    captured = Captured(WholeUpdates(Engine(method), optimizer_of(method)), CudaGraphs())
+    captured = Captured(WholeUpdates(Engine(method), {0: (method, optimizer_of(method))}), CudaGraphs())
     moments = [Moment(i) for i in range(16)]
     given, drawn = on("cuda", batches(method, 16)), on("cuda", noises(method, 16))
 
@@ -138,7 +138,7 @@ def test_a_step_that_looks_at_a_number_is_refused_before_a_capture_begins_and_th
     method.build(every_method.TASK)
     method.to("cuda")
     before = copy.deepcopy(method.state_dict())
-    captured = Captured(WholeUpdates(Engine(method), optimizer_of(method)), CudaGraphs())
+    captured = Captured(WholeUpdates(Engine(method), {0: (method, optimizer_of(method))}), CudaGraphs())
     with pytest.raises(CannotRecord, match="waits for a number"):
         captured(MOMENTS, on("cuda", batches(method, K)), on("cuda", noises(method, K)), lambda batch: batch)
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
@@ -148,7 +148,7 @@ def test_a_step_that_looks_at_a_number_is_refused_before_a_capture_begins_and_th
 
 def test_a_loss_that_is_not_finite_stops_all_later_steps() -> None:
     method = built("td3_bc").to("cuda")
-    captured = Captured(WholeUpdates(Engine(method), optimizer_of(method)), CudaGraphs())
+    captured = Captured(WholeUpdates(Engine(method), {0: (method, optimizer_of(method))}), CudaGraphs())
     given, drawn = on("cuda", batches(method, K)), on("cuda", noises(method, K))
     captured(MOMENTS, given, drawn, lambda batch: batch)
     given[1]["reward"] = torch.full_like(given[1]["reward"], torch.nan)

@@ -15,10 +15,9 @@ from torch import Tensor
 from o2o_lightning.engine.captured import Captured
 from o2o_lightning.engine.engine import Engine
 from o2o_lightning.engine.record import CannotRecord, Watch, tape
-from o2o_lightning.engine.stacked import StackedEngine, stacked
+from o2o_lightning.engine.stacked import StackedEngine, joined
 from o2o_lightning.engine.whole import WholeUpdates, order_of
 from o2o_lightning.methods.method import Method, Moment
-from o2o_lightning.nn.optimizers import LAMB
 
 K, SEEDS = 4, 3
 # one environment step, and three more updates that follow it: policy delay and multiplier make the orders differ
@@ -35,7 +34,11 @@ def each(parts: dict[Any, Tensor]) -> list[dict[Any, Tensor]]:
 
 
 def recorded(method: Method) -> Captured:
-    return Captured(WholeUpdates(Engine(method), optimizer_of(method)), tape)
+    return Captured(whole(method), tape)
+
+
+def whole(method: Method) -> WholeUpdates:
+    return WholeUpdates(Engine(method), {0: (method, optimizer_of(method))})
 
 
 def given_as_it_is(batches: Any) -> Any:
@@ -83,17 +86,17 @@ def test_four_updates_recorded_as_one_graph_and_replayed_equal_the_same_updates_
 @pytest.mark.parametrize("name", METHODS)
 def test_stacked_seeds_follow_their_own_runs(name: str) -> None:
     own = [built(name, seed) for seed in range(SEEDS)]
-    together = stacked(own)
-    optimizer = optimizer_of(together)
-    if isinstance(optimizer, LAMB):
-        optimizer.stacked = True
-    whole = WholeUpdates(StackedEngine(together, SEEDS), optimizer)
-    captured = Captured(whole, lambda function, device: function)
+    seeds = [built(name, seed) for seed in range(SEEDS)]
+    learners = {place: (method, optimizer_of(method)) for place, method in enumerate(seeds)}
+    whole = WholeUpdates(StackedEngine(joined(dict(enumerate(seeds)), SEEDS), SEEDS), learners)
+    captured = Captured(whole, tape)
     optimizers = [optimizer_of(method) for method in own]
     for turn in range(1, 3):
         given, drawn = batches(own[0], K, SEEDS), noises(own[0], K, SEEDS)
-        found = captured(MOMENTS, each(given), each(drawn), given_as_it_is)
-        assert int(whole.made) == turn * K and all(value.shape == (SEEDS,) for row in found for value in row.values())
+        noise = [[at(one, s) for one in each(drawn)] for s in range(SEEDS)]
+        found = captured(MOMENTS, each(given), noise, given_as_it_is)
+        assert whole.made.tolist() == [turn * K] * SEEDS
+        assert all(value.shape == (SEEDS,) for row in found for value in row.values())
         for s, (method, own_optimizer) in enumerate(zip(own, optimizers, strict=True)):
             mine = [{key: part[:, s] for key, part in parts.items()} for parts in (given, drawn)]
             for row, expected in zip(found, one_by_one(method, own_optimizer, *mine), strict=True):
@@ -102,7 +105,7 @@ def test_stacked_seeds_follow_their_own_runs(name: str) -> None:
     for s, method in enumerate(own):
         assert moved(method, built(name, s))
         for key, value in method.state_dict().items():
-            torch.testing.assert_close(together.state_dict()[key][s], value, rtol=1e-6, atol=1e-6, msg=key)
+            torch.testing.assert_close(seeds[s].state_dict()[key], value, rtol=1e-6, atol=1e-6, msg=key)
 
 
 class OnAnotherDevice(Watch):
@@ -127,7 +130,7 @@ def test_a_whole_update_reads_no_number_and_touches_no_tensor_of_the_host(name: 
     optimizer = optimizer_of(method)
     names = [group["name"] for group in optimizer.param_groups]
     rates = [dict.fromkeys([*names, *method.schedules(one)], torch.empty((), device=meta)) for one in MOMENTS]
-    whole = WholeUpdates(Engine(method), optimizer)
+    whole = WholeUpdates(Engine(method), {0: (method, optimizer)})
     with OnAnotherDevice(meta):
         for _ in range(2):
             rows = whole(MOMENTS, given, drawn, rates)
@@ -178,7 +181,7 @@ def test_recording_leaves_networks_moments_and_generators_as_they_were() -> None
         return lambda: rows  # a recording that makes nothing
 
     torch.set_rng_state(stream)
-    whole = WholeUpdates(Engine(method), optimizer)
+    whole = WholeUpdates(Engine(method), {0: (method, optimizer)})
     given, drawn = each(batches(method, K)), each(noises(method, K))
     stream = torch.get_rng_state()
     Captured(whole, record)(MOMENTS, given, drawn, given_as_it_is)
@@ -220,7 +223,7 @@ def test_recordings_are_made_anew_when_what_they_work_on_has_moved(load: Any) ->
     kept = next(iter(captured._recorded.values()))
     make()
     assert next(iter(captured._recorded.values())) is kept
-    load(method, captured.updates.optimizer)
+    load(method, captured.updates.learners[0][1])
     make()
     assert next(iter(captured._recorded.values())) is not kept
 

@@ -21,7 +21,8 @@ from tensordict import TensorDict
 from o2o_lightning.checkpoint.run import read_plan
 from o2o_lightning.cli.main import main
 from o2o_lightning.engine.engine import Ask, Engine, Update
-from o2o_lightning.engine.lanes import Lanes
+from o2o_lightning.engine.lanes import Lane, Lanes
+from o2o_lightning.engine.noise import NoiseBlocks
 from o2o_lightning.methods.method import Moment
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.seeds import noise_seed
@@ -169,7 +170,7 @@ def test_a_lanes_bits_do_not_depend_on_who_is_beside_it(name: str) -> None:
         methods = {place: built(name, place if place == 1 else place + len(beside)) for place in beside}
 
         def job(place: int) -> None:
-            engine = lanes.engine(place, methods[place])  # noqa: B023
+            engine = Lane(lanes, place).engine(methods[place])  # noqa: B023
             mine = given[place] if place == 1 else given[3]
             if place == spoilt:  # noqa: B023
                 methods[place].actor.load_state_dict(  # noqa: B023
@@ -212,11 +213,8 @@ def test_threads_that_take_turns_each_see_global_streams_of_their_own() -> None:
 # ---- a seed that fails -------------------------------------------------------------------------------------------
 
 
-def test_a_seed_whose_loss_is_not_finite_stops_alone_and_is_named(
-    pendulum: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = "only offline phases"
-    assert main(fit(name, pendulum, tmp_path / "sound", "seeds=4")) == 0
+def spoil_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of seed 2's eighth update."""
     learn = Phase.learn
 
     def spoiled(self: Phase, batch: Any, *where: int) -> Update:
@@ -225,10 +223,37 @@ def test_a_seed_whose_loss_is_not_finite_stops_alone_and_is_named(
         return learn(self, batch, *where)
 
     monkeypatch.setattr(Phase, "learn", spoiled)
+
+
+def spoil_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of seed 2's eighth update: one that is made together with those of the other seeds."""
+    draw, left = NoiseBlocks.draw, [8]
+
+    def spoiled(self: NoiseBlocks, wanted: Any) -> dict[str, torch.Tensor]:
+        found = draw(self, wanted)
+        if self.generator.initial_seed() == 2 * 1009 + 1:
+            left[0] -= 1
+            found = {name: noise * (torch.nan if left[0] == 0 else 1.0) for name, noise in found.items()}
+        return found
+
+    monkeypatch.setattr(NoiseBlocks, "draw", spoiled)
+
+
+@pytest.mark.parametrize("spoil, compiled, wrong", [
+    (spoil_a_batch, "false", "batch['reward'], "),
+    (spoil_the_noise, "auto", "critic_loss, target"),
+], ids=["step by step", "recorded"])  # fmt: skip
+def test_a_seed_whose_loss_is_not_finite_stops_alone_and_is_named(
+    spoil: Any, compiled: str, wrong: str,
+    pendulum: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    name, more = "only offline phases", ["seeds=4", "--model.compile", compiled]
+    assert main(fit(name, pendulum, tmp_path / "sound", *more)) == 0
+    spoil(monkeypatch)
     capsys.readouterr()
-    assert main(fit(name, pendulum, tmp_path / "one", "seeds=4")) == 1
+    assert main(fit(name, pendulum, tmp_path / "one", *more)) == 1
     said = capsys.readouterr().err
-    assert "o2o: 1 of 4 seeds stopped. Seed 2: phase offline, update 8: batch['reward'], " in said
+    assert f"o2o: 1 of 4 seeds stopped. Seed 2: phase offline, update 8: {wrong}" in said
     assert (tmp_path / "one/seed-2/offline/failed_batch.pt").exists()
     assert not (tmp_path / "one/seed-2/reevaluate").exists()
     for seed in (0, 1, 3):

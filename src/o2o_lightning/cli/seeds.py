@@ -29,7 +29,7 @@ from o2o_lightning.cli.plan import Step, check
 from o2o_lightning.cli.run import LAST, check_run_dir, foresee, remove, say, tidy, waiting_for_scores, write_run_summary
 from o2o_lightning.data.mapped import opened_once
 from o2o_lightning.data.module import OfflineData
-from o2o_lightning.engine.lanes import Lanes
+from o2o_lightning.engine.lanes import Lane, Lanes
 from o2o_lightning.errors import Failure, Interrupted, UserError
 from o2o_lightning.phases.hardware import check_stackable
 
@@ -138,7 +138,7 @@ class Together:
 
     def _join(self, lanes: Lanes, seed: int, built: Built, first: bool, signals: "AllSignals") -> None:
         model, data = built.model, built.datamodule
-        model.make_engine, model.beside_others = partial(lanes.engine, self.seeds.index(seed)), True
+        model.lane = Lane(lanes, self.seeds.index(seed))
         data.open = self._open
         if seed in self._before:
             data.follow(self._before[seed])

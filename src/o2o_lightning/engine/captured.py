@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from o2o_lightning.engine.record import CannotRecord, Function, Record
-from o2o_lightning.engine.whole import Row, WholeUpdates, kept_as_it_is, order_of
+from o2o_lightning.engine.whole import Rates, Row, WholeUpdates, kept_as_it_is, order_of
 from o2o_lightning.errors import reason
-from o2o_lightning.methods.method import Batch, Moment, Noise
+from o2o_lightning.methods.method import Batch, Moment
 
 Gather = Callable[[Any], Iterable[Batch]]
 MOST = 64  # recordings; the oldest goes first
-Values = list[dict[str, float]]  # rates by name, of each update
+Values = list[Rates]  # of each update
 
 
 class Captured:
@@ -31,6 +31,11 @@ class Captured:
         self._memory: list[int] = []
 
     @property
+    def made(self) -> int:
+        """How many updates there have been before the first loss that was not finite."""
+        return int(self.updates.made)
+
+    @property
     def count(self) -> int:
         """How many recordings there are."""
         return len(self._recorded)
@@ -41,23 +46,18 @@ class Captured:
             self._recorded = {}
 
     def __call__(
-        self, moments: Sequence[Moment], drawn: Any, noises: Sequence[Noise], gather: Gather, measured: bool = True
+        self, moments: Sequence[Moment], drawn: Any, noises: Sequence[Any], gather: Gather, measured: bool = True
     ) -> list[Row]:
         """As :class:`WholeUpdates`, on the batches that ``gather`` makes of ``drawn``, tensors in any structure.
 
-        The gather is part of the recording. Learning rates are the optimizer's, or those of the method's schedules.
+        The gather is part of the recording. Of stacked seeds, ``drawn`` and ``noises`` are those of each.
 
         Raises:
             CannotRecord: these updates have not come yet and can't be recorded; nothing of them has been made.
         """
-        method, groups = self.updates.engine.method, self.updates.optimizer.param_groups
-        rates = [
-            {group["name"]: method.rates(moment).get(group["name"], group["lr"]) for group in groups}
-            | method.schedules(moment)
-            for moment in moments
-        ]
+        rates = [self.updates.rates(moment) for moment in moments]
         leaves, form = pytree.tree_flatten((drawn, list(noises)))
-        order = tuple(order_of(method, moment) for moment in moments)
+        order = tuple(order_of(self.updates.guide, moment) for moment in moments)
         key = order, measured, str(form), tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         if key not in self._recorded:
             if len(self._recorded) == MOST:
@@ -65,19 +65,18 @@ class Captured:
             self._recorded[key] = self._made(moments, leaves, form, rates, gather, measured)
             self._memory = self._addresses()
         rows = self._recorded[key](leaves, rates)
-        for group in groups:
-            group["lr"] = rates[-1][group["name"]]
+        self.updates.set_rates(rates[-1])
         return rows
 
     def _made(
         self, moments: Sequence[Moment], leaves: list[Tensor], form: Any, values: Values, gather: Gather, means: bool
     ) -> "Recorded":
-        inputs, rates = Inputs(leaves, self.updates.device), Rates(values, self.updates.device)
+        inputs, rates = Inputs(leaves, self.updates.device), RateMemory(values, self.updates.device)
         inputs.fill(leaves)
 
         def run() -> list[Row]:
             drawn, noises = pytree.tree_unflatten(inputs.leaves, form)
-            return self.updates(moments, gather(drawn), noises, rates.views, means)
+            return self.updates(moments, gather(drawn), self.updates.engine.joined(noises), rates.views, means)
 
         try:
             with kept_as_it_is(self.updates):  # to record a function is to run it
@@ -86,15 +85,17 @@ class Captured:
             raise CannotRecord(reason(error)) from error
 
     def _addresses(self) -> list[int]:
-        method, state = self.updates.engine.method, self.updates.optimizer.state
-        moments = [value for values in state.values() for value in values.values() if isinstance(value, Tensor)]
-        return [tensor.data_ptr() for tensor in (*method.parameters(), *method.buffers(), *moments)]
+        found = [*self.updates.engine.method.parameters(), *self.updates.engine.method.buffers()]
+        for method, optimizer in self.updates.learners.values():
+            found += [*method.parameters(), *method.buffers()]
+            found += [value for state in optimizer.state.values() for value in state.values()]
+        return [tensor.data_ptr() for tensor in found]
 
 
 class Recorded:
     """A recording, and the memory that its inputs come in."""
 
-    def __init__(self, inputs: "Inputs", rates: "Rates", replay: Function) -> None:
+    def __init__(self, inputs: "Inputs", rates: "RateMemory", replay: Function) -> None:
         self.inputs, self.rates, self.replay = inputs, rates, replay
 
     def __call__(self, leaves: list[Tensor], rates: Values) -> list[Row]:
@@ -127,17 +128,16 @@ class Inputs:
             joined.copy_(torch.cat([leaves[i].reshape(-1) for i in places]))
 
 
-class Rates:
+class RateMemory:
     """Memory for rates like the ``values``, and ``views`` of it as 0-d tensors."""
 
     def __init__(self, values: Values, device: torch.device) -> None:
         names = [*values[0]]
         # the kernel of a CPU computes with a rate in float64, that of a GPU reads a float32
         precision = torch.float64 if device.type == "cpu" else torch.float32
-        self.memory = torch.empty(len(values), len(names), dtype=precision, device=device)
+        self.memory = torch.tensor([[*row.values()] for row in values], dtype=precision, device=device)
         self.views = [dict(zip(names, row.unbind(), strict=True)) for row in self.memory]
-        self._held: Values = []
-        self.fill(values)
+        self._held = values
 
     def fill(self, values: Values) -> None:
         """Copies the ``values`` there, if they are others."""

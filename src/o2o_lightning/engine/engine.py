@@ -1,7 +1,7 @@
 """One update function: a method's steps in order, and who evaluates them."""
 
-from collections.abc import Generator, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,10 +82,13 @@ class Engine:
         """A metric's mean, of the shape of a loss."""
         return metric.mean()
 
-    def clip(self, gradients: list[Tensor], limit: float) -> None:
-        """Scales the gradients of a network, in place, to a norm of at most ``limit``."""
-        total = torch.nn.utils.get_total_norm(gradients)
-        torch._foreach_mul_(gradients, (limit / (total + 1e-6)).clamp(max=1.0))
+    def parts(self, tensor: Tensor) -> Sequence[Tensor]:
+        """What of it is each seed's."""
+        return (tensor,)
+
+    def joined(self, noises: Any) -> Sequence[Noise]:
+        """The noise of each update; of stacked seeds, what each has of them is given."""
+        return noises  # type: ignore[no-any-return]
 
 
 def one_after_another(updates: Iterable[Update]) -> Update:

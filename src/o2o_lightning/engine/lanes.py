@@ -4,16 +4,21 @@ A seed keeps its lane: networks ``[i]`` of tensors ``[S, …]``, whoever else is
 is in another, so that a seed follows the same bits when others have stopped, or are behind it.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from o2o_lightning.engine.captured import Gather
 from o2o_lightning.engine.compiled import KnownGradients
 from o2o_lightning.engine.engine import Ask, Engine, Update
-from o2o_lightning.engine.stacked import StackedEngine, stacked
+from o2o_lightning.engine.record import Record
+from o2o_lightning.engine.stacked import StackedEngine, joined
+from o2o_lightning.engine.together import Together, Wish, side_by_side
+from o2o_lightning.engine.whole import Row, order_of
 from o2o_lightning.errors import UserError
-from o2o_lightning.methods.method import Loss, Method
+from o2o_lightning.methods.method import Loss, Method, Moment, Noise
 from o2o_lightning.nn.optimizers import laid_out_as
 from o2o_lightning.turns import Turns
 
@@ -38,17 +43,26 @@ class Lanes:
     def __init__(self, count: int) -> None:
         self.count = count
         self.turns = Turns(self._answer)
-        self._methods: dict[int, Method] = {}
+        self.methods: dict[int, Method] = {}
         self._engine: StackedEngine | None = None
+        self.together = Together(self._stacked)
 
-    def engine(self, place: int, method: Method) -> Engine:
-        """What evaluates the steps of the seed of lane ``place``; its own where a step draws random numbers itself."""
-        if method.draws:
-            return Engine(method)
-        self._methods[place] = method
-        return LaneEngine(method, self, place)
+    def _answer(self, waiting: dict[int, Waiting | Wish]) -> None:
+        wishes = {place: wish for place, wish in waiting.items() if isinstance(wish, Wish)}
+        if len(wishes) == len(waiting):
+            self.together.make(wishes)
+        elif not wishes:
+            self._step(waiting)  # type: ignore[arg-type]
+        for place in wishes:  # where some make theirs step by step, each has to
+            del waiting[place]
 
-    def _answer(self, waiting: dict[int, Waiting]) -> None:
+    def _stacked(self) -> StackedEngine:
+        """The networks of all in one memory."""
+        if self._engine is None:
+            self._engine = StackedEngine(joined(self.methods, self.count), self.count)
+        return self._engine
+
+    def _step(self, waiting: dict[int, Waiting]) -> None:
         """Makes the updates of those that are furthest behind: whoever is ahead, after a kill, waits."""
         first = min(request.first for request in waiting.values())
         going = {place: request for place, request in waiting.items() if request.first == first}
@@ -81,11 +95,10 @@ class Lanes:
 
     def _evaluate(self, asks: dict[int, Ask]) -> dict[int, Loss]:
         """The loss of each, whose backward pass hands out gradients that were formed for all at once."""
-        engine = self._engine = self._engine or self._join()
+        engine = self._stacked()
         anyone = next(iter(asks.values()))  # whose batch goes through an empty lane as well, and nothing comes of it
         each = [asks.get(place, anyone) for place in range(self.count)]
-        batches = [dict(ask.batch.items(True, True)) for ask in each]
-        batch = {key: torch.stack([one[key] for one in batches]) for key in batches[0]}
+        batch = side_by_side([ask.batch for ask in each])
         noise = {name: torch.stack([ask.noise[name] for ask in each]) for name in anyone.noise}
         try:
             loss = engine.evaluate(getattr(engine.method, anyone.step.__name__), batch, noise)
@@ -98,7 +111,7 @@ class Lanes:
         values = loss.value.detach()
         losses = {}
         for place in asks:
-            pairs = zip(learners(self._methods[place]), found, strict=True)
+            pairs = zip(learners(self.methods[place]), found, strict=True)
             own = [(parameter, gradient[place]) for parameter, gradient in pairs if gradient is not None]
             gradients = [laid_out_as(parameter, gradient) for parameter, gradient in own]
             value = KnownGradients.apply(values[place], gradients, *(parameter for parameter, _ in own))  # type: ignore[no-untyped-call]
@@ -106,39 +119,71 @@ class Lanes:
             losses[place] = Loss(value, metrics, state)
         return losses
 
-    def _join(self) -> StackedEngine:
-        """Moves the networks of all into one memory; an empty lane gets another's, as a start."""
-        anyone = next(iter(self._methods.values()))
-        together = stacked([self._methods.get(place, anyone) for place in range(self.count)])
-        for place, method in self._methods.items():
-            pairs = zip(tensors(method), tensors(together), strict=True)
-            views = {id(own): joined.detach()[place] for own, joined in pairs}
-            method._apply(lambda tensor, views=views: views.get(id(tensor), tensor))  # type: ignore[no-untyped-call]
-        return StackedEngine(together, self.count)
+
+class Lane(NamedTuple):
+    """The place of one seed."""
+
+    lanes: Lanes
+    place: int
+
+    def engine(self, method: Method) -> Engine:
+        """What evaluates its steps; its own where a step draws random numbers itself."""
+        if method.draws:
+            return Engine(method)
+        self.lanes.methods[self.place] = method
+        return LaneEngine(method, self)
+
+    def captured(self, method: Method, optimizer: torch.optim.Optimizer, record: Record) -> "LaneCaptured":
+        """What makes its whole updates, in one recording with those of the others."""
+        together, self.lanes.methods[self.place] = self.lanes.together, method
+        together.learners[self.place], together.record = (method, optimizer), record
+        return LaneCaptured(method, self)
 
 
 class LaneEngine(Engine):
     """One seed's steps, evaluated together with those of the others."""
 
-    def __init__(self, method: Method, lanes: Lanes, place: int) -> None:
+    def __init__(self, method: Method, lane: Lane) -> None:
         super().__init__(method)
-        self.lanes, self.place = lanes, place
+        self.lane = lane
 
     def run(self, updates: Update, first: int) -> None:
         request = Waiting(updates, first, [])
-        self.lanes.turns.meet(self.place, request)
+        self.lane.lanes.turns.meet(self.lane.place, request)
         for failure in request.failure:
             raise failure
+
+
+class LaneCaptured:
+    """One seed's whole updates, as :class:`~o2o_lightning.engine.captured.Captured` makes them, with the others'."""
+
+    def __init__(self, method: Method, lane: Lane) -> None:
+        self.method, self.lane = method, lane
+
+    @property
+    def made(self) -> int:
+        """As there."""
+        return self.lane.lanes.together.made(self.lane.place)
+
+    def forget_if_moved(self) -> None:
+        """As there, before the next updates."""
+        self.lane.lanes.together.loaded = True
+
+    def __call__(
+        self, moments: Sequence[Moment], drawn: Any, noises: Sequence[Noise], gather: Gather, measured: bool = True
+    ) -> list[Row] | None:
+        """As there; None where the others make other updates now, and each has to make its own."""
+        point = (*moments, *(order_of(self.method, moment) for moment in moments), measured)
+        wish = Wish(point, moments, drawn, noises, gather, measured)
+        self.lane.lanes.turns.meet(self.lane.place, wish)
+        if wish.failure is not None:
+            raise wish.failure
+        return wish.rows
 
 
 def learners(method: Method) -> list[Tensor]:
     """The parameters that may get a gradient."""
     return [parameter for parameter in method.parameters() if parameter.requires_grad]
-
-
-def tensors(method: Method) -> list[Tensor]:
-    """Parameters and buffers."""
-    return [*method.parameters(), *method.buffers()]
 
 
 def _alike(asks: dict[int, Ask]) -> list[list[int]]:

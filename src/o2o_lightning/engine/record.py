@@ -1,14 +1,15 @@
 """Recordings of a function that works on tensors which stay where they are: replayed, it does the same once more.
 
-On a GPU that is a CUDA graph. On a CPU it is a list of operations, for tests: the same rules, and the same numbers.
+On a GPU that is a CUDA graph. On a CPU it is a list of operations: the same rules, and the same numbers.
 """
 
 import gc
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -60,27 +61,90 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Tape(Watch):  # type: ignore[no-untyped-call]
-    """Notes each operation, with the memory that it read and the memory that it wrote."""
+    """Writes down each operation, as a function that makes them again.
+
+    A tensor that no operation has made is read, and written, where it is.
+    """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self.graph, self.root = fx.Graph(), nn.Module()
+        self._nodes: dict[int, fx.Node] = {}
+        self._alive: list[Tensor] = []  # a tensor is known by its identity, which another may have after it
+        self._made, self._outside = set[int](), set[int]()  # storages
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = super().__torch_dispatch__(func, types, args, kwargs)
-        aliases = [value.alias_info for value in func._schema.returns]
-        if not aliases or not all(alias is not None and not alias.is_write for alias in aliases):  # a view is the same
-            self.calls.append((func, args, kwargs or {}, result))
+        if func.namespace == "profiler":  # what an optimizer's step is named
+            return func(*args, **(kwargs or {}))
+        self.check(func, args, kwargs or {})
+        result = func(*args, **(kwargs or {}))
+        if self._shows_no_more(func, args, result):
+            return result
+        given = pytree.tree_map_only(Tensor, self.node, (args, kwargs or {}))
+        node = self.graph.call_function(func, *given)
+        if isinstance(result, Tensor):
+            self._note(result, node)
+        elif isinstance(result, list | tuple):
+            for i, tensor in enumerate(result):
+                if isinstance(tensor, Tensor):
+                    self._note(tensor, self.graph.call_function(operator.getitem, (node, i)))
         return result
 
-    @torch.no_grad()
-    def replay(self) -> None:
-        """Does all of it again, in the same memory."""
-        for func, args, kwargs, before in self.calls:
-            again = func(*args, **kwargs)
-            for old, new in zip(pytree.tree_leaves(before), pytree.tree_leaves(again), strict=True):
-                if isinstance(old, Tensor) and old is not new:
-                    old.copy_(new)
+    def _shows_no_more(self, func: Any, args: Any, result: Any) -> bool:
+        """Whether it is a view that needs not be made again: of memory from outside, or of a tensor as it is."""
+        if not is_view(func):
+            return False
+        seen = args[0]
+        if id(seen) not in self._nodes and seen.untyped_storage().data_ptr() not in self._made:
+            self._alive += result if isinstance(result, list | tuple) else [result]
+            return True
+        same = isinstance(result, Tensor) and result.shape == seen.shape and result.stride() == seen.stride()
+        if same and result.storage_offset() == seen.storage_offset() and result.dtype == seen.dtype:
+            self._keep(result, self.node(seen))
+            return True
+        return False
+
+    def node(self, tensor: Tensor) -> fx.Node:
+        """What stands for ``tensor``.
+
+        Raises:
+            CannotRecord: it shares memory that the function has made, in a way that no operation shows.
+        """
+        if id(tensor) not in self._nodes:
+            if tensor.untyped_storage().data_ptr() in self._made:
+                raise CannotRecord("a tensor is made out of sight")
+            name = f"tensor_{len(self._alive)}"
+            setattr(self.root, name, tensor)
+            self._outside.add(tensor.untyped_storage().data_ptr())
+            self._keep(tensor, self.graph.get_attr(name))
+        return self._nodes[id(tensor)]
+
+    def finished(self, result: Any) -> Function:
+        """What makes all of it again, in the same order; ``result`` of tensors anew."""
+        leaves, form = pytree.tree_flatten(result)
+        self.graph.output([self.node(leaf) for leaf in leaves])
+        again = fx.GraphModule(self.root, self.graph)
+
+        def replay() -> Any:
+            with torch.no_grad():
+                return pytree.tree_unflatten(again(), form)
+
+        return replay
+
+    def _note(self, tensor: Tensor, node: fx.Node) -> None:
+        if id(tensor) not in self._nodes:  # what is written in place is what it was
+            self._keep(tensor, node)
+            self._made |= {tensor.untyped_storage().data_ptr()} - self._outside
+
+    def _keep(self, tensor: Tensor, node: fx.Node) -> None:
+        self._nodes[id(tensor)] = node
+        self._alive.append(tensor)
+
+
+def is_view(func: Any) -> bool:
+    """Whether an operation shows memory in another form, and writes none."""
+    aliases = [value.alias_info for value in func._schema.returns]
+    return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
 
 
 def tape(function: Function, device: torch.device) -> Function:
@@ -90,12 +154,7 @@ def tape(function: Function, device: torch.device) -> Function:
     recorded = Tape(device)
     with recorded:
         result = function()
-
-    def replay() -> Any:
-        recorded.replay()
-        return result
-
-    return replay
+    return recorded.finished(result)
 
 
 class CudaGraphs:

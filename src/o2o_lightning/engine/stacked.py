@@ -1,7 +1,8 @@
 """Many seeds at once: every parameter and buffer is ``[S, …]``, and the same steps run on all."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,25 @@ def stacked(methods: Sequence[Method]) -> Method:
                     learns = value.requires_grad
                     getattr(module, lists)[leaf] = nn.Parameter(joined, learns) if lists == "_parameters" else joined
     return together
+
+
+def joined(methods: Mapping[int, Method], count: int) -> Method:
+    """As :func:`stacked`; the networks of each are views of those of all from then on, at its place.
+
+    An empty place gets another's numbers, as a start.
+    """
+    anyone = next(iter(methods.values()))
+    together = stacked([methods.get(place, anyone) for place in range(count)])
+    for place, method in methods.items():
+        pairs = zip(tensors(method), tensors(together), strict=True)
+        views = {id(own): joint.detach()[place] for own, joint in pairs}
+        method._apply(lambda tensor, views=views: views.get(id(tensor), tensor))  # type: ignore[no-untyped-call]
+    return together
+
+
+def tensors(method: Method) -> list[Tensor]:
+    """Parameters and buffers."""
+    return [*method.parameters(), *method.buffers()]
 
 
 def laid_side_by_side(parts: Sequence[Tensor]) -> Tensor:
@@ -51,8 +71,9 @@ class StackedEngine(Engine):
     def mean(self, metric: Tensor) -> Tensor:
         return metric.flatten(1).mean(1) if metric.dim() > 1 else metric
 
-    def clip(self, gradients: list[Tensor], limit: float) -> None:
-        squares = [gradient.square().reshape(*self.shape, -1).sum(1) for gradient in gradients]
-        scale = (limit / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
+    def parts(self, tensor: Tensor) -> Sequence[Tensor]:
+        return tensor.unbind()
+
+    def joined(self, noises: Any) -> Sequence[Noise]:
+        each = zip(*noises, strict=True)
+        return [{name: torch.stack([own[name] for own in update]) for name in update[0]} for update in each]

@@ -5,8 +5,10 @@ schedules and row numbers are tensors, whether a loss was finite is one as well,
 is known before they run. So a GPU gets one launch for many updates, where it would wait for hundreds.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from o2o_lightning.methods.method import Batch, Follow, Method, Moment, Noise
 from o2o_lightning.nn.optimizers import laid_out_as
 
 Row = dict[str, Tensor]  # the means of an update's metrics
+Learner = tuple[Method, torch.optim.Optimizer]
+Rates = dict[str, float | list[float]]
 
 
 class WholeUpdates:
@@ -23,23 +27,50 @@ class WholeUpdates:
 
     Args:
         engine: evaluates the steps; one of stacked seeds makes the updates of all seeds.
-        optimizer: of the method's learners, in groups by ``name``.
+        learners: by its place, the method of each seed that learns and its optimizer, in groups by ``name``; the
+            networks are the engine's, or views of those of stacked seeds.
 
     Attributes:
-        bad: 0-d, 1 from the first loss on that was not finite; no step is made any more.
-        made: 0-d, how many updates there have been before it.
+        bad: of the shape of a loss, 1 from the first one on that was not finite; no step is made any more.
+        made: how many updates there have been before it.
     """
 
-    def __init__(self, engine: Engine, optimizer: torch.optim.Optimizer) -> None:
-        self.engine, self.optimizer = engine, optimizer
-        self.limits = engine.method.gradient_limits()
-        self.parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-        self.bad = torch.zeros((), device=self.device)
-        self.made = torch.zeros((), dtype=torch.int64, device=self.device)
+    def __init__(self, engine: Engine, learners: Mapping[int, Learner]) -> None:
+        self.engine, self.learners = engine, learners
+        self.own = {place: parameters_of(optimizer) for place, (_, optimizer) in learners.items()}
+        first = next(iter(learners))
+        self.guide = learners[first][0]
+        names = {parameter: name for name, parameter in self.guide.named_parameters()}
+        self.parameters = [engine.method.get_parameter(names[parameter]) for parameter in self.own[first]]
+        self.limits = self.guide.gradient_limits()
+        self.bad = torch.zeros(engine.shape, device=self.device)
+        self.made = torch.zeros(engine.shape, dtype=torch.int64, device=self.device)
 
     @property
     def device(self) -> torch.device:
         return self.parameters[0].device
+
+    def rates(self, moment: Moment) -> Rates:
+        """The learning rates of all groups, and the values of buffers that follow a schedule; of each seed, if stacked.
+
+        Rates are the optimizer's, or those of the method's schedules.
+        """
+        each = {}
+        for place, (method, optimizer) in self.learners.items():
+            usual = {group["name"]: group["lr"] for group in optimizer.param_groups}
+            each[place] = {**usual, **method.rates(moment), **method.schedules(moment)}
+        first = next(iter(each.values()))
+        if not self.engine.shape:
+            return {**first}
+        return {name: [each.get(place, first)[name] for place in range(*self.engine.shape)] for name in first}
+
+    def set_rates(self, rates: Mapping[str, Any]) -> None:
+        """Gives each optimizer its own of them."""
+        for place, (_, optimizer) in self.learners.items():
+            for group in optimizer.param_groups:
+                rate = rates[group["name"]]
+                each = self.engine.parts(rate) if isinstance(rate, Tensor) else rate
+                group["lr"] = each[place] if isinstance(each, Sequence) else each
 
     def __call__(
         self,
@@ -51,8 +82,7 @@ class WholeUpdates:
     ) -> list[Row]:
         """One update after the other, each on its own batch, noise and ``rates``: 0-d tensors by name.
 
-        Those are the learning rates of all groups, and the values of buffers that follow a schedule. Returns the means
-        of each update's metrics, if they are to be ``measured``.
+        Those of :meth:`rates`. Returns the means of each update's metrics, if they are to be ``measured``.
         """
         rows = []
         for moment, batch, noise, rate in zip(moments, batches, noises, rates, strict=True):
@@ -61,30 +91,45 @@ class WholeUpdates:
         return rows
 
     def _update(self, moment: Moment, batch: Batch, noise: Noise, rates: dict[str, Tensor]) -> dict[str, Tensor]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rates.pop(group["name"])
-        for name, value in rates.items():
-            self.engine.method.get_buffer(name).copy_(value)
+        self.set_rates(rates)
+        for name in self.guide.schedules(moment):
+            self.engine.method.get_buffer(name).copy_(rates[name])
         metrics: dict[str, Tensor] = {}
         for loss in self.engine.losses(moment, batch, noise):
+            self.bad.logical_or_(loss.value.detach() * 0.0 != 0.0)  # in a third of the kernels of isfinite
             # seeds do not meet: the sum's gradient is each one's own
-            total = loss.value.sum() if loss.value.dim() else loss.value
-            self.bad.logical_or_(total.detach() * 0.0 != 0.0)  # in a third of the kernels of isfinite
-            self._descend(total)
+            self._descend(loss.value.sum() if loss.value.dim() else loss.value)
             metrics |= {name: value.detach().float() for name, value in loss.metrics.items()}
         self.made.add_(self.bad == 0.0)
         return metrics
 
     def _descend(self, loss: Tensor) -> None:
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            # autograd promises no memory layout, and the fused kernel pairs gradients and parameters by memory
-            parameter.grad = None if gradient is None else laid_out_as(parameter, gradient)
-        for group in self.optimizer.param_groups:
-            if group["name"] in self.limits and group["params"][0].grad is not None:
-                self.engine.clip([p.grad for p in group["params"]], self.limits[group["name"]])
-        self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]
-        self.optimizer.step()
+        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        # autograd promises no memory layout, and the fused kernel pairs gradients and parameters by memory
+        gradients = [
+            None if gradient is None else self.engine.parts(laid_out_as(parameter, gradient))
+            for parameter, gradient in zip(self.parameters, found, strict=True)
+        ]
+        bad = self.engine.parts(self.bad)
+        for place, (_, optimizer) in self.learners.items():
+            for parameter, parts in zip(self.own[place], gradients, strict=True):
+                parameter.grad = None if parts is None else parts[place]
+            for group in optimizer.param_groups:
+                if group["name"] in self.limits and group["params"][0].grad is not None:
+                    clip([p.grad for p in group["params"]], self.limits[group["name"]])
+            optimizer.found_inf = bad[place]  # type: ignore[attr-defined]
+            optimizer.step()
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All that it moves, in its order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def clip(gradients: list[Tensor], limit: float) -> None:
+    """Scales the gradients of a network, in place, to a norm of at most ``limit``."""
+    total = torch.nn.utils.get_total_norm(gradients)
+    torch._foreach_mul_(gradients, (limit / (total + 1e-6)).clamp(max=1.0))
 
 
 def order_of(method: Method, moment: Moment) -> tuple[str, ...]:
@@ -105,22 +150,24 @@ def kept_as_it_is(updates: WholeUpdates) -> Iterator[None]:
 
     Random numbers that steps draw themselves are drawn again, and no gradient or rate stays.
     """
-    method, optimizer, device = updates.engine.method, updates.optimizer, updates.device
+    method, device = updates.engine.method, updates.device
+    optimizers = [optimizer for _, optimizer in updates.learners.values()]
     tensors = [*method.parameters(), *method.buffers(), updates.bad, updates.made]
     before = [value.detach().clone() for value in tensors]
-    moments = {p: {k: v.clone() for k, v in state.items()} for p, state in optimizer.state.items()}
-    rates = [group["lr"] for group in optimizer.param_groups]
+    moments = {p: {k: v.clone() for k, v in s.items()} for optimizer in optimizers for p, s in optimizer.state.items()}
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     with torch.random.fork_rng([] if device.type == "cpu" else [device]):
         try:
             yield
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(tensors, before)
-                for parameter, state in optimizer.state.items():
+                for parameter, state in chain.from_iterable(optimizer.state.items() for optimizer in optimizers):
                     kept = moments.get(parameter, {})
                     for name, value in state.items():  # what has been made since began as zeros
                         value.copy_(kept[name]) if name in kept else value.zero_()
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
-            optimizer.found_inf = None  # type: ignore[attr-defined]
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer, before_it in zip(optimizers, rates, strict=True):
+                for group, rate in zip(optimizer.param_groups, before_it, strict=True):
+                    group["lr"] = rate
+                optimizer.found_inf = None  # type: ignore[attr-defined]
+                optimizer.zero_grad(set_to_none=True)

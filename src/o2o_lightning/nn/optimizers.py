@@ -1,6 +1,6 @@
 """Optimizers, whose steps a CUDA graph may hold: Adam with less to do between its kernels, AdamW and LAMB."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -118,8 +118,6 @@ class LAMB(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    stacked = False  # whether parameters are those of several seeds, ``[S, …]``
-
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step on every parameter that has a gradient."""
@@ -167,14 +165,8 @@ class LAMB(torch.optim.Optimizer):
         update = torch._foreach_div(torch._foreach_div(first, 1.0 - beta1**step), root)
         if group["weight_decay"]:
             torch._foreach_add_(update, parameters, alpha=group["weight_decay"])
-            norms, lengths = self._norms(parameters), self._norms(update)
+            norms, lengths = torch._foreach_norm(parameters), torch._foreach_norm(update)
             for part, norm, length in zip(update, norms, lengths, strict=True):
                 part.mul_(torch.where((norm > 0) & (length > 0), norm / length, torch.ones_like(norm)))
         torch._foreach_mul_(update, group["lr"])  # which may be a tensor
         torch._foreach_sub_(parameters, update)
-
-    def _norms(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The norm of each, or of each seed's part of it."""
-        if not self.stacked:
-            return list(torch._foreach_norm(list(tensors)))
-        return [t.flatten(1).norm(dim=1).view(-1, *[1] * (t.dim() - 1)) if t.dim() > 1 else t.abs() for t in tensors]

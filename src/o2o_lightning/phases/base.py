@@ -1,6 +1,6 @@
 """What all phases share: the step clock, one optimizer, noise, hand-over, evaluation."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, ClassVar, cast
 
 import torch
@@ -16,6 +16,7 @@ from o2o_lightning.checkpoint.handover import check_dataset, read_handover
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.engine.compiled import CompiledEngine
 from o2o_lightning.engine.engine import Ask, Engine, Update
+from o2o_lightning.engine.lanes import Lane
 from o2o_lightning.engine.noise import NoiseBlocks
 from o2o_lightning.envs.episodes import Evaluation, Player
 from o2o_lightning.errors import at_least
@@ -41,7 +42,7 @@ class Phase(Contract):
         init_from: checkpoint of the phase before.
         compile: how updates run. ``auto``: captured whole on a GPU, step by step on a CPU; ``false``: step by step;
             ``true``: each step compiled into one graph, kept on the disk, which pays back in long runs; ``record``, for
-            tests on a CPU: recorded and replayed as on a GPU, and slower.
+            tests on a CPU: recorded and replayed as on a GPU, which saves nothing there.
     """
 
     phase: ClassVar[str]
@@ -64,9 +65,8 @@ class Phase(Contract):
         self.config: dict[str, Any] = {}
         self.source = None
         self.ranks = Ranks()
-        self.make_engine: Callable[[Method], Engine] = CompiledEngine if self.compiles else Engine
+        self.lane: Lane | None = None  # among several seeds in one process
         self._replays: Replays | None = None
-        self.beside_others = False  # whether seeds of one process share :attr:`make_engine`
         self._engine: Engine | None = None
         self._noise: NoiseBlocks | None = None
         self.keep_hyperparameters()
@@ -97,7 +97,8 @@ class Phase(Contract):
     def engine(self) -> Engine:
         """What evaluates the method's steps."""
         if self._engine is None:
-            self._engine = self.make_engine(self.method)
+            make = CompiledEngine if self.compiles else Engine
+            self._engine = make(self.method) if self.lane is None else self.lane.engine(self.method)
         return self._engine
 
     @property
@@ -296,8 +297,8 @@ class Phase(Contract):
 
     def compile_note(self, updates: int) -> str | None:
         """What a user should know of compiling a run of so many updates."""
-        if self.beside_others:
-            return None
+        if self.lane is not None and (self.lane.place or not wanted(self)):
+            return None  # one of the seeds says it
         if wanted(self):
             return replay_note(self)
         return compile_note(self.device, self.compiles, self.method.pays_back, updates)

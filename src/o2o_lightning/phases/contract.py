@@ -82,7 +82,7 @@ class Contract(Rows):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         phase: Any = self
-        if phase.beside_others:  # whose networks lie in the same memory, and would be written with it
+        if phase.lane is not None:  # whose networks lie in the same memory, and would be written with it
             checkpoint["state_dict"] = {name: value.clone() for name, value in checkpoint["state_dict"].items()}
         critic, value = getattr(self.method, "critic", None), getattr(self.method, "value", None)
         checkpoint[KEY] = Handover(

@@ -13,6 +13,7 @@ from torch import Tensor
 from o2o_lightning.engine.captured import Captured
 from o2o_lightning.engine.engine import Engine
 from o2o_lightning.engine.health import ChunkRecord
+from o2o_lightning.engine.lanes import LaneCaptured
 from o2o_lightning.engine.record import CannotRecord, CudaGraphs, tape
 from o2o_lightning.engine.whole import WholeUpdates
 from o2o_lightning.launch import note_once
@@ -43,11 +44,10 @@ class Replays:
     kept near the networks, the gather is part of the recording; else the batches are its inputs.
     """
 
-    def __init__(self, phase: Phase, record: Any) -> None:
+    def __init__(self, phase: Phase) -> None:
         self.phase, self.data = phase, phase.data
         self.optimizer = cast(LightningOptimizer, phase.optimizers())
-        self.whole = WholeUpdates(Engine(phase.method), self.optimizer.optimizer)
-        self.captured = Captured(self.whole, record)
+        self.captured = _captured(phase, self.optimizer.optimizer)
         self.near = self.data.keep_near(phase.device)
         self.count = 0
         self._made: list[Made] = []
@@ -75,7 +75,7 @@ class Replays:
     def check(self) -> None:
         """Raises :class:`NonFinite` where a loss was not finite, and no step was made any more."""
         made, self._made = self._made, []
-        good = int(self.whole.made)
+        good = self.captured.made
         if good < self.count:
             self._blame(made[good - self.count + len(made)])
 
@@ -86,6 +86,11 @@ class Replays:
         if self.near:
             self.data.refresh()
         rows = self.captured(moments, part, noises, self._gathered, due)
+        if rows is None:  # the other seeds are somewhere else
+            batches = self._gathered(part)
+            phase.descent.run(phase.learn(b, *draw[1:], n) for b, n in zip(batches, noises, strict=True))
+            phase.descent.check()
+            return
         self.count += len(moments)
         for k, (moment, noise) in enumerate(zip(moments, noises, strict=True)):
             self._made.append(Made(moment, part, k, noise))
@@ -139,12 +144,20 @@ def replays_of(phase: Phase) -> Replays | None:
     """What replays the updates of ``phase``, if that was asked for, and can be."""
     if not wanted(phase) or why_not(phase) is not None:
         return None
-    return Replays(phase, CudaGraphs() if phase.device.type == "cuda" else tape)
+    return Replays(phase)
+
+
+def _captured(phase: Phase, optimizer: torch.optim.Optimizer) -> Captured | LaneCaptured:
+    record = CudaGraphs() if phase.device.type == "cuda" else tape
+    if phase.lane is not None:
+        return phase.lane.captured(phase.method, optimizer, record)
+    return Captured(WholeUpdates(Engine(phase.method), {0: (phase.method, optimizer)}), record)
 
 
 def wanted(phase: Phase) -> bool:
-    """Whether updates are to be replayed: on a GPU if nothing else was said."""
-    return phase.compiling == "record" or (phase.compiling == "auto" and phase.device.type == "cuda")
+    """Whether updates are to be replayed: on a GPU, and for several seeds, if nothing else was said."""
+    by_itself = phase.device.type == "cuda" or phase.lane is not None
+    return phase.compiling == "record" or (phase.compiling == "auto" and by_itself)
 
 
 def why_not(phase: Phase) -> str | None:
@@ -154,8 +167,8 @@ def why_not(phase: Phase) -> str | None:
         return f"--trainer.precision {trainer.precision}"
     if phase.ranks.count > 1:
         return "several processes average their gradients"
-    if phase.beside_others:
-        return "the steps of several seeds are evaluated together"
+    if phase.lane is not None and phase.method.draws:
+        return f"{phase.method.name} draws random numbers in its steps"
     if "priority" in phase.method.needs:
         return f"{phase.method.name} draws by priorities, which the host keeps"
     if type(phase).learn.__module__ != "o2o_lightning.phases.base":
@@ -172,5 +185,5 @@ def replay_note(phase: Phase) -> str:
     if (why := why_not(phase)) is not None:
         return f"{STEP_BY_STEP}, for {why}"
     if phase.device.type != "cuda":
-        return "updates are recorded and replayed, as on a GPU; for tests, since on a CPU it takes longer"
+        return "updates are recorded and replayed, as on a GPU; for tests, since on a CPU it saves nothing"
     return f"updates are CUDA graphs, up to {phase.data.chunk} of them a launch; --model.compile false for single steps"

@@ -1,0 +1,96 @@
+"""Whole updates of several seeds in one recording, as those of one seed are recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+
+from o2o_lightning.engine.captured import Captured, Gather
+from o2o_lightning.engine.record import Record
+from o2o_lightning.engine.stacked import StackedEngine
+from o2o_lightning.engine.whole import Row, WholeUpdates
+from o2o_lightning.methods.method import Batch, Method, Moment, Noise
+
+
+@dataclass
+class Wish:
+    """A seed's whole updates, as :class:`~o2o_lightning.engine.captured.Captured` is told of them; what came of it.
+
+    ``rows`` stay None where the seeds are not all at the same ``point``.
+    """
+
+    point: tuple[Any, ...]
+    moments: Sequence[Moment]
+    drawn: Any
+    noises: Sequence[Noise]
+    gather: Gather
+    measured: bool
+    rows: list[Row] | None = None
+    failure: BaseException | None = None
+
+
+class Together:
+    """The recordings of all seeds: one pass over the networks of all, and each seed's own optimizer.
+
+    Args:
+        stacked: makes the engine of the networks of all, when all have some.
+    """
+
+    def __init__(self, stacked: Callable[[], StackedEngine]) -> None:
+        self.stacked = stacked
+        self.learners: dict[int, tuple[Method, torch.optim.Optimizer]] = {}
+        self.record: Record | None = None
+        self.loaded = False  # networks or moments, since the last recording
+        self._captured: Captured | None = None
+
+    def made(self, place: int) -> int:
+        """How many whole updates of that seed there have been before its first loss that was not finite."""
+        return 0 if self._captured is None else int(self._captured.updates.made[place])
+
+    def make(self, wishes: Mapping[int, Wish]) -> None:
+        """The updates of all seeds that there are, if they are at the same point."""
+        first = next(iter(wishes.values()))
+        if any(wish.point != first.point for wish in wishes.values()):
+            return
+        try:
+            captured = self._recordings(sorted(wishes))
+            seeds = range(*captured.updates.engine.shape)
+            each = [wishes.get(place, first) for place in seeds]  # what an empty lane does, nobody looks at
+            gathers = [wish.gather for wish in each]
+
+            def gather(drawn: Any) -> Iterator[Batch]:
+                for batches in zip(*(own(part) for own, part in zip(gathers, drawn, strict=True)), strict=True):
+                    yield side_by_side(batches)
+
+            drawn, noises = [wish.drawn for wish in each], [wish.noises for wish in each]
+            rows = captured(first.moments, drawn, noises, gather, first.measured)
+        except BaseException as failure:
+            for wish in wishes.values():
+                wish.failure = failure
+            return
+        for place, wish in wishes.items():
+            wish.rows = [{name: value[place] for name, value in row.items()} for row in rows]
+
+    def _recordings(self, places: list[int]) -> Captured:
+        """Those of the seeds at ``places``; anew where one has stopped since."""
+        before = self._captured
+        if before is None or [*before.updates.learners] != places:
+            assert self.record is not None
+            updates = WholeUpdates(self.stacked(), {place: self.learners[place] for place in places})
+            if before is not None:
+                updates.bad, updates.made = before.updates.bad, before.updates.made
+            self._captured = Captured(updates, self.record)
+        elif self.loaded:
+            before.forget_if_moved()
+        self.loaded = False
+        return self._captured  # type: ignore[return-value]
+
+
+def side_by_side(batches: Sequence[Batch]) -> Batch:
+    """Those of all seeds as one."""
+    each = [dict(batch.items(True, True) if isinstance(batch, TensorDictBase) else batch) for batch in batches]
+    return {key: torch.stack([one[key] for one in each]) for key in each[0]}
