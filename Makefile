@@ -1,7 +1,7 @@
 # A fresh machine needs Python >= 3.10 and make; everything else goes into .venv at the first call.
 #   make demo         the whole pipeline on the embedded Hopper set, beside naive fine-tuning
 #   make test         the fast tests            make test-slow   the learning tests
-#   make test-extras  what is skipped without Optuna and W&B, which it installs
+#   make test-extras  what is skipped without Optuna and W&B, which it installs; make test-ray   without Ray
 #   make lint         ruff and mypy             make all-checks  lint, test, dist, docs
 #   make dist         sdist and wheel, checked  make docs        the site, into site/
 #   make clean        build products and .venv, never your runs
@@ -23,7 +23,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-extras test-slow lint dist docs all-checks clean
+.PHONY: help install demo test test-extras test-ray test-slow lint dist docs all-checks clean
 
 help:
 	@sed -n '2,7s/^#   //p' Makefile
@@ -55,6 +55,14 @@ test-extras: $(STAMP)
 	  -c constraints.txt -e '.[optuna,wandb]'
 	$(PYTEST) tests/test_sweep_search.py tests/test_loggers.py
 
+# Apart: Ray's launcher wants another cloudpickle than joblib's, and an older python-dateutil.
+test-ray:
+	@$(PYTHON) -m venv $(VENV)-ray
+	@grep -vE '^(cloudpickle|python-dateutil)==' constraints.txt > $(VENV)-ray/constraints.txt
+	@$(VENV)-ray/bin/python -m pip install $(PIP_QUIET) --disable-pip-version-check --no-input $(PIP_ARGS) \
+	  -c $(VENV)-ray/constraints.txt -e '.[ray]' pytest hypothesis
+	$(VENV)-ray/bin/python -m pytest tests/test_sweep_launchers.py
+
 test-slow: $(STAMP)
 	$(PYTEST) -m "slow and not gpu" -rP
 
@@ -75,5 +83,5 @@ docs: $(STAMP)
 all-checks: lint test dist docs
 
 clean:
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(VENV)
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(VENV) $(VENV)-ray
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
