@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# A product's last bits depend on where in memory its numbers lie, unless MKL is told otherwise when it is loaded, and
+# recorded updates, which are compared to the bit, have theirs at other places.
+os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
+
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
