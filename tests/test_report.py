@@ -18,11 +18,12 @@ from PIL import Image
 
 from o2o_lightning import load_policy
 from o2o_lightning.callbacks.run_directory import score_block
+from o2o_lightning.cli.compose import config_dir
 from o2o_lightning.cli.main import main
 from o2o_lightning.cli.outcome import outcome
 from o2o_lightning.report.groups import gather
 from o2o_lightning.report.page import Table, latex
-from o2o_lightning.report.runs import find
+from o2o_lightning.report.runs import find, method_name
 from o2o_lightning.report.statistics import interval, iqm, mean
 
 O2O = Callable[..., int]
@@ -143,6 +144,13 @@ def test_runs_that_differ_in_their_seeds_alone_are_one_group(tmp_path: Path) -> 
         write_run(tmp_path / f"seed_everything={seed}", seed=seed)
     groups = gather(find([tmp_path])[0])
     assert [(group.label, [run.seed for run in group.runs]) for group in groups] == [("O2TD3", [0, 1, 2])]
+
+
+def test_every_recipe_has_a_name_that_a_talk_would_use() -> None:
+    recipes = sorted(path.stem for path in (config_dir() / "online").glob("*.yaml") if path.stem[0] != "_")
+    names = [method_name(recipe) for recipe in recipes]
+    assert len(recipes) > 20 and [name for name in names if "_" in name or name == name.lower()] == []
+    assert method_name("my_rule") == "my_rule"
 
 
 def test_options_that_differ_are_named_and_nothing_else(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ UNTOLD = {
 }  # fmt: skip
 NAMES = {
     "td3_bc": "TD3+BC", "cal_ql": "Cal-QL", "odt": "Online DT", "bc10": "10 %-BC", "rebrac": "ReBRAC",
-    "off2on": "Off2On", "uni_o4": "Uni-O4", "jsrl": "JSRL", "clone": "clone", "proto_td3": "PROTO-TD3",
+    "off2on": "Off2On", "uni_o4": "Uni-O4", "jsrl": "JSRL", "clone": "clone", "proto_td3": "PROTO+TD3",
+    "pa_rl": "PA-RL", "fam_o2o": "FamO2O",
 }  # fmt: skip
 STAGES = ("clone", "reevaluate", "align")
 PLAIN = ("td3", "sac", "ppo")  # fine-tuning without any protection, from a policy as it is
