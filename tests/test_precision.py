@@ -156,3 +156,18 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights_of_a_gpu():
         record.admit(torch.tensor(loss, device="cuda"), optimizer)
         optimizer.step()
     assert torch.equal(weight.cpu(), torch.ones(3))
+
+
+@pytest.mark.parametrize("products", ["highest", "high", "medium"])
+def test_how_exact_products_are_holds_for_the_phase_and_no_longer(
+    products: Any, pendulum: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, train_chunk = [], Phase.train_chunk
+
+    def watched(self: Phase, chunk: Any) -> None:
+        found.append(torch.get_float32_matmul_precision())
+        train_chunk(self, chunk)
+
+    monkeypatch.setattr(Phase, "train_chunk", watched)
+    train("td3_bc", pendulum, tmp_path, lambda phase: setattr(phase, "products", products))
+    assert {*found} == {products} and torch.get_float32_matmul_precision() == "highest"

@@ -24,7 +24,7 @@ from o2o_lightning.methods.method import Loss, Method, Moment, Task
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.phases.contract import Contract, check_sizes
 from o2o_lightning.phases.descent import Descent, Draw
-from o2o_lightning.phases.hardware import check_compilable, check_compiler, check_hardware, compile_note
+from o2o_lightning.phases.hardware import Products, check_compilable, check_compiler, check_hardware, compile_note
 from o2o_lightning.phases.replays import Compile, Replays, replay_note, replays_of, wanted
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.ranks import Ranks
@@ -43,6 +43,7 @@ class Phase(Contract):
         compile: how updates run. ``auto``: captured whole on a GPU, step by step on a CPU; ``false``: step by step;
             ``true``: each step compiled into one graph, kept on the disk, which pays back in long runs; ``record``, for
             tests on a CPU: recorded and replayed as on a GPU, which saves nothing there.
+        products: how exact those of 32 bits are, of which :func:`torch.set_float32_matmul_precision` is told.
     """
 
     phase: ClassVar[str]
@@ -50,12 +51,14 @@ class Phase(Contract):
     clock_name: ClassVar[str] = "updates"
     evaluates: ClassVar[bool] = True
 
-    def __init__(self, method: Method, init_from: str | None = None, compile: Compile = "auto") -> None:
+    def __init__(
+        self, method: Method, init_from: str | None = None, compile: Compile = "auto", products: Products = "highest"
+    ) -> None:
         super().__init__()
         if compile is True:
             check_compiler()
         self.automatic_optimization = False
-        self.method, self.init_from, self.compiling = method, init_from, compile
+        self.method, self.init_from, self.compiling, self.products = method, init_from, compile, products
         self.updates = 0
         self.env_steps = 0
         self.eval_env_steps = 0
@@ -144,6 +147,7 @@ class Phase(Contract):
         return hasattr(self, "normalizer")
 
     def setup(self, stage: str) -> None:
+        torch.set_float32_matmul_precision(self.products)
         data, self.ranks = self.data, Ranks.of(self.trainer)
         if self.is_built:
             data.normalizer, self.method.ranks = self.normalizer, self.ranks
@@ -227,6 +231,7 @@ class Phase(Contract):
 
     def teardown(self, stage: str) -> None:
         self._replays = None
+        torch.set_float32_matmul_precision("highest")
 
     def learn(
         self, batch: TensorDictBase, place: int = 0, new_steps: int = 1, noise: dict[str, Tensor] | None = None

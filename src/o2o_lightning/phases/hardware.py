@@ -2,13 +2,14 @@
 
 import os
 import shutil
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ParallelStrategy
 
 from o2o_lightning.errors import UserError
 
+Products = Literal["highest", "high", "medium"]
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 PAYS_BACK_ON_A_GPU = 20_000  # updates; eager ones took 1.8 to 7.8 times as long as compiled ones on an H200
 ON_A_GPU = "single steps on a GPU wait for the host; without --model.compile false updates are captured whole"
