@@ -161,7 +161,7 @@ def test_a_preset_runs(preset: str, pendulum: str, tmp_path: Path) -> None:
     if typed.get("collect") == "episode":
         smaller[smaller.index("--data.collect") + 1] = "episode"
     line = ["fit", "--phase", "all", f"preset={preset}", "dataset=file", "tier=medium", "--data.dataset", pendulum]
-    line += ["steps.offline=6", "steps.reevaluate=4", "steps.env=15", "--data.batch_size", "8", *RIVALS[owner].tokens]
+    line += ["steps.offline=12", "steps.reevaluate=4", "steps.env=15", "--data.batch_size", "8", *RIVALS[owner].tokens]
     line += ["--data.eval_episodes", "1", "--data.eval_every_updates", "0", "--data.eval_every", "0", *smaller]
     if "--data.env_kwargs" not in line:
         line += ["--data.env_kwargs", "{max_episode_steps: 7}"]
