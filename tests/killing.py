@@ -116,6 +116,8 @@ def die_at(event: str, count: int) -> Callable[[], None]:
 
             return wrapper
 
+        from lightning.pytorch.loops.optimization.manual import _ManualOptimization
+
         from o2o_lightning.checkpoint import io
         from o2o_lightning.envs.episodes import Evaluator
         from o2o_lightning.phases.descent import Descent
@@ -123,6 +125,7 @@ def die_at(event: str, count: int) -> Callable[[], None]:
 
         owner, name = {
             "update": (Descent, "__call__"),
+            "step": (_ManualOptimization, "_on_before_step"),  # of recorded updates too
             "env_step": (Interaction, "step"),
             "write": (io._Watched, "write"),
             "replace": (os, "replace"),

@@ -270,7 +270,7 @@ def test_a_seed_whose_loss_is_not_finite_stops_alone_and_is_named(
 KILLED = {
     "td3 after td3_bc": [("replace", 23), ("env_step", 40)],
     "o2td3 after td3_bc": [("replace", 30), ("env_step", 40)],
-    "o2sac after cql": [("write", 900), ("update", 41)],
+    "o2sac after cql": [("write", 900), ("step", 41)],
     "o2ppo after iql": [("env_step", 30), ("replace", 45)],
 }
 

@@ -184,6 +184,8 @@ def replay_note(phase: Phase) -> str:
     """The one line that says how updates run that are to be replayed."""
     if (why := why_not(phase)) is not None:
         return f"{STEP_BY_STEP}, for {why}"
+    if phase.device.type != "cuda" and phase.lane is not None:
+        return "the updates of all seeds are recorded and replayed together; --model.compile false for single steps"
     if phase.device.type != "cuda":
         return "updates are recorded and replayed, as on a GPU; for tests, since on a CPU it saves nothing"
     return f"updates are CUDA graphs, up to {phase.data.chunk} of them a launch; --model.compile false for single steps"
