@@ -51,7 +51,7 @@ ADAPTED = {
     "off2on": ("--model.members=3",),
     "pa_rl": ("--model.critics=2", "--model.candidates=4", "--model.kept=2", "--model.ascent_steps=2"),
     "pex": ("data.warmup_steps=1000",),
-    "odt": ("--model.context=5", "--model.warmup_updates=200", "data.updates=20"),
+    "odt": ("--model.context=5", "--model.warmup_updates=200", "--data.updates=20"),
     "offline-spot": ("--model.vae_updates=3000",),
 }
 
@@ -82,7 +82,7 @@ def typed(name: str, job: Job) -> Iterator[str]:
     yield from ("++data.batch_size=64", "--data.eval_episodes=10")
     yield from (
         option for option in (*ADAPTED.get(method, ()), *ADAPTED.get(name, ()))
-        if (option.startswith("data.") and phase == "online") or accepts(found, option[8:].partition("=")[0])
+        if (option.lstrip("-").startswith("data.") and phase == "online") or accepts(found, option[8:].partition("=")[0])
     )  # fmt: skip
     yield "data.eval_every=2000" if phase == "online" else "data.eval_every_updates=0"
 
