@@ -80,10 +80,10 @@ def typed(name: str, job: Job) -> Iterator[str]:
     else:
         yield f"steps.{'env' if phase == 'online' else phase}={STEPS['env' if phase == 'online' else phase]}"
     yield from ("++data.batch_size=64", "--data.eval_episodes=10")
-    yield from (
-        option for option in (*ADAPTED.get(method, ()), *ADAPTED.get(name, ()))
-        if (option.lstrip("-").startswith("data.") and phase == "online") or accepts(found, option[8:].partition("=")[0])
-    )  # fmt: skip
+    for option in (*ADAPTED.get(method, ()), *ADAPTED.get(name, ())):
+        part, _, key = option.lstrip("-").partition("=")[0].partition(".")
+        if phase == "online" if part == "data" else accepts(found, key):
+            yield option
     yield "data.eval_every=2000" if phase == "online" else "data.eval_every_updates=0"
 
 
