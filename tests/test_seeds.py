@@ -265,6 +265,18 @@ def test_a_seed_whose_loss_is_not_finite_stops_alone_and_is_named(
     assert killing.differences(tmp_path / "sound/seed-2", tmp_path / "one/seed-2", phases) == []
 
 
+def test_recorded_updates_have_the_bits_of_those_that_are_made_loss_by_loss(pendulum: str, tmp_path: Path) -> None:
+    name, log = "o2td3 after td3_bc", tmp_path / "log"
+    killing.import_everything()
+    for way in ("auto", "false"):
+        argv = fit(name, pendulum, tmp_path / way, "seeds=[5,2]", "--model.compile", way)
+        assert killing.run(argv, log) == 0, log.read_text()
+    assert log.read_text().count("the updates of all seeds are recorded and replayed together") == 4  # phases
+    for seed in (5, 2):
+        folders = [tmp_path / way / f"seed-{seed}" for way in ("auto", "false")]
+        assert killing.numbers_that_differ(*folders, phases_of(tmp_path / "auto")) == []
+
+
 # ---- killed and resumed ------------------------------------------------------------------------------------------
 
 KILLED = {

@@ -69,7 +69,7 @@ class StackedEngine(Engine):
         return vmap(one, randomness="different")(state, batch, noise)
 
     def mean(self, metric: Tensor) -> Tensor:
-        return metric.flatten(1).mean(1) if metric.dim() > 1 else metric
+        return torch.stack([part.mean() for part in metric.unbind()])  # to the bit as each seed's own
 
     def parts(self, tensor: Tensor) -> Sequence[Tensor]:
         return tensor.unbind()
