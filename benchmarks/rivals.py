@@ -26,10 +26,8 @@ METHODS = {  # by the method whose offline phase they share
     "cql": ["sac", "o2sac", "cql", "proto"],
     "iql": ["iql", "pex", "jsrl", "ppo", "o2ppo", "pa_rl"],
     **{alone: [alone] for alone in ("awac", "cal_ql", "spot", "rebrac", "aca", "fam_o2o", "odt", "uni_o4")},
-    "wsrl": ["wsrl"],
-    "off2on": ["off2on"],
+    **{alone: [alone] for alone in ("wsrl", "off2on", "rlpd")},
     "enoto": ["enoto", "so2"],
-    "rlpd": ["rlpd"],
 }
 STEPS = {"offline": 10_000, "reevaluate": 8_000, "align": 5_000, "env": 20_000}
 # Sequences and ensembles cost more an update; SPOT's first ones are its auto-encoder's
@@ -63,13 +61,14 @@ def jobs() -> dict[str, Job]:
         for method in methods:
             parent = None
             for phase in _composed("offline", method)["phases"]:
-                name = f"{phase}-{first if phase == 'offline' else method}"
-                made[name] = Job(phase, (f"online={first if phase == 'offline' else method}",), parent)
+                owner = first if phase == "offline" else method
+                name = f"{phase}-{owner}"
+                made[name] = Job(phase, (f"online={owner}",), parent)
                 parent = name
     return made
 
 
-def typed(name: str, job: Job) -> Iterator[str]:
+def typed(name: str) -> Iterator[str]:
     """The counts and the sizes of a step."""
     phase, _, method = name.partition("-")
     found = _composed(phase, method)["model"]["class_path"]
@@ -78,7 +77,8 @@ def typed(name: str, job: Job) -> Iterator[str]:
         yield from (f"--model.{option}=1.0e-3" for option in RATES if accepts(found, option))
         yield f"steps.offline={UPDATES.get(method, STEPS['offline'])}"
     else:
-        yield f"steps.{'env' if phase == 'online' else phase}={STEPS['env' if phase == 'online' else phase]}"
+        clock = "env" if phase == "online" else phase
+        yield f"steps.{clock}={STEPS[clock]}"
     yield from ("++data.batch_size=64", "--data.eval_episodes=10")
     for option in (*ADAPTED.get(method, ()), *ADAPTED.get(name, ())):
         part, _, key = option.lstrip("-").partition("=")[0].partition(".")
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     made = jobs()
     names = [*ordered(made, [f"online-{method}" for method in arguments.methods])]
-    own = {name: [*typed(name, made[name])] for name in names}
+    own = {name: [*typed(name)] for name in names}
     chains = []
     for seed in arguments.seeds:
         for dataset in arguments.datasets:
