@@ -158,9 +158,17 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights_of_a_gpu():
     assert torch.equal(weight.cpu(), torch.ones(3))
 
 
-@pytest.mark.parametrize("products", ["highest", "high", "medium"])
+@pytest.mark.parametrize(
+    ("products", "before", "during", "after"),
+    [
+        ("highest", "high", "highest", "highest"),
+        ("high", "highest", "high", "highest"),
+        ("medium", "highest", "medium", "highest"),
+        (None, "high", "high", "high"),
+    ],
+)
 def test_how_exact_products_are_holds_for_the_phase_and_no_longer(
-    products: Any, pendulum: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    products: Any, before: str, during: str, after: str, pendulum: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, train_chunk = [], Phase.train_chunk
 
@@ -169,5 +177,9 @@ def test_how_exact_products_are_holds_for_the_phase_and_no_longer(
         train_chunk(self, chunk)
 
     monkeypatch.setattr(Phase, "train_chunk", watched)
-    train("td3_bc", pendulum, tmp_path, lambda phase: setattr(phase, "products", products))
-    assert {*found} == {products} and torch.get_float32_matmul_precision() == "highest"
+    torch.set_float32_matmul_precision(before)
+    try:
+        train("td3_bc", pendulum, tmp_path, lambda phase: setattr(phase, "products", products))
+        assert {*found} == {during} and torch.get_float32_matmul_precision() == after
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -43,7 +43,8 @@ class Phase(Contract):
         compile: how updates run. ``auto``: captured whole on a GPU, step by step on a CPU; ``false``: step by step;
             ``true``: each step compiled into one graph, kept on the disk, which pays back in long runs; ``record``, for
             tests on a CPU: recorded and replayed as on a GPU, which saves nothing there.
-        products: how exact those of 32 bits are, of which :func:`torch.set_float32_matmul_precision` is told.
+        products: how exact those of 32 bits are: torch is told so for the phase, and ``highest`` after it. None for
+            what :func:`torch.set_float32_matmul_precision` was told before.
     """
 
     phase: ClassVar[str]
@@ -52,7 +53,7 @@ class Phase(Contract):
     evaluates: ClassVar[bool] = True
 
     def __init__(
-        self, method: Method, init_from: str | None = None, compile: Compile = "auto", products: Products = "highest"
+        self, method: Method, init_from: str | None = None, compile: Compile = "auto", products: Products | None = None
     ) -> None:
         super().__init__()
         if compile is True:
@@ -147,7 +148,8 @@ class Phase(Contract):
         return hasattr(self, "normalizer")
 
     def setup(self, stage: str) -> None:
-        torch.set_float32_matmul_precision(self.products)
+        if self.products is not None:
+            torch.set_float32_matmul_precision(self.products)
         data, self.ranks = self.data, Ranks.of(self.trainer)
         if self.is_built:
             data.normalizer, self.method.ranks = self.normalizer, self.ranks
@@ -231,7 +233,8 @@ class Phase(Contract):
 
     def teardown(self, stage: str) -> None:
         self._replays = None
-        torch.set_float32_matmul_precision("highest")
+        if self.products is not None:
+            torch.set_float32_matmul_precision("highest")
 
     def learn(
         self, batch: TensorDictBase, place: int = 0, new_steps: int = 1, noise: dict[str, Tensor] | None = None
