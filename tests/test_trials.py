@@ -50,9 +50,12 @@ class Scripted(Online):
     actors: list[list[float]]
     elsewhere: list[list[float]]
     asked: list[tuple[int, int]]
+    seen: list[dict[str, torch.Tensor]]  # the actors that were evaluated
 
     def evaluate(self, policy: Any = None) -> Evaluation:
         returns = self.actors.pop(0) if policy is self.method.actor else HELD
+        if policy is self.method.actor:
+            self.seen.append({name: value.clone() for name, value in policy.state_dict().items()})
         return Evaluation(list(returns), [1] * EPISODES, None)
 
     def judge(self, policy: Any, episodes: int, round: int = 0) -> Evaluation:
@@ -65,8 +68,9 @@ def tried(
     chain: dict[str, Run],
     pendulum: str,
     actors: list[list[float]],
-    elsewhere: list[list[float]] = (),
-    **more: Any,  # type: ignore[assignment]
+    elsewhere: list[list[float]] = (),  # type: ignore[assignment]
+    steps: int | None = None,
+    **more: Any,
 ) -> Run:
     """One environment step and update a trial, the first of them before any: of π_on against π_off."""
 
@@ -76,12 +80,12 @@ def tried(
             multiplier=Multiplier(lr=0.0),
         )  # fmt: skip
         made = Scripted(method, str(chain["align"].checkpoint))
-        made.actors, made.elsewhere, made.asked = list(actors), list(elsewhere), []
+        made.actors, made.elsewhere, made.asked, made.seen = list(actors), list(elsewhere), [], []
         return made
 
-    steps = len(actors) - 1
+    count = max(len(actors) - 1, 1) if steps is None else steps
     data = lambda: OnlineData(  # noqa: E731
-        dataset=pendulum, env_steps=max(steps, 1), warmup_steps=0, eval_every=1, batch_size=32, chunk=1
+        dataset=pendulum, env_steps=count, warmup_steps=0, eval_every=1, batch_size=32, chunk=1
     )
     return fit(phase, data)
 
@@ -102,6 +106,45 @@ def test_an_actor_that_is_proved_worse_begins_anew_at_the_reference(
     assert all(not value.any() for p in actor["params"] for value in optimizer.state[p].values())
     assert float(run.module.method.log_multiplier.detach().exp()) == pytest.approx(4.0)
     assert run.module.facts()["trials"]["lost"] == 1
+
+
+def halfway(own: dict[str, torch.Tensor], its: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: (own[name] + its[name]) / 2 for name in own}
+
+
+def test_an_actor_that_is_lost_moves_half_of_the_way_back_and_goes_on_where_it_is_not(
+    chain: dict[str, Run], fit: Fit, pendulum: str
+) -> None:
+    run = tried(fit, chain, pendulum, [SAME, WORSE, WORSE, SAME], steps=1, retreats=3)
+    offline = dict(run.module.method.offline_actor.state_dict())
+    _, lost, half, quarter = run.module.seen
+    torch.testing.assert_close(half, halfway(lost, offline))
+    torch.testing.assert_close(quarter, halfway(half, offline))
+    end = run.end()
+    for follower in ("method.actor", "method.target_actor"):
+        torch.testing.assert_close(part(end, follower), quarter, rtol=0.0, atol=0.0)
+    assert same(part(end, "method.reference_policy"), part(end, "method.offline_actor"))
+    optimizer: Any = run.trainer.optimizers[0]
+    (actor,) = (group for group in optimizer.param_groups if group["name"] == "actor")
+    assert all(not value.any() for p in actor["params"] for value in optimizer.state[p].values())
+    facts = run.module.facts()["trials"]
+    assert (facts["lost"], facts["neither"]) == (0, 2)
+    assert [point[:2] for point in facts["candidates"]] == [[0, 25.0], [1, 22.5], [1, 22.5], [1, 25.0]]
+    assert float(run.module.method.log_multiplier.detach().exp()) == pytest.approx(0.25)
+
+
+def test_where_every_retreat_is_lost_it_begins_anew(chain: dict[str, Run], fit: Fit, pendulum: str) -> None:
+    run = tried(fit, chain, pendulum, [SAME, WORSE, WORSE, WORSE], steps=1, retreats=2)
+    assert same(part(run.end(), "method.actor"), part(run.end(), "method.offline_actor"))
+    assert run.module.facts()["trials"]["lost"] == 1
+    assert float(run.module.method.log_multiplier.detach().exp()) == pytest.approx(4.0)
+
+
+def test_a_retreat_that_is_proved_better_becomes_the_reference(chain: dict[str, Run], fit: Fit, pendulum: str) -> None:
+    confirmed = [[5.0, 6.0, 7.0, 8.0], [4.0, 5.0, 6.0, 6.0]]
+    run = tried(fit, chain, pendulum, [SAME, WORSE, BETTER], confirmed, steps=1, retreats=1)
+    assert same(part(run.end(), "method.reference_policy"), run.module.seen[-1])
+    assert run.module.curve[-1][1] == 27.5
 
 
 def test_an_actor_that_is_proved_better_becomes_the_reference(chain: dict[str, Run], fit: Fit, pendulum: str) -> None:

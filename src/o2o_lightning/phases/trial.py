@@ -49,23 +49,36 @@ class Court:
         return self.reference
 
     def _try(self, candidate: Evaluation) -> None:
-        phase, method, reference = self.phase, self.method, self.reference
-        assert reference is not None
-        gap = self.gap(candidate, reference)
-        verdict = self.verdict(gap, candidate, reference)
+        phase, method = self.phase, self.method
+        verdict = self._judged(candidate)
+        lost = verdict == "lost"
+        for _ in range(method.trials.retreats):
+            if verdict == "lost":
+                method.retreat()
+                candidate = phase.evaluate(method.actor)
+                verdict = self._judged(candidate)
         if verdict == "won":
             self.reference = candidate
             phase.set_reference(method.actor, candidate.value)
         elif verdict == "lost":
             method.become(method.reference_policy)
+        if lost:
             self._forget_moments()
         if phase.env_steps:
             method.after_trial(verdict == "lost")
         self.verdicts[verdict] += 1
+
+    def _judged(self, candidate: Evaluation) -> str:
+        """The verdict on the actor as it is, which is written down."""
+        phase, reference = self.phase, self.reference
+        assert reference is not None
+        gap = self.gap(candidate, reference)
+        verdict = self.verdict(gap, candidate, reference)
         self.candidates.append([phase.env_steps, candidate.return_mean, candidate.score])
         row = {"return_mean": candidate.return_mean, "gap": gap, "won": float(verdict == "won")}
         row |= {} if candidate.score is None else {"score": candidate.score}
         phase.log_now({f"candidate_{name}": value for name, value in row.items()})
+        return verdict
 
     def gap(self, candidate: Evaluation, reference: Evaluation) -> float:
         """By how many standard errors the actor is better; if it seems to be, with other start states as well."""

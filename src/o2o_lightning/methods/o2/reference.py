@@ -48,6 +48,7 @@ class Trials:
         confirmations: episodes of both, from other start states each time, that must prove it once more, together with
             the evaluation's.
         tolerance: share of π_ref's return that the actor may lose. Proved worse by more, it begins anew at π_ref.
+        retreats: how often it moves half of the way back first, and is tried there; where it is not lost it goes on.
         ease: λ falls by this factor after a trial that the actor has not lost, and rises by it after one that it has.
         share: of the training episodes that π_ref plays, and not the actor; O2PPO, which is on-policy, has none.
     """
@@ -55,11 +56,13 @@ class Trials:
     confidence: float = 1.0
     confirmations: int = 20
     tolerance: float = 0.05
+    retreats: int = 0
     ease: float = 4.0
     share: float = 0.5
 
     def __post_init__(self) -> None:
         at_least("--model.trials.ease", self.ease, 1)
+        at_least("--model.trials.retreats", self.retreats, 0)
 
 
 class Referenced(Method):
@@ -101,6 +104,13 @@ class Referenced(Method):
     def become(self, actor: nn.Module) -> None:
         """The policy, and what follows it, are copies of ``actor`` from now on."""
         hard_update(self.actor, actor)
+
+    @torch.no_grad()
+    def retreat(self) -> None:
+        """The policy moves half of the way back to π_ref, weight by weight; what follows it begins there."""
+        for own, its in zip(self.actor.parameters(), self.reference_policy.parameters(), strict=True):
+            own.lerp_(its, 0.5)
+        self.become(self.actor)
 
     def after_trial(self, lost: bool) -> None:
         """A seam: what the actor learns of a trial, beside where it begins anew."""
