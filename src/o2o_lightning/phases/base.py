@@ -22,9 +22,9 @@ from o2o_lightning.envs.episodes import Evaluation, Player
 from o2o_lightning.errors import at_least
 from o2o_lightning.methods.method import Loss, Method, Moment, Task
 from o2o_lightning.nn.actor import Policy
+from o2o_lightning.phases import hardware
 from o2o_lightning.phases.contract import Contract, check_sizes
 from o2o_lightning.phases.descent import Descent, Draw
-from o2o_lightning.phases.hardware import Products, check_compilable, check_compiler, check_hardware, compile_note
 from o2o_lightning.phases.replays import Compile, Replays, replay_note, replays_of, wanted
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.ranks import Ranks
@@ -43,8 +43,7 @@ class Phase(Contract):
         compile: how updates run. ``auto``: captured whole on a GPU, step by step on a CPU; ``false``: step by step;
             ``true``: each step compiled into one graph, kept on the disk, which pays back in long runs; ``record``, for
             tests on a CPU: recorded and replayed as on a GPU, which saves nothing there.
-        products: how exact those of 32 bits are: torch is told so for the phase, and ``highest`` after it. None for
-            what :func:`torch.set_float32_matmul_precision` was told before.
+        products: how exact those of 32 bits are in this phase; None for what a script has told torch.
     """
 
     phase: ClassVar[str]
@@ -53,11 +52,11 @@ class Phase(Contract):
     evaluates: ClassVar[bool] = True
 
     def __init__(
-        self, method: Method, init_from: str | None = None, compile: Compile = "auto", products: Products | None = None
+        self, method: Method, init_from: str | None = None, compile: Compile = "auto", products: hardware.Digits = None
     ) -> None:
         super().__init__()
         if compile is True:
-            check_compiler()
+            hardware.check_compiler()
         self.automatic_optimization = False
         self.method, self.init_from, self.compiling, self.products = method, init_from, compile, products
         self.updates = 0
@@ -148,16 +147,15 @@ class Phase(Contract):
         return hasattr(self, "normalizer")
 
     def setup(self, stage: str) -> None:
-        if self.products is not None:
-            torch.set_float32_matmul_precision(self.products)
+        hardware.set_products(self.products)
         data, self.ranks = self.data, Ranks.of(self.trainer)
         if self.is_built:
             data.normalizer, self.method.ranks = self.normalizer, self.ranks
             check_sizes(self.policy(), data.sizes())
             return
-        check_hardware(self.trainer)
+        hardware.check_hardware(self.trainer)
         if self.compiles:
-            check_compilable(self.trainer, self.ranks.count)
+            hardware.check_compilable(self.trainer, self.ranks.count)
         if self.init_from is not None:
             self.source = read_handover(self.init_from, self.accepts, f"--phase {self.phase}")
             self.normalizer = self.source.build_normalizer()
@@ -233,8 +231,7 @@ class Phase(Contract):
 
     def teardown(self, stage: str) -> None:
         self._replays = None
-        if self.products is not None:
-            torch.set_float32_matmul_precision("highest")
+        hardware.set_products(self.products and "highest")
 
     def learn(
         self, batch: TensorDictBase, place: int = 0, new_steps: int = 1, noise: dict[str, Tensor] | None = None
@@ -309,7 +306,7 @@ class Phase(Contract):
             return None  # one of the seeds says it
         if wanted(self):
             return replay_note(self)
-        return compile_note(self.device, self.compiles, self.method.pays_back, updates)
+        return hardware.compile_note(self.device, self.compiles, self.method.pays_back, updates)
 
     def sampled(self, count: int = 2048) -> TensorDictBase:
         """Transitions ``[count]`` of the dataset, ready for the networks, and always the same: a measurement's own."""

@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Paralle
 
 from o2o_lightning.errors import UserError
 
-Products = Literal["highest", "high", "medium"]
+Digits = Literal["highest", "high", "medium"] | None
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 PAYS_BACK_ON_A_GPU = 20_000  # updates; eager ones took 1.8 to 7.8 times as long as compiled ones on an H200
 ON_A_GPU = "single steps on a GPU wait for the host; without --model.compile false updates are captured whole"
@@ -26,6 +26,12 @@ def check_hardware(trainer: Any) -> None:
         )
     if precision not in PRECISIONS:
         raise UserError(f"--trainer.precision {precision}: one of {', '.join(PRECISIONS)} is needed.")
+
+
+def set_products(products: Digits) -> None:
+    """Tells torch how exact products of 32 bits are from now on, if that is asked for."""
+    if products is not None:
+        torch.set_float32_matmul_precision(products)
 
 
 def check_compiler() -> None:
