@@ -14,7 +14,7 @@ GOLDEN = golden_configs.unpacked(golden_configs.FILE.read_text())
 # Options that these had not when the file was made: a method has those of the rule that it extends, and what can be
 # compiled is the engine's affair. With the values that leave the method as it was.
 EVERY: golden_configs.Row = {
-    "model.products": "highest",
+    "model.products": None,
     "data.env_kwargs": {},
     "data.actions": "auto",
     "data.terminals": "auto",
@@ -24,6 +24,7 @@ TRIALS: golden_configs.Row = {
     "model.trials.confidence": 1.0,
     "model.trials.confirmations": 20,
     "model.trials.tolerance": 0.05,
+    "model.trials.retreats": 0,
     "model.trials.ease": 4.0,
     "model.trials.share": 0.5,
 }
