@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from o2o_lightning.cli.compose import config_dir
+from o2o_lightning.cli.command import split
+from o2o_lightning.cli.compose import compose, config_dir
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 rivals = pytest.importorskip("rivals", reason="benchmarks are not in an sdist")
@@ -26,3 +27,9 @@ def test_methods_that_share_an_offline_phase_have_it_from_the_same_options() -> 
     for first, methods in rivals.METHODS.items():
         models = [rivals._composed("offline", method)["model"] for method in methods]
         assert all(model == models[0] for model in models), first
+
+
+def test_what_is_typed_for_each_job_is_what_its_configuration_takes() -> None:
+    for name, job in rivals.jobs().items():
+        composed = compose(job.phase, split([f"--phase={job.phase}", *job.choices, "tier=medium", *rivals.typed(name)]))
+        assert composed["data"]["batch_size"] == (128 if name == "online-so2" else 64), name

@@ -35,7 +35,7 @@ ELSEWHERE = {
     "data-make.md": "placeholders; README's commands and tests/test_data_make.py",
     "devices.md": "several processes: tests/test_devices.py, tests/test_sweep.py",
     "reproduce.md": "tests/test_reproduce_runs.py",
-    "results.md": "studies of hours; their command lines: tests/test_benchmark_rivals.py",
+    "results.md": "studies of hours; of one the jobs: tests/test_benchmark_rivals.py",
 }
 LONG = {"sweep": "tests/test_sweep.py", "runs/fair": "its runs", "medium": "tests/test_data_make.py, SAC to a level"}
 

@@ -43,7 +43,7 @@ class Phase(Contract):
         compile: how updates run. ``auto``: captured whole on a GPU, step by step on a CPU; ``false``: step by step;
             ``true``: each step compiled into one graph, kept on the disk, which pays back in long runs; ``record``, for
             tests on a CPU: recorded and replayed as on a GPU, which saves nothing there.
-        products: how exact those of 32 bits are in this phase; None for what a script has told torch.
+        products: how exact those of 32 bits are in this phase, ``highest`` after it; None for what torch was told.
     """
 
     phase: ClassVar[str]
