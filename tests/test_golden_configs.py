@@ -28,6 +28,16 @@ TRIALS: golden_configs.Row = {
     "model.trials.ease": 4.0,
     "model.trials.share": 0.5,
 }
+RETURNS: golden_configs.Row = {
+    "model.returns.window": 20,
+    "model.returns.least": 5,
+    "model.returns.every": 1000,
+    "model.returns.max_age": 30_000,
+    "model.returns.alarm": 3,
+    "model.returns.restore": False,
+    "model.returns.judges": 4,
+    "model.returns.patience": 40,
+}
 CONSTRAINED: golden_configs.Row = {
     "model.hand_on": "aligned",
     "model.judge_episodes": 30,
@@ -40,6 +50,7 @@ CONSTRAINED: golden_configs.Row = {
     "model.multiplier.least": 0.001,
     "model.multiplier.cap": 100.0,
     **TRIALS,
+    **RETURNS,
     "model.moments": "method",
     "data.seeds": 0,
     "data.collect": 1,
@@ -64,7 +75,7 @@ NEW: dict[str, golden_configs.Row] = {
     "offline offline=odt": {"model.compile": "auto", "model.padded_entropy": False},
     **{f"online online={method}": CONSTRAINED for method in ("o2sac", "sac")},
     **{f"online online={method}": {**CONSTRAINED, "model.exploration_clip": None} for method in ("o2td3", "td3")},
-    **{f"online online={method}": {**TRIALS, "model.moments": "method"} for method in ("o2ppo", "ppo")},
+    **{f"online online={method}": {**TRIALS, **RETURNS, "model.moments": "method"} for method in ("o2ppo", "ppo")},
     **{f"clone online={method}": {"model.teacher_actions": "auto"} for method in golden_configs.ONLINE},
     **{f"reevaluate online={method}": HASTENED for method in ("o2td3", "o2sac", "td3", "sac")},
     **{f"reevaluate online={method}": {"model.bootstrap_tails": True} for method in ("o2ppo", "ppo")},

@@ -23,9 +23,10 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(NOT_NEGATIVE, (0, math.inf)),
     **dict.fromkeys(COUNTS, (1, 2**53)),  # beyond, a count is no longer exact where it meets a float
     **dict.fromkeys(("hidden", "critic_hidden", "value_hidden", "layers", "heads", "width"), (1, 2**20)),
-    **dict.fromkeys(("critics", "samples", "eval_episodes", "num_envs"), (1, 2**16)),  # each takes memory
+    **dict.fromkeys(("critics", "samples", "num_envs"), (1, 2**16)),  # each takes memory
     **dict.fromkeys(("batch_size", "rollout", "confirmations"), (2, 2**24)),
     **dict.fromkeys(("reward_scale", "reward_shift", "target_entropy", "target_return"), (-1e30, 1e30)),
+    "eval_episodes": (0, 2**16),
     "eval_seed": (0, 2**32 - 1),
 }
 OF_COMMANDS = {"episodes": (0, 2**16), "states": (1, 2**24), "seed": (0, 2**32 - 1)}  # that run no phase

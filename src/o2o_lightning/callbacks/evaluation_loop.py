@@ -48,7 +48,7 @@ class EvaluationLoop(PhaseCallback):
             self._worker.close()
 
     def _evaluate(self, trainer: L.Trainer, phase: Any, background: bool = False) -> None:
-        if phase.data.env_id is None or self.evaluated_at == phase.clock:
+        if phase.data.env_id is None or not phase.data.eval_episodes or self.evaluated_at == phase.clock:
             return
         self._collect(trainer, phase)
         self.evaluated_at = phase.clock

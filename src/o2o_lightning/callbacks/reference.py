@@ -15,7 +15,8 @@ class ReferencePolicy(PhaseCallback):
 
     Args:
         mode: ``best``: swap when an evaluation scores strictly above every earlier one; ``interval``: swap every
-            ``period`` environment steps; ``frozen``: never; ``trials``: the phase's court does it.
+            ``period`` environment steps; ``frozen``: never; ``trials``, ``returns``, ``judged``: the phase's court, or
+            gate, does it.
         start: ``best``: the better of π_off and π_on before the first step (D14), π_on where neither is evaluated
             then; ``aligned`` or ``offline``.
         period: environment steps, for ``interval``.
@@ -23,13 +24,15 @@ class ReferencePolicy(PhaseCallback):
 
     def __init__(
         self,
-        mode: Literal["best", "trials", "interval", "frozen"] = "best",
+        mode: Literal["best", "trials", "returns", "judged", "interval", "frozen"] = "best",
         start: Literal["best", "aligned", "offline"] = "best",
         period: int = 1000,
     ) -> None:
         self.mode, self.start, self.period = mode, start, period
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
+        if self.mode in ("returns", "judged"):  # it has begun as what it is
+            return
         if phase.env_steps > 0 or math.isfinite(phase.method.reference_score):  # a resumed run has its reference
             return
         aligned, offline = (phase.start_values.get(name, -math.inf) for name in ("aligned", "offline"))

@@ -19,6 +19,8 @@ def outcome(run_dir: Path) -> list[str]:
     lines = [f"{way}{' (D4RL score)' if scored else ' (return)'}; {spent}{took}" if way else took]
     if trials := summary.get("trials"):
         lines.append(_trials(trials))
+    if gate := summary.get("returns_gate"):
+        lines.append(_gate(gate))
     return [*lines, f"the policy to take: {policy_to_take(run_dir / summary['phase'])}{_unless_worse(score)}"]
 
 
@@ -31,6 +33,17 @@ def _trials(trials: dict[str, Any]) -> str:
     )
     ended = f"trials of the actor: {trials['won']} won, {trials['lost']} lost, {trials['neither']} undecided"
     return f"{ended}; training episodes: {played}" if played else ended
+
+
+def _gate(gate: dict[str, Any]) -> str:
+    """When training's returns made the actor the reference policy."""
+    swaps, drops = gate["swaps"], gate["drops"]
+    became = (
+        f"the actor became π_ref {len(swaps)} times, last at step {swaps[-1][0]:,.0f}"
+        if swaps
+        else ("no return of the actor's proved it better: π_ref is what it began as")
+    )
+    return f"{became}; {drops} drops" if drops else became
 
 
 def _unless_worse(score: dict[str, Any]) -> str:

@@ -53,7 +53,7 @@ class OfflineData(L.LightningDataModule):
         eval_every_updates: gradient updates between evaluations of an offline phase; 0 only at its end.
         eval_every: environment steps between evaluations of the online phase; 0 for none but at its start and
             end, and at its end alone where the reference policy looks at no score.
-        eval_episodes: episodes an evaluation.
+        eval_episodes: episodes an evaluation; 0: none is ever made.
         eval_seed: start states of the evaluation; the same for every evaluation of every phase.
         eval_async: evaluate in a second process while training goes on, where it need not wait for the score; results
             are recorded at their own step, one evaluation later, and are the same.

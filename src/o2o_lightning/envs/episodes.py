@@ -82,6 +82,8 @@ class Evaluator:
         kwargs: Mapping[str, Any] = NO_KWARGS,
         ranks: Ranks = Ranks(),
     ) -> None:
+        if episodes < 1:
+            raise UserError("--data.eval_episodes 0: what is asked for plays episodes. Pass at least 1.")
         self.env_id, self.observation_dim = env_id, observation_dim
         self.seeds = range(seed, seed + episodes)[ranks.rank :: ranks.count]
         self.episodes, self.reference, self.layout = len(self.seeds), reference, tuple(layout)

@@ -26,6 +26,8 @@ class OnPolicy(Online):
             for interaction in data.interactions:
                 interaction.step(self.explore)
                 self.on_env_step(self.ranks.count)
+                if self._gated:
+                    self.gate.ended(interaction)
             if data.full:
                 rows = method.begin_rollout(data.take(self.device), self.env_steps)
                 self.make(Draw(batch) for batch in data.minibatches(rows))

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from o2o_lightning.nn.targets import differ, hard_update
 from o2o_lightning.objectives.diagnostics import ONE_SIDED, standardized_gap
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.phases.descent import Draw
+from o2o_lightning.phases.gate import Gate
 from o2o_lightning.phases.trial import Court
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.replay.balanced import Balanced
@@ -50,7 +52,7 @@ class Online(Phase):
     ) -> None:
         super().__init__(method, init_from, **options)
         self.moments = moments
-        self.court = Court(self)
+        self.court, self.gate = Court(self), Gate(self)
         self.start_values: dict[str, float] = {}
         self.uniform = False  # whether the last action was, and not the policy's
 
@@ -59,7 +61,33 @@ class Online(Phase):
         if self._holds and not self.data.eval_every:
             raise UserError(
                 "--data.eval_every 0: an actor is tried at evaluations (docs/trials.md). Leave it out, or pass "
-                "preset=paper --model.reference.mode interval, which needs none."
+                "--model.reference.mode returns, which needs none (docs/returns.md)."
+            )
+        if self.waits_for_scores and not self.data.eval_episodes:
+            raise UserError(
+                "--data.eval_episodes 0: the reference policy follows evaluations. Leave it out, or pass "
+                "--model.reference.mode returns, which needs none (docs/returns.md)."
+            )
+        if self._gated and stage == "fit":
+            self._check_gate()
+            self.gate.begin()
+
+    def on_fit_end(self) -> None:
+        if self.data.store is not None:
+            self.data.store.take_back()
+
+    def _check_gate(self) -> None:
+        """Refuses what returns, or judges, can't decide."""
+        mode, option = cast(Referenced, self.method).reference.mode, "--model.reference.mode"
+        if self.ranks.count > 1:
+            raise UserError(
+                f"{option} {mode}: it reads the training episodes of one process. Pass --trainer.devices 1, or "
+                f"{option} trials."
+            )
+        if mode == "judged" and (self.data.store is None or not cast(Referenced, self.method).shares_episodes):
+            raise UserError(
+                f"{option} judged: values are fitted to a dataset and a replay buffer, which this run does not have. "
+                f"Pass {option} returns."
             )
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -72,6 +100,8 @@ class Online(Phase):
             if self.ranks.steps(self.env_steps, together):
                 data.step(self.explore)
             self.on_env_step(together)
+            if self._gated:
+                self.gate.ended(data.interaction)
             if due := data.updates_due(self.env_steps):
                 self.make(Draw(data.numbers(), place, together) for place in range(due))
 
@@ -135,15 +165,18 @@ class Online(Phase):
         return int(max(data.budget - data.steps_before_updates, 0) * data.utd)
 
     def local_state(self) -> dict[str, Any]:
-        return super().local_state() | ({"court": self.court.state()} if self._holds else {})
+        own = {"court": self.court.state()} if self._holds else {"gate": self.gate.state()} if self._gated else {}
+        return super().local_state() | own
 
     def load_local_state(self, state: dict[str, Any]) -> None:
         super().load_local_state(state)
         if self._holds:
             self.court.load_state(state["court"])
+        if self._gated:
+            self.gate.load_state(state["gate"])
 
     def facts(self) -> dict[str, Any]:
-        return super().facts() | (self.court.facts() if self._holds else {})
+        return super().facts() | (self.court.facts() if self._holds else self.gate.facts())
 
     # ---- the reference policy ------------------------------------------------------------------------------------
 
@@ -156,6 +189,10 @@ class Online(Phase):
     @property
     def _holds(self) -> bool:
         return self.referenced is not None and self.referenced.held
+
+    @property
+    def _gated(self) -> bool:
+        return self.referenced is not None and self.referenced.gated
 
     @property
     def waits_for_scores(self) -> bool:
@@ -182,7 +219,7 @@ class Online(Phase):
                 method.become(method.offline_actor)
         result = super().run_evaluation()
         if self.env_steps == 0:
-            self.begin(result)
+            self.begin(self.evaluate(method.actor) if self._gated else result)
         return result
 
     def begin(self, aligned: Evaluation) -> Evaluation:
@@ -206,6 +243,15 @@ class Online(Phase):
         method = cast(Any, self.method)
         hard_update(method.reference_policy, actor)
         method.reference_score.fill_(score)
+
+    @torch.no_grad()
+    def forget_moments(self, group: str) -> None:
+        """Adam's moments of that part of the method were of where it was, and not of where it begins anew."""
+        optimizer: Any = self.optimizers()
+        for found in optimizer.param_groups:
+            for parameter in found["params"] if found["name"] == group else ():
+                for value in optimizer.state.get(parameter, {}).values():
+                    value.zero_()
 
     def set_threshold(self, threshold: float) -> None:
         """τ_t of the constraint, from now on."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-
 from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.methods.o2.reference import Referenced
 from o2o_lightning.nn.targets import differ
@@ -63,7 +61,7 @@ class Court:
         elif verdict == "lost":
             method.become(method.reference_policy)
         if lost:
-            self._forget_moments()
+            phase.forget_moments("actor")
         if phase.env_steps:
             method.after_trial(verdict == "lost")
         self.verdicts[verdict] += 1
@@ -120,12 +118,3 @@ class Court:
         self.reference = None if state["reference"] is None else Evaluation(*state["reference"])
         self.verdicts, self.candidates = state["verdicts"], state["candidates"]
         self.method.load_local_state(state["method"])
-
-    @torch.no_grad()
-    def _forget_moments(self) -> None:
-        """The actor's Adam moments were of where it was lost."""
-        optimizer: Any = self.phase.optimizers()
-        for group in optimizer.param_groups:
-            for parameter in group["params"] if group["name"] == "actor" else ():
-                for value in optimizer.state.get(parameter, {}).values():
-                    value.zero_()

@@ -130,6 +130,7 @@ class Online(Referenced, PPO):
     """
 
     name: ClassVar[str] = "o2ppo"
+    shares_episodes: ClassVar[bool] = False
     auxiliary_advantage: bool = True
     constraint: bool = True
     auxiliary: Auxiliary = Auxiliary()

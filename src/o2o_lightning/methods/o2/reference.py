@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from o2o_lightning.errors import at_least
 from o2o_lightning.methods.method import Method
+from o2o_lightning.methods.o2.evidence import Returns
 from o2o_lightning.nn.targets import frozen_copy, hard_update
 
 
@@ -20,14 +21,17 @@ class Reference:
     Attributes:
         mode: ``best``: at each evaluation whose score is the highest so far; ``trials``: at each that proves the actor
             better; until then π_ref is the policy that is evaluated, exported and handed on, and the actor a candidate;
-            ``interval``: every ``period`` environment steps; ``frozen``: never (ablation).
+            ``returns``: likewise, where training's own episodes prove it, without an evaluation; ``judged``: where
+            fitted values do not contradict them; ``interval``: every ``period`` environment steps; ``frozen``: never
+            (ablation).
         start: ``best``: the better of π_off and π_on (D14); ``aligned``: π_on; ``offline``: π_off. In mode ``trials``
-            it is π_off, and π_on the first candidate.
+            it is π_off, and π_on the first candidate; in ``returns`` and ``judged`` ``best`` is π_off until the first
+            test, at which the actor need only be no worse.
         period: environment steps between two copies in mode ``interval``.
         threshold_scale: factor on the threshold's end; the official code quarters it in mode ``interval`` (D15).
     """
 
-    mode: Literal["best", "trials", "interval", "frozen"] = "best"
+    mode: Literal["best", "trials", "returns", "judged", "interval", "frozen"] = "best"
     start: Literal["best", "aligned", "offline"] = "best"
     period: int = 1000
     threshold_scale: float = 1.0
@@ -71,10 +75,13 @@ class Referenced(Method):
     Args:
         reference: when π_ref follows, ``--model.reference.mode`` and others.
         trials: how the actor proves itself, in mode ``trials``.
+        returns: likewise, in modes ``returns`` and ``judged``.
     """
 
+    shares_episodes: ClassVar[bool] = True  # whether π_ref may play some of the training episodes
     reference: Reference = Reference()
     trials: Trials = Trials()
+    returns: Returns = Returns()
 
     @property
     def follows(self) -> bool:
@@ -87,16 +94,22 @@ class Referenced(Method):
         return self.follows and self.reference.mode == "trials"
 
     @property
+    def gated(self) -> bool:
+        """Whether π_ref is what the run stands for, and training's own returns say when the actor replaces it."""
+        return self.follows and self.reference.mode in ("returns", "judged")
+
+    @property
     def stands_for(self) -> str:  # type: ignore[override]
-        return "reference_policy" if self.held else "actor"
+        return "reference_policy" if self.held or self.gated else "actor"
 
     @property
     def label(self) -> str:
         return self.name if self.follows else self.name.removeprefix("o2")
 
     def take_reference(self) -> None:
-        """π_ref begins as the actor is; the phase says which policy is the better one."""
-        self.reference_policy = frozen_copy(self.actor)
+        """π_ref begins as the actor is; the phase says which policy is the better one. Where returns do, as π_off."""
+        offline = self.gated and self.reference.start != "aligned"
+        self.reference_policy = frozen_copy(self.offline_actor if offline else self.actor)
         self.register_buffer("reference_score", torch.tensor(-math.inf, dtype=torch.float64))
         self.reference_plays = False  # this training episode
         self.played: dict[str, list[float]] = {"actor": [], "reference": []}  # returns of the training episodes
