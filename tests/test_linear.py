@@ -128,3 +128,32 @@ def test_an_exported_program_holds_nothing_of_it() -> None:
     network = MLP(128, [128], 1)
     program = torch.export.export(network, (torch.randn(512, 128),))
     assert not any("product" in str(node.target) or "mkldnn" in str(node.target) for node in program.graph.nodes)
+
+
+@pytest.mark.parametrize("shape", [(64, 17), (5, 64, 17), (17,)])
+@pytest.mark.parametrize("shared", [False, True], ids=["own inputs", "one input"])
+def test_of_many_seeds_each_has_its_own_value_and_gradients(shape: tuple[int, ...], shared: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(*((1,) if shared else (3,)), *shape, dtype=torch.float64)
+    weight, bias = torch.randn(3, 9, 17, dtype=torch.float64), torch.randn(3, 9, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (x[0].detach() if shared else x, weight, bias)]
+    together = torch.func.vmap(linear, in_dims=(None if shared else 0, 0, 0))(*inputs)
+    given = inputs[0].expand(3, *shape) if shared else inputs[0]
+    each = torch.stack([F.linear(given[i], weight[i], bias[i]) for i in range(3)])
+    torch.testing.assert_close(together, each)
+    upstream = torch.randn_like(each)
+    ours, theirs = (torch.autograd.grad(values, inputs, upstream) for values in (together, each))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_of_many_seeds_a_gradient_within_each_is_its_own() -> None:
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(3, *shape, dtype=torch.float64) for shape in ((8, 5), (4, 5), (4,)))
+
+    def slope(x: Tensor, weight: Tensor, bias: Tensor, layer: Any) -> tuple[Tensor, ...]:
+        loss = lambda *given: layer(*given).square().sum()  # noqa: E731
+        return torch.func.grad(loss, argnums=(0, 1, 2))(x, weight, bias)  # type: ignore[no-any-return]
+
+    ours = torch.func.vmap(lambda *given: slope(*given, linear))(x, weight, bias)
+    theirs = torch.func.vmap(lambda *given: slope(*given, F.linear))(x, weight, bias)
+    torch.testing.assert_close(ours, theirs)

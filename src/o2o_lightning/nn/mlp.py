@@ -182,7 +182,7 @@ def output_layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     With it every value, log-probability, divergence and loss keeps it: eight bits of a Q-value of 300 are steps of two.
     """
     if not torch.is_autocast_enabled(x.device.type):
-        return F.linear(x, weight, bias)
+        return linear(x, weight, bias)
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(weight.dtype), weight, bias)
 
