@@ -80,11 +80,17 @@ def typed(name: str) -> Iterator[str]:
         clock = "env" if phase == "online" else phase
         yield f"steps.{clock}={STEPS[clock]}"
     yield from ("++data.batch_size=64", "--data.eval_episodes=10")
-    for option in (*ADAPTED.get(method, ()), *ADAPTED.get(name, ())):
-        part, _, key = option.lstrip("-").partition("=")[0].partition(".")
-        if phase == "online" if part == "data" else accepts(found, key):
-            yield option
+    yield from (option for option in (*ADAPTED.get(method, ()), *ADAPTED.get(name, ())) if takes(name, option))
     yield "data.eval_every=2000" if phase == "online" else "data.eval_every_updates=0"
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether a step has an ``option`` of its model's, or, where it is the online one, of its data's."""
+    phase, _, method = name.partition("-")
+    part, _, key = option.lstrip("-").partition("=")[0].partition(".")
+    if part == "model":
+        return accepts(_composed(phase, method)["model"]["class_path"], key)
+    return phase == "online" or part != "data"
 
 
 def _composed(phase: str, method: str) -> dict[str, Any]:
@@ -99,7 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--datasets", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=every, default=every)
-    parser.add_argument("--options", nargs="+", default=[], metavar="NAME=VALUE", help="overrides of every `o2o fit`")
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="overrides of every `o2o fit` that has them; the first as --options=--model.members=1",
+    )
     parser.add_argument("--workers", type=int, default=1, help="jobs at once; each takes one core")
     arguments = parser.parse_args(argv)
     made = jobs()
@@ -108,8 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     chains = []
     for seed in arguments.seeds:
         for dataset in arguments.datasets:
-            given = [f"--data.dataset={dataset}", f"--seed_everything={seed}", *arguments.options]
-            options = {name: [*own[name], *given] for name in names}
+            given = [f"--data.dataset={dataset}", f"--seed_everything={seed}"]
+            more = {name: [o for o in arguments.options if "model." not in o[:8] or takes(name, o)] for name in names}
+            options = {name: [*own[name], *given, *more[name]] for name in names}
             chains.append(Chain(arguments.out / Path(dataset).stem / f"seed{seed}", made, options))
     failed = run_chains(chains, arguments.workers)
     for path in failed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import killing
@@ -13,11 +14,14 @@ import torch
 from conftest import HIDDEN, Fit, Run
 from hypothesis import given
 from hypothesis import strategies as st
+from test_phases_frozen import part, same
 
 from o2o_lightning.callbacks.convergence import Convergence, ConvergenceWatch
+from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.command import split
 from o2o_lightning.cli.compose import compose
 from o2o_lightning.data.module import OfflineData
+from o2o_lightning.data.online import OnlineData
 from o2o_lightning.data.stream import count_chunks, next_boundary
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods.cql import CQL
@@ -26,6 +30,7 @@ from o2o_lightning.methods.o2 import ppo, sac, td3
 from o2o_lightning.objectives.diagnostics import bellman_residual, relative_change, relative_drift
 from o2o_lightning.phases.align import Align
 from o2o_lightning.phases.offline import Offline
+from o2o_lightning.phases.online import Online
 from o2o_lightning.phases.reevaluate import Reevaluate
 
 QUICK = Convergence(every=4, window=2, tolerance=1e9, patience=2, least=24)
@@ -191,6 +196,55 @@ def test_alignment_measures_anchors_drift_and_distance(fit: Fit, chain, pendulum
     with torch.no_grad():
         moved = (anchor.mode(batch["observation"]) - actor.mode(batch["observation"])).norm(dim=-1).mean()
     assert curves["actor_distance"][-1] == pytest.approx(float(moved), rel=1e-5)  # one action dimension
+
+
+def align(fit: Fit, chain: dict[str, Run], pendulum: str, steps: int, **rule: object) -> Run:
+    method = {name: rule.pop(name) for name in ("actor_after", "restart_every") if name in rule}
+    start = str(chain["reevaluate"].checkpoint)
+    return fit(lambda: Align(td3.Align(**method), start, **rule), lambda: data(pendulum), steps)  # type: ignore[arg-type]
+
+
+def test_an_alignment_with_a_goal_ends_where_a_window_has_the_share(fit: Fit, chain, pendulum) -> None:
+    whole = align(fit, chain, pendulum, 40, convergence=Convergence(every=4, window=20)).module.watch
+    shares = whole.curves["perturbed_share"]
+    means = [(one + other) / 2 for one, other in pairwise(shares)]
+    goal = sorted(means)[len(means) // 2]  # reached, and not at once
+    first = next(i for i, mean in enumerate(means) if mean >= goal) + 2
+    rule = Convergence(every=4, window=2, share=goal)
+    run = align(fit, chain, pendulum, 40, stop="aligned", convergence=rule)
+    assert run.module.updates == 4 * first
+    assert run.module.facts()["stopped"] == f"aligned at {4 * first} of 40"
+    assert run.module.aligned
+    assert read_handover(run.checkpoint).aligned
+
+
+def test_a_critic_that_is_not_aligned_is_not_let_loose_on_the_policy(fit: Fit, chain, pendulum) -> None:
+    run = align(fit, chain, pendulum, 8, stop="aligned", convergence=Convergence(every=4, window=2, share=0.999))
+    assert "align: not aligned after 8 updates: " in run.module.conclusion()
+    online = lambda: Online(td3.Online(), str(run.checkpoint))  # noqa: E731
+    steps = lambda: OnlineData(dataset=pendulum, env_steps=4, eval_episodes=1)  # noqa: E731
+    with pytest.raises(UserError, match="its critic is not aligned, and is not let loose on the policy"):
+        fit(online, steps)
+    assert read_handover(chain["align"].checkpoint).aligned  # which was not asked for
+
+
+def test_a_re_evaluation_has_no_such_goal_and_ends_at_its_plateau(fit: Fit, chain, pendulum) -> None:
+    run = reevaluate(fit, chain, pendulum, stop="aligned", convergence=QUICK)
+    assert run.module.facts()["stopped"] == "converged at 24 of 60"
+
+
+def test_the_actor_waits_for_its_critic_and_hunts_anew(fit: Fit, chain, pendulum) -> None:
+    waits = align(fit, chain, pendulum, 6, actor_after=6).end()
+    moved = align(fit, chain, pendulum, 7, actor_after=6).end()
+    again = align(fit, chain, pendulum, 9, restart_every=8).end()
+    anew = align(fit, chain, pendulum, 9, actor_after=8).end()
+    actor, offline = (part(waits, f"method.{name}") for name in ("actor", "offline_actor"))
+    assert same(actor, offline)
+    assert not same(part(waits, "method.critic"), part(waits, "method.target_critic"))
+    assert not same(part(moved, "method.actor"), offline)
+    far = lambda state: max(float((v - offline[k]).abs().max()) for k, v in part(state, "method.actor").items())  # noqa: E731
+    assert 0.0 < far(again) < 2e-4 > far(anew)  # the one update since, at a rate of 1e-4
+    assert far(align(fit, chain, pendulum, 9).end()) > 4e-4
 
 
 def test_every_method_measures_the_same_twice_and_draws_from_no_stream(fit: Fit, pendulum) -> None:

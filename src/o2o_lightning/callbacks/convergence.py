@@ -20,6 +20,7 @@ class Convergence:
     Attributes:
         every: gradient updates between two measurements.
         window: measurements that are averaged; their mean is compared with that of as many before.
+        share: of the held-out states for which π_off's action is worth the most, that makes a critic aligned.
         tolerance: largest relative change of every measured curve from one window to the next that counts as none.
         patience: measurements without a change, one after the other, that make a plateau.
         least: gradient updates before which no plateau counts.
@@ -34,13 +35,16 @@ class Convergence:
     least: int = 10_000
     most: int = 100_000
     held_out: float = 0.05
+    share: float = 0.9
 
     def __post_init__(self) -> None:
         limits = {"every": 1, "window": 1, "patience": 1, "least": 0, "most": 1, "tolerance": 0.0}
         for name, least in limits.items():
             at_least(f"--model.convergence.{name}", getattr(self, name), least)
-        if not 0.0 < self.held_out < 1.0:
-            raise UserError(f"--model.convergence.held_out {self.held_out:g}: a share between 0 and 1 is needed.")
+        for name in ("held_out", "share"):
+            if not 0.0 < getattr(self, name) < 1.0:
+                value = getattr(self, name)
+                raise UserError(f"--model.convergence.{name} {value:g}: a share between 0 and 1 is needed.")
 
 
 class ConvergenceWatch(PhaseCallback):
@@ -48,13 +52,14 @@ class ConvergenceWatch(PhaseCallback):
 
     A plateau is a change below the tolerance of every curve from one window of measurements to the next, ``patience``
     times one after the other and not before ``least`` updates. What is measured never changes what is learned. With
-    ``stops`` the phase ends at its plateau, or after the most updates that the rule allows.
+    ``stops`` the phase ends at its plateau, or after the most updates that the rule allows. With a ``goal``, a
+    curve's name, it has settled where a window of that curve has the ``share``, plateau or not.
     """
 
     kept = ("curves", "change", "calm", "settled_at")
 
-    def __init__(self, settings: Convergence, stops: bool) -> None:
-        self.settings, self.stops = settings, stops
+    def __init__(self, settings: Convergence, stops: bool, goal: str | None = None) -> None:
+        self.settings, self.stops, self.goal = settings, stops, goal
         self.curves: dict[str, list[float]] = {}
         self.change = float("inf")
         self.calm = 0
@@ -81,5 +86,10 @@ class ConvergenceWatch(PhaseCallback):
                 changes.append(relative_change(curve, window, TINY if name in magnitudes else FLOOR))
         self.change = max(changes, default=float("inf"))  # a method may name no curve
         self.calm = self.calm + 1 if self.change <= self.settings.tolerance else 0
-        if self.settled_at is None and self.calm >= self.settings.patience and updates >= self.settings.least:
+        if self.goal is not None:
+            curve = self.curves[self.goal][-window:]
+            reached = len(curve) == window and sum(curve) / window >= self.settings.share
+        else:
+            reached = self.calm >= self.settings.patience and updates >= self.settings.least
+        if self.settled_at is None and reached:
             self.settled_at = updates

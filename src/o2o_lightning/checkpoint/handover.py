@@ -32,9 +32,9 @@ class Handover:
     """A policy, perhaps critics or a state-value network, and where they come from.
 
     ``state`` holds the networks' tensors under ``actor.…``, ``critic.…``, ``target_critic.…``, ``value.…``,
-    ``offline_actor.…``; ``stands_for`` names the one that is the run's policy; ``adam`` the optimizer's moments by
-    parameter name; ``scores`` what evaluations have said so far; ``origin`` the algorithm that made π_off, passed on by
-    cloning and every later phase.
+    ``offline_actor.…``; ``aligned`` is False where an alignment was to reach a goal and has not; ``stands_for`` names
+    the network that is the run's policy; ``adam`` the optimizer's moments by parameter name; ``scores`` what
+    evaluations have said so far; ``origin`` the algorithm that made π_off, passed on by cloning and every later phase.
     """
 
     phase: str
@@ -46,6 +46,7 @@ class Handover:
     manifest: dict[str, Any]
     origin: str = ""
     stands_for: str = "actor"
+    aligned: bool = True
     value: dict[str, Any] | None = None
     layout: list[str] = field(default_factory=list)
     env_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -24,6 +24,11 @@ class Align(Converging):
     accepts: ClassVar[tuple[str, ...]] = ("reevaluate", *POLICIES)
     # the actor climbs Q all the time: whether its action is worth a little more or less than the anchor's never settles
     restless: ClassVar[tuple[str, ...]] = ("anchor_share",)
+    goal: ClassVar[str | None] = "perturbed_share"
+
+    @property
+    def aligned(self) -> bool:  # type: ignore[override]
+        return self.stop != "aligned" or self.watch.settled_at is not None
 
     def before_evaluation(self) -> None:
         self.log_now({f"anchor_{name}": float(value) for name, value in self.agreement()._asdict().items()})

@@ -37,6 +37,7 @@ class Contract(Rows):
     normalizer: Normalizer
     source: Handover | None
     result: Evaluation | None = None
+    aligned: bool = True  # unless an alignment has a goal, and has not reached it
     _labels: Iterator[Tensor]
 
     def keep_hyperparameters(self) -> None:
@@ -93,6 +94,7 @@ class Contract(Rows):
             critic=critic.spec.to_dict() if critic is not None else None,
             value=value.spec.to_dict() if value is not None else None,
             stands_for=self.method.stands_for,
+            aligned=self.aligned,
             normalizer=self.normalizer.state(),
             env_id=phase.data.env_id,
             manifest=phase.data.manifest(),

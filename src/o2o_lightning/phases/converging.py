@@ -12,7 +12,7 @@ from o2o_lightning.callbacks.convergence import Convergence, ConvergenceWatch
 from o2o_lightning.methods.method import Method
 from o2o_lightning.phases.base import Phase
 
-Stop = Literal["steps", "converged"]
+Stop = Literal["steps", "converged", "aligned"]
 MEASURED_ROWS = 2048
 
 
@@ -25,11 +25,13 @@ class Converging(Phase):
     Args:
         method: what is descended; it says which curves settle.
         init_from: checkpoint of the phase before.
-        stop: ``steps``: after ``--trainer.max_steps``; ``converged``: at the plateau, or there if none comes before.
+        stop: ``steps``: after ``--trainer.max_steps``; ``converged``: at the plateau, or there if none comes before;
+            ``aligned``: where the critic agrees with π_off; a re-evaluation at its plateau.
         convergence: what counts as a plateau, see :class:`o2o_lightning.callbacks.convergence.Convergence`.
         options: as in :class:`o2o_lightning.phases.base.Phase`.
     """
 
+    goal: ClassVar[str | None] = None  # the curve that ends a phase by stop ``aligned``
     restless: ClassVar[tuple[str, ...]] = ()  # curves that jump for ever, and decide nothing
 
     def __init__(
@@ -42,7 +44,7 @@ class Converging(Phase):
     ) -> None:
         super().__init__(method, init_from, **options)
         self.stop, self.convergence = stop, convergence
-        self.watch = ConvergenceWatch(convergence, stop == "converged")
+        self.watch = ConvergenceWatch(convergence, stop != "steps", self.goal if stop == "aligned" else None)
         self._measured: TensorDictBase | None = None
 
     def curves(self, batch: TensorDictBase) -> dict[str, Tensor]:
@@ -79,7 +81,7 @@ class Converging(Phase):
 
     def facts(self) -> dict[str, Any]:
         total, watch = int(self.trainer.max_steps), self.watch
-        end = "converged at" if self._ended_early() else "after"
+        end = f"{self._word} at" if self._ended_early() else "after"
         last = {name: curve[-1] for name, curve in watch.curves.items()}
         change = watch.change if math.isfinite(watch.change) else None
         found = {"settled_at": watch.settled_at, "change": change, **last}
@@ -93,12 +95,16 @@ class Converging(Phase):
         rule = self.convergence
         change = f"changed by {watch.change:.1%} over {rule.window * rule.every:,} updates"
         if self._ended_early():
-            return f"{self.phase}: converged at {self.updates:,} of {total:,} updates: {values}; {change}"
+            return f"{self.phase}: {self._word} at {self.updates:,} of {total:,} updates: {values}; {change}"
         if watch.settled_at is not None:
             return f"{self.phase}: settled at {watch.settled_at:,} of {total:,} updates: {values}; {change}"
-        if self.stop == "converged":
-            return f"{self.phase}: not converged after {self.updates:,} updates: {values}; {change}"
+        if self.stop != "steps":
+            return f"{self.phase}: not {self._word} after {self.updates:,} updates: {values}; {change}"
         return None
 
+    @property
+    def _word(self) -> str:
+        return "converged" if self.watch.goal is None else "aligned"
+
     def _ended_early(self) -> bool:
-        return self.stop == "converged" and self.watch.settled_at is not None
+        return self.stop != "steps" and self.watch.settled_at is not None

@@ -58,6 +58,11 @@ class Online(Phase):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if self.source is not None and not self.source.aligned:
+            raise UserError(
+                f"checkpoint {self.source.path}: its critic is not aligned, and is not let loose on the policy. "
+                "`o2o resume RUN_DIR steps.align=N` goes on with it; --model.convergence.share asks for less."
+            )
         if self._holds and not self.data.eval_every:
             raise UserError(
                 "--data.eval_every 0: an actor is tried at evaluations (docs/trials.md). Leave it out, or pass "

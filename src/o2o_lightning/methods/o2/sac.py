@@ -19,6 +19,7 @@ from o2o_lightning.methods.method import (
     Updates,
 )
 from o2o_lightning.methods.o2.constraint import Constrained, Threshold
+from o2o_lightning.methods.o2.hunting import Hunting
 from o2o_lightning.methods.o2.reevaluation import Hastened
 from o2o_lightning.methods.sac import SAC, SACActor, SACCritic
 from o2o_lightning.nn.critics import Critics
@@ -79,7 +80,7 @@ class Reevaluate(Hastened, SACCritic):
         return SquashedGaussian(batch["next_offline_mean"], batch["next_offline_log_std"])
 
 
-class Align(SACActor):
+class Align(Hunting, SACActor):
     """No action is worth more than its log-probability under π_off allows, Eqs. 10–13.
 
     Learns: actor and critics. Frozen for the whole phase: the target critics, π_off and the temperature.

@@ -20,6 +20,7 @@ from o2o_lightning.methods.method import (
     Updates,
 )
 from o2o_lightning.methods.o2.constraint import Constrained
+from o2o_lightning.methods.o2.hunting import Hunting
 from o2o_lightning.methods.o2.reevaluation import Hastened
 from o2o_lightning.methods.td3 import TD3, TD3Critic
 from o2o_lightning.nn.actor import DeterministicActor
@@ -70,7 +71,7 @@ class Reevaluate(Hastened, TD3Critic):
         return {"q": q.abs().mean(), "residual": bellman_residual(q, target)}
 
 
-class Align(ActorCritic):
+class Align(Hunting, ActorCritic):
     """The critic calibrated to π_off, while a copy of the policy hunts its errors, Eqs. 15–16 and 40–44.
 
     Learns: actor and critics. Frozen for the whole phase: the target critics and π_off.
