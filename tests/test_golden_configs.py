@@ -51,6 +51,8 @@ CONSTRAINED: golden_configs.Row = {
     "model.multiplier.cap": 100.0,
     **TRIALS,
     **RETURNS,
+    "model.threshold.measured": False,
+    "model.threshold.episodes": 20,
     "model.moments": "method",
     "data.seeds": 0,
     "data.collect": 1,

@@ -1,6 +1,7 @@
 """What the constraint follows: the swap rule of the reference policy, and the threshold's schedule."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning as L
@@ -54,13 +55,22 @@ class ReferencePolicy(PhaseCallback):
 class ThresholdSchedule(PhaseCallback):
     """Sets the phase's threshold τ_t at every environment step, linear from ``start`` to ``end`` over ``env_steps``.
 
-    Both are in the divergence's own unit: squared action units for O2TD3, nats for O2SAC.
+    Both are in the divergence's own unit: squared action units for O2TD3, nats for O2SAC. ``probe`` finds another end
+    before the first step, and the start changes in proportion.
     """
 
-    def __init__(self, start: float, end: float, env_steps: int = 100_000) -> None:
-        self.start, self.end, self.ramp_steps = start, end, env_steps
+    kept = ("start", "end")
+
+    def __init__(
+        self, start: float, end: float, env_steps: int = 100_000, probe: Callable[[], float] | None = None
+    ) -> None:
+        self.start, self.end, self.ramp_steps, self.probe = start, end, env_steps, probe
 
     def on_train_start(self, trainer: L.Trainer, phase: Any) -> None:
+        if self.probe is not None and phase.env_steps == 0:
+            found = self.probe()
+            self.start, self.end = self.start * found / self.end, found
+            phase.log_now({"threshold_end": found})
         self.on_env_step(trainer, phase)
 
     def on_env_step(self, trainer: L.Trainer, phase: Any) -> None:

@@ -1,5 +1,6 @@
 """The online phase: the environment is stepped, and the method learns from what came of it."""
 
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from o2o_lightning.objectives.diagnostics import ONE_SIDED, standardized_gap
 from o2o_lightning.phases.base import Phase
 from o2o_lightning.phases.descent import Draw
 from o2o_lightning.phases.gate import Gate
+from o2o_lightning.phases.probe import safe_divergence
 from o2o_lightning.phases.trial import Court
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.replay.balanced import Balanced
@@ -211,7 +213,8 @@ class Online(Phase):
             callbacks.append(ReferencePolicy(reference.mode, reference.start, reference.period))
         if isinstance(method, Constrained):
             threshold, scale = method.threshold, method.reference.threshold_scale
-            callbacks.append(ThresholdSchedule(threshold.start, threshold.end * scale, threshold.env_steps))
+            probe = partial(safe_divergence, self) if threshold.measured else None
+            callbacks.append(ThresholdSchedule(threshold.start, threshold.end * scale, threshold.env_steps, probe))
         return callbacks
 
     def run_evaluation(self) -> Evaluation:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from o2o_lightning.errors import UserError, at_least
-from o2o_lightning.methods.method import Batch, Loss, Moment, Source, Task
+from o2o_lightning.methods.method import Batch, Loss, Moment, Noise, Source, Task
 from o2o_lightning.methods.o2.reference import Referenced
 from o2o_lightning.objectives.constraint import bounded_penalty, controlled_multiplier, multiplier_loss
 
@@ -61,11 +61,21 @@ class Threshold:
         start: τ at the first environment step.
         end: τ from ``env_steps`` on.
         env_steps: length of the ramp.
+        measured: replaces ``end`` by the largest divergence, up to it, to which the critic can push π_off before its
+            episodes say that it is worse, and ``start`` in proportion.
+        episodes: of each policy that is judged for that, one for each of up to seven divergences.
     """
 
     start: float = 0.0025
     end: float = 0.04
     env_steps: int = 100_000
+    measured: bool = False
+    episodes: int = 20
+
+    def __post_init__(self) -> None:
+        at_least("--model.threshold.episodes", self.episodes, 2)
+        if self.measured:
+            at_least("--model.threshold.end", self.end, 1e-12)
 
 
 class Constrained(Referenced):
@@ -114,6 +124,10 @@ class Constrained(Referenced):
         if self.actor_moments == "rescaled":
             return {"actor": self.loss_scale(sampled())}
         return {"actor": 0.0} if self.actor_moments == "fresh" else {}
+
+    def climb(self, batch: Batch, noise: Noise) -> Loss:
+        """The loss by which the policy climbs its critic; its divergence from π_ref is among the metrics."""
+        raise NotImplementedError(f"{type(self).__name__}.climb")
 
     def loss_scale(self, batch: Batch) -> float:
         """How many times as large as in the alignment the policy's loss is."""

@@ -187,6 +187,9 @@ class Online(Constrained, SAC):
         loss = self.step(batch, noise)
         return self.with_multiplier(loss, loss.metrics["divergence"])
 
+    def climb(self, batch: Batch, noise: Noise) -> Loss:
+        return self.step(batch, noise)
+
     def penalized(self, next_value: Tensor, batch: Batch, action: Tensor, log_prob: Tensor) -> Tensor:
         if not self.constraint:
             return next_value

@@ -183,6 +183,9 @@ class Online(Constrained, TD3):
         metrics |= {"divergence": divergence, "multiplier": multiplier, "threshold": self.threshold_now}
         return Loss(loss + multiplier * divergence.mean(), metrics)
 
+    def climb(self, batch: Batch, noise: Noise) -> Loss:
+        return self.policy_step(batch, noise)
+
     def become(self, actor: nn.Module) -> None:
         super().become(actor)
         hard_update(self.target_actor, actor)
