@@ -18,10 +18,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+
 from o2o_lightning.cli.jobs import Chain, Job, ordered, run_chains
 from o2o_lightning.envs.episodes import Evaluator
 from o2o_lightning.envs.scores import reference_scores
 from o2o_lightning.policies.load import LoadedPolicy, load_policy
+from o2o_lightning.report.statistics import interval, iqm
 
 ELSEWHERE = 777_000  # the first start state that no run evaluates at
 EARLY = (2000, 6000)  # environment steps within which a hand-off collapses, if it does
@@ -114,21 +117,37 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _table(arguments: argparse.Namespace) -> int:
-    print("| dataset | arm | seeds | π_off | π_on | lowest at 2k–6k | mean at 2k–6k | final | best |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    """Means of the seeds, of four or more those of the middle half, with 95 % intervals; and who was held."""
+    print("| dataset | arm | seeds | π_off | π_on | lowest at 2k–6k | mean at 2k–6k | end | held |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for dataset in sorted(path for path in arguments.out.iterdir() if path.is_dir()):
         for arm in ARMS:
             files = sorted(dataset.glob(f"seed*/{arm}/online/summary.json"))
-            scores = [json.loads(file.read_text())["score"] for file in files]
-            if not scores:
-                continue
-            cells = [_cell([score.get("offline") for score in scores])]
-            cells.append("–" if arm.startswith("direct") else _cell([score.get("aligned") for score in scores]))
-            cells += [_cell([min(early(score), default=None) for score in scores], each=True)]
-            cells += [_cell([mean(early(score)) if early(score) else None for score in scores])]
-            cells += [_cell([score[name] for score in scores]) for name in ("final", "best")]
-            print(f"| {dataset.name} | {arm} | {len(scores)} | " + " | ".join(cells) + " |")
+            runs = [json.loads(file.read_text())["score"] for file in files]
+            if runs:
+                print(f"| {dataset.name} | {arm} | {len(runs)} | " + " | ".join(cells(runs)) + " |")
     return 0
+
+
+def cells(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """What a row says of an arm's runs, behind their number."""
+    rows = [[run.get("offline"), run.get("aligned"), min(early(run)), mean(early(run)), run["final"]] for run in runs]
+    columns = [None if None in column else np.array(column, float) for column in zip(*rows, strict=True)]
+    shown = ["–" if column is None else with_interval(column) for column in columns]
+    return [*shown, f"{sum(map(held, runs))} of {len(runs)}"]
+
+
+def with_interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> str:
+    """Of the values of all seeds."""
+    value, low, high = interval(iqm, [values[:, None]])[:, 0]
+    return f"{value:.1f}" + ("" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]")
+
+
+def held(score: dict[str, Any]) -> bool:
+    """Whether no early evaluation is below 95 % of the better of π_off and π_on, as far as they are known."""
+    known = [float(score[name]) for name in ("offline", "aligned") if score.get(name) is not None]
+    start = max(known, default=-np.inf)
+    return min(early(score)) >= start - 0.05 * abs(start)
 
 
 def _elsewhere(arguments: argparse.Namespace) -> int:
@@ -157,15 +176,6 @@ def early(score: dict[str, Any]) -> list[float]:
     return [
         float(ret if value is None else value) for step, ret, value in score["curve"] if EARLY[0] <= step <= EARLY[1]
     ]
-
-
-def _cell(values: Sequence[float | None], *, each: bool = False) -> str:
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return "–"
-    if each:
-        return ", ".join(f"{value:.1f}" for value in known)
-    return f"{mean(known):.1f}" + (f" ± {stdev(known):.1f}" if len(known) > 1 else "")
 
 
 if __name__ == "__main__":

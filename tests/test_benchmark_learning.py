@@ -36,3 +36,28 @@ def test_each_job_starts_from_one_whose_checkpoint_its_phase_takes() -> None:
             assert job.parent is not None
             assert learning.JOBS[job.parent].phase in before[job.phase]
     assert [*ordered(learning.JOBS, ["o2sac"])] == ["td3_bc", "clone", "reevaluate_sac", "align_sac", "o2sac"]
+
+
+def score(start: float, aligned: float | None, curve: list[float]) -> dict[str, Any]:
+    points = [[1000 * i, value, None] for i, value in enumerate(curve)]
+    return {"offline": start, "aligned": aligned, "curve": points, "final": curve[-1]}
+
+
+@pytest.mark.parametrize(
+    ("start", "aligned", "lowest", "held"),
+    [(50.0, 40.0, 48.0, True), (50.0, 60.0, 56.0, False), (-200.0, None, -209.0, True), (-200.0, None, -211.0, False)],
+)
+def test_a_run_is_held_where_no_early_evaluation_loses_a_twentieth_of_its_better_start(
+    start: float, aligned: float | None, lowest: float, held: bool
+) -> None:
+    outside = lowest - 1000.0  # before 2,000 steps and after 6,000 it does not count
+    curve = [start, outside, lowest + 5.0, lowest, lowest + 9.0, lowest + 1.0, lowest + 2.0, outside]
+    assert learning.held(score(start, aligned, curve)) is held
+
+
+def test_a_row_has_the_means_of_all_seeds_and_says_how_many_were_held() -> None:
+    runs = [score(50.0, 40.0, [50.0, 50.0, v, v, v, v, v, v + 1.0]) for v in (49.0, 51.0)]
+    assert learning.cells(runs) == [
+        "50.0 [50.0, 50.0]", "40.0 [40.0, 40.0]", "50.0 [49.0, 51.0]", "50.0 [49.0, 51.0]", "51.0 [50.0, 52.0]", "2 of 2"
+    ]  # fmt: skip
+    assert learning.cells([score(50.0, None, [1.0] * 8)]) == ["50.0", "–", "1.0", "1.0", "1.0", "0 of 1"]
