@@ -57,7 +57,13 @@ def test_a_run_is_held_where_no_early_evaluation_loses_a_twentieth_of_its_better
 
 def test_a_row_has_the_means_of_all_seeds_and_says_how_many_were_held() -> None:
     runs = [score(50.0, 40.0, [50.0, 50.0, v, v, v, v, v, v + 1.0]) for v in (49.0, 51.0)]
+    early = "50.0 [49.0, 51.0]"
     assert learning.cells(runs) == [
-        "50.0 [50.0, 50.0]", "40.0 [40.0, 40.0]", "50.0 [49.0, 51.0]", "50.0 [49.0, 51.0]", "51.0 [50.0, 52.0]", "2 of 2"
-    ]  # fmt: skip
+        "50.0 [50.0, 50.0]",
+        "40.0 [40.0, 40.0]",
+        early,
+        early,
+        "51.0 [50.0, 52.0]",
+        "2 of 2",
+    ]
     assert learning.cells([score(50.0, None, [1.0] * 8)]) == ["50.0", "–", "1.0", "1.0", "1.0", "0 of 1"]
