@@ -70,7 +70,18 @@ CONTROLLED = (
     "--model.multiplier.rule=pi",
     "--model.penalty_limit=0.0",
 )
+# The default without each of its parts: no way back but to begin anew; λ left alone; the actor plays every training
+# episode; two confirming episodes; no alignment.
+PARTS = {
+    "noretreat": ("--model.trials.retreats=0",),
+    "noease": ("--model.trials.ease=1.0",),
+    "noshare": ("--model.trials.share=0.0",),
+    "noconfirm": ("--model.trials.confirmations=2",),
+}
 for which in ("td3", "sac"):
+    for name, typed in PARTS.items():
+        JOBS[f"o2{which}_{name}"] = job("online", f"online=o2{which}", *typed, parent=f"align_{which}")
+    JOBS[f"o2{which}_noalign"] = job("online", f"online=o2{which}", parent=f"reevaluate_{which}")
     for name, typed in {"fresh": FRESH, "off": OFFLINE, "pi": CONTROLLED}.items():
         JOBS[f"o2{which}_{name}"] = job("online", f"online=o2{which}", PAPER, *typed, parent=f"align_{which}")
 ARMS = [name for name, found in JOBS.items() if found.phase == "online"]

@@ -24,7 +24,7 @@ TRIALS: golden_configs.Row = {
     "model.trials.confidence": 1.0,
     "model.trials.confirmations": 20,
     "model.trials.tolerance": 0.05,
-    "model.trials.retreats": 0,
+    "model.trials.retreats": 2,
     "model.trials.ease": 4.0,
     "model.trials.share": 0.5,
 }

@@ -76,7 +76,7 @@ def tried(
 
     def phase() -> Scripted:
         method = td3.Online(
-            reference=Reference("trials"), trials=Trials(confirmations=EPISODES, **more), policy_delay=1,
+            reference=Reference("trials"), trials=Trials(**{"confirmations": EPISODES, "retreats": 0, **more}), policy_delay=1,
             multiplier=Multiplier(lr=0.0),
         )  # fmt: skip
         made = Scripted(method, str(chain["align"].checkpoint))

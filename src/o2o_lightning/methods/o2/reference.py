@@ -60,7 +60,7 @@ class Trials:
     confidence: float = 1.0
     confirmations: int = 20
     tolerance: float = 0.05
-    retreats: int = 0
+    retreats: int = 2
     ease: float = 4.0
     share: float = 0.5
 
