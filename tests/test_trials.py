@@ -76,8 +76,8 @@ def tried(
 
     def phase() -> Scripted:
         method = td3.Online(
-            reference=Reference("trials"), trials=Trials(**{"confirmations": EPISODES, "retreats": 0, **more}), policy_delay=1,
-            multiplier=Multiplier(lr=0.0),
+            reference=Reference("trials"), trials=Trials(**{"confirmations": EPISODES, "retreats": 0, **more}),
+            policy_delay=1, multiplier=Multiplier(lr=0.0),
         )  # fmt: skip
         made = Scripted(method, str(chain["align"].checkpoint))
         made.actors, made.elsewhere, made.asked, made.seen = list(actors), list(elsewhere), [], []

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from o2o_lightning.engine.engine import Engine
 from o2o_lightning.methods.method import Batch, Follow, Method, Moment, Noise
-from o2o_lightning.nn.optimizers import laid_out_as
+from o2o_lightning.nn.optimizers import laid_out_as, step_together
 
 Row = dict[str, Tensor]  # the means of an update's metrics
 Learner = tuple[Method, torch.optim.Optimizer]
@@ -117,8 +117,8 @@ class WholeUpdates:
             for group in optimizer.param_groups:
                 if group["name"] in self.limits and group["params"][0].grad is not None:
                     clip([p.grad for p in group["params"]], self.limits[group["name"]])
-            optimizer.found_inf = bad[place]  # type: ignore[attr-defined]
-            optimizer.step()
+        optimizers = [optimizer for _, optimizer in self.learners.values()]
+        step_together(optimizers, [bad[place] for place in self.learners])
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -1,6 +1,6 @@
 """Optimizers, whose steps a CUDA graph may hold: Adam with less to do between its kernels, AdamW and LAMB."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -66,8 +66,8 @@ class Adam(torch.optim.Adam):
                 return False
         return True
 
-    @torch.no_grad()
-    def _step_group(self, i: int, group: dict[str, Any], gradients: list[Tensor]) -> None:
+    def _listed(self, i: int, group: dict[str, Any]) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+        """Counts of steps, moments, and the counts one by one."""
         if i not in self._lists:
             states = [self.state[p] for p in group["params"]]
             counts = torch.stack([state["step"] for state in states])  # views of one tensor, counted up in one addition
@@ -75,7 +75,11 @@ class Adam(torch.optim.Adam):
                 state["step"] = count
             lists = [[state[key] for state in states] for key in (*MOMENTS, "step")]
             self._lists[i] = (counts, lists[0], lists[1], lists[2])
-        counts, means, squares, steps = self._lists[i]
+        return self._lists[i]
+
+    @torch.no_grad()
+    def _step_group(self, i: int, group: dict[str, Any], gradients: list[Tensor]) -> None:
+        counts, means, squares, steps = self._listed(i, group)
         # as a GradScaler sets them: what all gradients were multiplied by, and whether the step is not to be made
         scale, found_inf = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
         counts.add_(1)
@@ -86,6 +90,62 @@ class Adam(torch.optim.Adam):
         )  # fmt: skip
         if found_inf is not None:
             counts.sub_(found_inf)
+
+
+def step_together(optimizers: Sequence[torch.optim.Optimizer], bad: Sequence[Tensor]) -> None:
+    """A step of each seed's optimizer, but of one whose ``bad`` is 1; on a CPU Adam's are one call for all seeds.
+
+    They are of equal networks, and have the learning rates of the first.
+    """
+    adams = [optimizer for optimizer in optimizers if isinstance(optimizer, Adam)]
+    gradients = [[[p.grad for p in group["params"]] for group in adam.param_groups] for adam in adams]
+    on_cpu = bad[0].device.type == "cpu" and isinstance(optimizers[0].param_groups[0]["lr"], Tensor)
+    if on_cpu and len(adams) == len(optimizers) > 1 and all(map(Adam._is_plain, adams, gradients)):
+        for i, group in enumerate(adams[0].param_groups):
+            if gradients[0][i][0] is None:
+                continue
+            lists = [adam._listed(i, adam.param_groups[i]) for adam in adams]
+            parameters = [p for adam in adams for p in adam.param_groups[i]["params"]]
+            found = [gradient for own in gradients for gradient in own[i]]
+            joined = [[tensor for own in lists for tensor in own[k]] for k in (1, 2, 3)]
+            with torch.no_grad():
+                torch.ops.o2o_lightning.adam_of_all(
+                    bad, parameters, found, *joined, [own[0] for own in lists],
+                    group["lr"], *group["betas"], group["eps"], group["weight_decay"],
+                )  # fmt: skip
+        return
+    for optimizer, own in zip(optimizers, bad, strict=True):
+        optimizer.found_inf = own  # type: ignore[attr-defined]
+        optimizer.step()
+
+
+def _adam_of_all(
+    bad: list[Tensor], parameters: list[Tensor], gradients: list[Tensor], means: list[Tensor], squares: list[Tensor],
+    steps: list[Tensor], counts: list[Tensor], lr: Tensor, beta1: float, beta2: float, eps: float, weight_decay: float,
+) -> None:  # fmt: skip
+    def step(part: slice, found_inf: Tensor | None) -> None:
+        torch._fused_adam_(
+            parameters[part], gradients[part], means[part], squares[part], [], steps[part],
+            lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, amsgrad=False, maximize=False,
+            grad_scale=None, found_inf=found_inf,
+        )  # fmt: skip
+
+    torch._foreach_add_(counts, 1)
+    if not any(own.item() for own in bad):
+        step(slice(None), None)
+        return
+    size = len(parameters) // len(bad)
+    for i, own in enumerate(bad):
+        step(slice(i * size, (i + 1) * size), own)
+        counts[i].sub_(own)
+
+
+LIBRARY = torch.library.Library("o2o_lightning", "FRAGMENT")  # type: ignore[no-untyped-call]
+LIBRARY.define(  # type: ignore[no-untyped-call]
+    "adam_of_all(Tensor[] bad, Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] means, Tensor(c!)[] squares, "
+    "Tensor(d!)[] steps, Tensor(e!)[] counts, Tensor lr, float beta1, float beta2, float eps, float weight_decay) -> ()"
+)
+LIBRARY.impl("adam_of_all", _adam_of_all, "CPU")  # type: ignore[no-untyped-call]
 
 
 class AdamW(torch.optim.AdamW):
