@@ -132,7 +132,7 @@ CASES = {
     "a step count of another type": ("--phase align steps.align=abc", ["--trainer.max_steps abc", "a whole number"]),
     "a value outside the choices": (
         "--phase online --model.reference.mode bst",
-        ["--model.reference.mode bst", "best, trials, interval, frozen"],
+        ["--model.reference.mode bst", "best, trials, returns, judged, interval, frozen"],
     ),
     "a missing value": ("--phase offline --data.batch_size", ["--data.batch_size", "value is missing"]),
     "an unknown logger": (

@@ -141,7 +141,7 @@ def test_the_shell_completes_commands_groups_and_options(o2o: O2O, capsys: pytes
     assert said[0] == "resume" and said[3] == "export"
     assert said[4].split() == ["check", "cut"] and said[5] == ""  # what comes behind other commands are files
     assert said[1].split() == ["o2ppo", "o2sac", "o2td3"]
-    assert said[2].split() == ["--model.threshold.end", "--model.threshold.env_steps"]
+    assert said[2].split() == ["--model.threshold.end", "--model.threshold.env_steps", "--model.threshold.episodes"]
     assert o2o("--print_completion", "tcsh") == 2
     assert "choose one of bash, zsh" in capsys.readouterr().err
 

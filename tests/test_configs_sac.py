@@ -84,7 +84,7 @@ def test_o2sac_composes_to_its_row_of_the_table(dataset: str, row: tuple[Any, ..
     (reevaluate, pr), (align, va), (online, cft) = (composed(phase, *tokens) for phase in PHASES[1:])
     assert (pr["class"], va["class"], cft["class"]) == ("sac.Reevaluate", "sac.Align", "sac.Online")
     assert reevaluate["temperature"] == align["temperature"] == online["temperature"] == alpha
-    assert online["threshold"] == {"start": start, "end": end, "env_steps": 100_000}
+    assert online["threshold"] == {"start": start, "end": end, "env_steps": 100_000, "measured": False, "episodes": 20}
     assert online["multiplier"] == {
         "start": multiplier, "lr": 5e-5, "every": None, "satisfied_weight": 0.3, "violated_weight": 0.7,
         "rule": "adam", "proportional": 0.5, "integral": 0.02, "least": 0.001, "cap": 100.0,
@@ -139,7 +139,7 @@ def test_o2td3_composes_to_its_row_of_the_table(dataset: str, row: tuple[Any, ..
     (offline, data), (reevaluate, pr), (_, va), (online, cft) = (composed(phase, *tokens) for phase in PHASES)
     assert (data["class"], cft["class"], offline["bc_q_weight"]) == ("td3_bc.TD3BC", "td3.Online", 2.5)
     assert (online["exploration_noise"], reevaluate["layer_norm"]) == (noise, layer_norm)
-    assert online["threshold"] == {"start": start, "end": end, "env_steps": 100_000}
+    assert online["threshold"] == {"start": start, "end": end, "env_steps": 100_000, "measured": False, "episodes": 20}
     assert (pr["max_steps"], va["max_steps"], cft["env_steps"]) == (500_000, align_steps, env_steps)
     assert cft.get("warmup_steps", 1000) == warmup
     for part in (data, pr, va, cft):

@@ -28,6 +28,7 @@ PAGES = {  # and the runs that stand there before
     "methods.md": [],
     "report.md": ["runs/w", "runs/s/a", "runs/o2td3", "runs/direct"],
     "resume.md": ["RUN_DIR"],
+    "returns.md": [],
     "seeds.md": [],
     "sequence-models.md": [],
 }
@@ -85,7 +86,8 @@ def small(words: list[str]) -> list[str]:
     words = [word.replace("hf:me", "hub").replace("/mnt/", "") for word in words]
     if words[0] == "fit":
         phase = words[words.index("--phase") + 1]
-        return [*words, *EVERY_FIT, SHORT, *COUNTS.get(phase, ["--trainer.max_steps=8"])]
+        every = EVERY_FIT[: -1 if "--data.eval_episodes" in words else None]
+        return [*words, *every, SHORT, *COUNTS.get(phase, ["--trainer.max_steps=8"])]
     if words[0] in ("test", "diagnose"):
         return [*words, "--data.eval_episodes=2"]
     return [word if word != "100000" else "300" for word in words]

@@ -90,15 +90,15 @@ class Gate:
         """Limits of what the actor's own states say of it: below 0 it is worse, by values of π_ref."""
         phase, method = self.phase, self.method
         rows, episode = self._rows()
-        batch = phase.data.prepare(rows, torch.device("cpu"))
+        batch = phase.data.prepare(rows, phase.device)
         reference = method.reference_policy
         following = _features(batch["next", "observation"], reference)
-        following *= 1.0 - batch["next", "terminated"].double().unsqueeze(1)
+        following *= 1.0 - batch["next", "terminated"].cpu().double().unsqueeze(1)
         known = _features(batch["observation"], batch["action"])
         discount = float(cast(Any, method).discount)
-        weights = judges(known, following, batch["reward"].double(), episode, discount, method.returns.judges)
+        weights = judges(known, following, batch["reward"].cpu().double(), episode, discount, method.returns.judges)
         seen, own = self._newest(method.returns.window)
-        observation = phase.data.prepare(seen, torch.device("cpu"))["observation"]
+        observation = phase.data.prepare(seen, phase.device)["observation"]
         ours, theirs = (_features(observation, policy) for policy in (method.actor, reference))
         return bounds(differences(ours, theirs, weights, own))
 
@@ -144,6 +144,6 @@ class Gate:
 
 
 def _features(observation: Tensor, action: Any) -> Tensor:
-    """``[N, F]`` of states and actions, or a policy's own in them."""
+    """``[N, F]`` of states and actions, or a policy's own in them; on the CPU, in double precision."""
     chosen = action if isinstance(action, Tensor) else action.mode(observation)
-    return quadratic_features(torch.cat((observation.clamp(-OUTLYING, OUTLYING), chosen), 1).double())
+    return quadratic_features(torch.cat((observation.clamp(-OUTLYING, OUTLYING), chosen), 1).cpu().double())
