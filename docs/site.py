@@ -44,7 +44,8 @@ class Roles(Extension):
         """Rewrites the docstring of one function, class or module."""
         if obj.docstring:
             obj.docstring.value = ROLE.sub(_plain, obj.docstring.value)
-        used = [path for path in obj.imports.values() if path.startswith(FORMULAS)] if obj.is_module else []
+        imported = obj.imports.values() if obj.is_module else ()
+        used = [path for path in imported if path.startswith(FORMULAS) and not path.rpartition(".")[2].isupper()]
         if used and obj.docstring and obj.path.startswith("o2o_lightning.methods."):
             links = (f"[`{path.rpartition('.')[2]}`][{path}]" for path in sorted(used))
             obj.docstring.value += f"\n\nIts formulas: {', '.join(links)}."
