@@ -142,7 +142,11 @@ def _table(arguments: argparse.Namespace) -> int:
 
 def cells(runs: Sequence[dict[str, Any]]) -> list[str]:
     """What a row says of an arm's runs, behind their number."""
-    rows = [[run.get("offline"), run.get("aligned"), min(early(run)), mean(early(run)), run["final"]] for run in runs]
+    rows = []
+    for run in runs:
+        soon = early(run)
+        means = (min(soon), mean(soon)) if soon else (None, None)  # too short a run to tell
+        rows.append([run.get("offline"), run.get("aligned"), *means, run["final"]])
     columns = [None if None in column else np.array(column, float) for column in zip(*rows, strict=True)]
     shown = ["–" if column is None else with_interval(column) for column in columns]
     return [*shown, f"{sum(map(held, runs))} of {len(runs)}"]
@@ -158,7 +162,7 @@ def held(score: dict[str, Any]) -> bool:
     """Whether no early evaluation is below 95 % of the better of π_off and π_on, as far as they are known."""
     known = [float(score[name]) for name in ("offline", "aligned") if score.get(name) is not None]
     start = max(known, default=-np.inf)
-    return min(early(score)) >= start - 0.05 * abs(start)
+    return min(early(score), default=-np.inf) >= start - 0.05 * abs(start)
 
 
 def _elsewhere(arguments: argparse.Namespace) -> int:

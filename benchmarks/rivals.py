@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def takes(name: str, option: str) -> bool:
     return phase == "online" or part != "data"
 
 
+@cache
 def _composed(phase: str, method: str) -> dict[str, Any]:
     return compose(phase, split([f"--phase={phase}", f"online={method}", "tier=medium"]))
 
