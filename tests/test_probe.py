@@ -17,6 +17,7 @@ from o2o_lightning.errors import UserError
 from o2o_lightning.methods.cql import CQL
 from o2o_lightning.methods.o2 import sac, td3
 from o2o_lightning.methods.o2.constraint import Threshold
+from o2o_lightning.methods.o2.reference import Reference
 from o2o_lightning.objectives.constraint import squared_divergence
 from o2o_lightning.phases.offline import Offline
 from o2o_lightning.phases.online import Online
@@ -43,10 +44,13 @@ class Judged(Online):
         return Evaluation([i - lower + noise[i] * lower for i in range(episodes)], [1] * episodes, None)
 
 
-def probed(fit: Fit, chain: dict[str, Run], pendulum: str, limit: float, measured: bool = True) -> Run:
+def probed(
+    fit: Fit, chain: dict[str, Run], pendulum: str, limit: float, measured: bool = True, scale: float = 1.0
+) -> Run:
     def phase() -> Judged:
         rule = Threshold(start=END / 4, end=END, env_steps=10, measured=measured, episodes=EPISODES)
-        made = Judged(td3.Online(threshold=rule, actor_lr=1e-3), str(chain["align"].checkpoint))
+        method = td3.Online(threshold=rule, reference=Reference(threshold_scale=scale), actor_lr=1e-3)
+        made = Judged(method, str(chain["align"].checkpoint))
         made.limit, made.asked = limit, []
         return made
 
@@ -81,6 +85,11 @@ def test_a_policy_that_bears_all_keeps_the_tables_threshold(fit: Fit, chain: dic
     run = probed(fit, chain, pendulum, limit=1.0)
     assert schedule(run).end == END
     assert run.module.asked[-1] >= END
+
+
+def test_the_references_factor_lowers_where_the_search_ends(fit: Fit, chain: dict[str, Run], pendulum: str) -> None:
+    run = probed(fit, chain, pendulum, limit=1.0, scale=0.25)
+    assert schedule(run).end == END / 4
 
 
 def test_one_that_bears_nothing_has_half_of_the_least_level(fit: Fit, chain: dict[str, Run], pendulum: str) -> None:
@@ -125,4 +134,4 @@ def test_probed_policies_start_where_the_first_pushed(fit: Fit, chain: dict[str,
     run = probed(fit, chain, pendulum, 1.0)
     assert not same(part(run.start, "method.actor"), part(run.start, "method.offline_actor"))
     assert run.module.asked[0] == 0.0
-    assert safe_divergence(run.module) == END  # from a state of its own: again the same
+    assert safe_divergence(run.module, END) == END  # from a state of its own: again the same

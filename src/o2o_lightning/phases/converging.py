@@ -68,10 +68,6 @@ class Converging(Phase):
             rows = rows[:: len(rows) // MEASURED_ROWS][:MEASURED_ROWS]
         self._measured = self.data.complete(self.data.prepare(store.gather(rows), self.device))
 
-    def on_fit_end(self) -> None:
-        if self.data.store is not None:
-            self.data.store.take_back()
-
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """The convergence curves' values at this moment."""

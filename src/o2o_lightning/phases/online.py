@@ -79,10 +79,6 @@ class Online(Phase):
             self._check_gate()
             self.gate.begin()
 
-    def on_fit_end(self) -> None:
-        if self.data.store is not None:
-            self.data.store.take_back()
-
     def _check_gate(self) -> None:
         """Refuses what returns, or judges, can't decide."""
         mode, option = cast(Referenced, self.method).reference.mode, "--model.reference.mode"
@@ -212,9 +208,9 @@ class Online(Phase):
             reference = method.reference
             callbacks.append(ReferencePolicy(reference.mode, reference.start, reference.period))
         if isinstance(method, Constrained):
-            threshold, scale = method.threshold, method.reference.threshold_scale
-            probe = partial(safe_divergence, self) if threshold.measured else None
-            callbacks.append(ThresholdSchedule(threshold.start, threshold.end * scale, threshold.env_steps, probe))
+            threshold, end = method.threshold, method.threshold.end * method.reference.threshold_scale
+            probe = partial(safe_divergence, self, end) if threshold.measured else None
+            callbacks.append(ThresholdSchedule(threshold.start, end, threshold.env_steps, probe))
         return callbacks
 
     def run_evaluation(self) -> Evaluation:

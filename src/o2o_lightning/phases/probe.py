@@ -21,10 +21,10 @@ MOST = 2000  # steps of the policy; a critic that pushes it no farther than that
 SEED = 0
 
 
-def safe_divergence(phase: Online) -> float:
+def safe_divergence(phase: Online, end: float) -> float:
     """The largest of the levels to which π_off's own critic can push it, and its episodes not be proved worse.
 
-    Half of the least level where that is one too many; the threshold's end where none is. A copy is pushed, by the
+    Half of the least level where that is one too many; the threshold's ``end`` where none is. A copy is pushed, by the
     method's own loss without the constraint, on the dataset's states: nothing of the run changes, and the episodes
     are of start states at which no evaluation begins.
     """
@@ -34,7 +34,7 @@ def safe_divergence(phase: Online) -> float:
     rule = method.threshold
     with torch.no_grad():
         method.log_multiplier.fill_(-math.inf)
-    levels: list[float] = [rule.end / 2**k for k in reversed(range(LEVELS))]
+    levels: list[float] = [end / 2**k for k in reversed(range(LEVELS))]
     held = levels[0] / 2
     batch, noise = phase.sampled(), NoiseBlocks(SEED, phase.device)
     climbing = torch.optim.Adam(method.actor.parameters(), lr=method.actor_lr)
@@ -55,4 +55,4 @@ def safe_divergence(phase: Online) -> float:
         for parameter, gradient in zip(method.actor.parameters(), gradients, strict=True):
             parameter.grad = gradient
         climbing.step()
-    return rule.end
+    return end

@@ -60,9 +60,9 @@ class TransitionStore(Table):
     def hold_out(self, share: float, learn: bool = False) -> Tensor:
         """Usable rows (int64, ascending) of a fixed random ``share`` of the episodes, to measure on.
 
-        They are drawn no more until :meth:`take_back`, unless ``learn``.
+        They are drawn no more until :meth:`restore`, unless ``learn``.
         """
-        self.take_back()
+        self._take_back()
         chosen = self._mask(held_out_rows(self.episodes, share))
         usable = torch.arange(len(self)) if self.td_rows is None else self.td_rows
         held = chosen[usable]
@@ -72,8 +72,7 @@ class TransitionStore(Table):
             self._all_td_rows, self.td_rows = (self.td_rows,), usable[~held]
         return usable[held]
 
-    def take_back(self) -> None:
-        """Undoes :meth:`hold_out`."""
+    def _take_back(self) -> None:
         if self._all_td_rows is not None:
             (self.td_rows,), self._all_td_rows = self._all_td_rows, None
 
