@@ -9,6 +9,7 @@ by turns. Printed are milliseconds of processor time an update, and the ratio th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import subprocess
@@ -49,6 +50,10 @@ def work(checkout: Path, name: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    with contextlib.suppress(ImportError):  # an older checkout
+        from o2o_lightning.phases.products import settle_library
+
+        settle_library()
     case = next(case for case in cases.CASES if case.name == name)
     update = case.ours(False)
     for line in sys.stdin:

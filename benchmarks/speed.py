@@ -28,6 +28,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from o2o_lightning.phases.products import settle_library
+
 BLOCK_SECONDS = 0.2
 
 
@@ -43,6 +45,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="1,4,16,64", help="with --device: how many are stacked")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    settle_library()
     console = Console()
     if arguments.device != "cpu":
         return on_a_device(arguments, console)

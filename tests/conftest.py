@@ -7,6 +7,7 @@ import os
 # A product's last bits depend on where in memory its numbers lie, unless MKL is told otherwise when it is loaded, and
 # recorded updates, which are compared to the bit, have theirs at other places.
 os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
+os.environ.setdefault("O2O_PRODUCTS", "mkl")  # on every machine the same; tests/test_linear.py has oneDNN's
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from o2o_lightning.nn import linear as module
-from o2o_lightning.nn.linear import linear
+from o2o_lightning.nn.linear import Onednn, linear
 from o2o_lightning.nn.mlp import MLP
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -20,7 +21,7 @@ SHAPES = [((256,), 128, 192), ((5, 64), 128, 128), ((256,), 256, 256)]  # of the
 
 @pytest.fixture(autouse=True)
 def on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ONEDNN", True)
+    monkeypatch.setattr(module, "ONEDNN", Onednn(True, True, True))
 
 
 @pytest.fixture
@@ -61,6 +62,24 @@ def test_values_and_gradients_are_those_of_double_precision(
         assert mine.grad.stride() == mine.stride()
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-5, atol=1e-3)
     assert len(products) == 3
+
+
+@pytest.mark.parametrize("chosen", [Onednn(*flags) for flags in product((False, True), repeat=3)], ids=str)
+def test_each_kind_of_product_is_its_library_s(
+    chosen: Onednn, products: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ONEDNN", chosen)
+    ours = operands((256,), 128, 192)
+    exact = [t.detach().double().requires_grad_() for t in ours]
+    upstream = torch.randn(256, 192)
+    value = linear(*ours)
+    value.backward(upstream)
+    F.linear(*exact).backward(upstream.double())
+    shapes = {"forward": (256, 192), "by_input": (256, 128), "by_weight": (192, 128)}
+    assert products == [shape for kind, shape in shapes.items() if getattr(chosen, kind)]
+    for mine, theirs in zip(ours, exact, strict=True):
+        assert mine.grad is not None and theirs.grad is not None
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(320, 128), (5, 64, 128), (2, 5, 32, 128)])

@@ -20,11 +20,11 @@ def library_versions(names: Sequence[str] = RESULT) -> dict[str, str]:
     return found
 
 
-def amd_under_linux() -> bool:
-    """Whether this is one of AMD's x86 processors, under Linux; no other system says it as plainly."""
-    if platform.machine() != "x86_64":
-        return False
+def processor() -> str:
+    """The processor's name, as plainly as the system says it."""
     try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return False
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

@@ -1,16 +1,22 @@
 """A layer's matrix products, by whichever of torch's two libraries is the quicker one."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from o2o_lightning.machine import amd_under_linux
 
-# torch forms its products with MKL, which keeps to AVX2 on AMD's processors. oneDNN, in the same torch, does not.
-ONEDNN = torch.backends.mkldnn.is_available() and amd_under_linux()  # type: ignore[no-untyped-call]
+class Onednn(NamedTuple):
+    """Which of a layer's large products are oneDNN's: its own, and the gradients by its input and by its weight."""
+
+    forward: bool
+    by_input: bool
+    by_weight: bool
+
+
+ONEDNN: Onednn | None = None  # a phase measures; until one has, all are torch's own, which are MKL's
 LEAST_WIDTH = 64
 LEAST_SIZE = 1 << 22  # multiplications: a call costs more than it saves below, docs/speed.md
 
@@ -60,7 +66,8 @@ def _product_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        ONEDNN
+        ONEDNN is not None
+        and any(ONEDNN)
         # inside a function that is differentiated; a compiler cannot look, and takes such a function apart itself
         and (torch.compiler.is_compiling() or not torch._C._functorch.is_gradtrackingtensor(x))
         and min(weight.shape) >= LEAST_WIDTH
@@ -99,17 +106,22 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return product(x, weight, bias)
+        return product(x, weight, bias) if ONEDNN and ONEDNN.forward else F.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        by_x = product(gradient, weight.t()) if of_x else None
+        by_x = _times(gradient, weight, bool(ONEDNN and ONEDNN.by_input)) if of_x else None
         by_bias = gradient.sum(0) if of_bias else None
         if not of_weight:
             return by_x, None, by_bias
+        onednn = bool(ONEDNN and ONEDNN.by_weight)
         if weight.is_contiguous():
-            return by_x, product(gradient.t(), x.t()), by_bias
-        return by_x, product(x.t(), gradient.t()).t(), by_bias  # laid out in memory as the weight is
+            return by_x, _times(gradient.t(), x, onednn), by_bias
+        return by_x, _times(x.t(), gradient, onednn).t(), by_bias  # laid out in memory as the weight is
+
+
+def _times(a: Tensor, b: Tensor, onednn: bool) -> Tensor:
+    return product(a, b.t()) if onednn else a @ b

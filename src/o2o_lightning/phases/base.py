@@ -147,7 +147,7 @@ class Phase(Contract):
         return hasattr(self, "normalizer")
 
     def setup(self, stage: str) -> None:
-        hardware.set_products(self.products)
+        hardware.settle_products(self.trainer, self.products)
         data, self.ranks = self.data, Ranks.of(self.trainer)
         if self.is_built:
             data.normalizer, self.method.ranks = self.normalizer, self.ranks

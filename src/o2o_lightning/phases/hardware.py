@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ParallelStrategy
 
 from o2o_lightning.errors import UserError
+from o2o_lightning.phases.products import settle_library
 
 Digits = Literal["highest", "high", "medium"] | None
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -26,6 +27,13 @@ def check_hardware(trainer: Any) -> None:
         )
     if precision not in PRECISIONS:
         raise UserError(f"--trainer.precision {precision}: one of {', '.join(PRECISIONS)} is needed.")
+
+
+def settle_products(trainer: Any, products: Digits) -> None:
+    """Decides who forms the networks' products, and how exact those of 32 bits are."""
+    if trainer.strategy.root_device.type == "cpu":
+        settle_library()
+    set_products(products)
 
 
 def set_products(products: Digits) -> None:
