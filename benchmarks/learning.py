@@ -134,10 +134,16 @@ def _table(arguments: argparse.Namespace) -> int:
     for dataset in sorted(path for path in arguments.out.iterdir() if path.is_dir()):
         for arm in ARMS:
             files = sorted(dataset.glob(f"seed*/{arm}/online/summary.json"))
-            runs = [json.loads(file.read_text())["score"] for file in files]
+            runs = [scores(json.loads(file.read_text())) for file in files]
             if runs:
                 print(f"| {dataset.name} | {arm} | {len(runs)} | " + " | ".join(cells(runs)) + " |")
     return 0
+
+
+def scores(summary: dict[str, Any]) -> dict[str, Any]:
+    """What a run has scored; π_on is the alignment's, which an arm without one does not have."""
+    aligned = summary["source"]["phase"] == "align"
+    return {name: value for name, value in summary["score"].items() if aligned or name != "aligned"}
 
 
 def cells(runs: Sequence[dict[str, Any]]) -> list[str]:

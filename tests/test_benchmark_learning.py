@@ -67,3 +67,10 @@ def test_a_row_has_the_means_of_all_seeds_and_says_how_many_were_held() -> None:
         "2 of 2",
     ]
     assert learning.cells([score(50.0, None, [1.0] * 8)]) == ["50.0", "–", "1.0", "1.0", "1.0", "0 of 1"]
+
+
+def test_the_aligned_policy_is_known_where_an_alignment_came_before() -> None:
+    known = score(50.0, 40.0, [1.0] * 8)
+    assert learning.scores({"source": {"phase": "align"}, "score": known}) == known
+    direct = learning.scores({"source": {"phase": "offline"}, "score": known})
+    assert learning.cells([direct])[:2] == ["50.0", "–"]
