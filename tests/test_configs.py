@@ -100,26 +100,34 @@ def test_o2td3_has_the_tables_numbers_on(dataset: str, tmp_path: Path) -> None:
     assert online.method.exploration_noise == row["noise"]
     threshold = online.method.threshold
     assert (threshold.start, threshold.end, threshold.env_steps) == (*row["threshold"], 100_000)
-    assert (data.budget, data.warmup_steps, data.utd) == (row["env_steps"], 1000, 1)
+    assert (data.budget, data.warmup_steps, data.utd) == (row["env_steps"], 1000, 4)
     assert (data.mix, data.capacity) == ("half", 2_000_000)
     assert (data.rewards.scale, data.rewards.shift) == row["reward"]
     assert (data.eval_every, data.eval_episodes) == row["evaluation"]
 
 
 @pytest.mark.parametrize(
-    ("typed", "mode", "moments"),
+    ("typed", "mode", "moments", "utd"),
     [
-        (["online=o2td3"], "trials", "fresh"),
-        (["online=o2sac"], "trials", "fresh"),
-        (["online=o2sac", "preset=paper"], "best", "carried"),
-        (["online=o2td3", "experiment=interval_reference"], "interval", "fresh"),
-        (["online=o2ppo"], None, None),  # its class's own: the paper's
+        (["online=o2td3"], "trials", "fresh", 4),
+        (["online=o2sac"], "trials", "fresh", 4),
+        (["online=o2sac", "preset=paper"], "best", "carried", 1),
+        (["online=o2td3", "preset=paper"], "best", "carried", 1),
+        (["online=o2td3", "experiment=interval_reference"], "interval", "fresh", 4),
+        (["online=o2sac", "experiment=no_constraint"], "trials", "fresh", 4),
+        (["online=sac"], "trials", "fresh", 1),  # which has no reference policy: nothing holds it
+        (["online=td3"], "trials", "fresh", 1),
+        (["online=o2ppo"], None, None, None),  # its class's own: the paper's
     ],
 )
-def test_a_run_is_held_unless_the_papers_hand_over_is_asked_for(typed: list[str], mode: Any, moments: Any) -> None:
-    model = compose("online", split(typed))["model"]["init_args"]
+def test_a_run_is_held_unless_the_papers_hand_over_is_asked_for(
+    typed: list[str], mode: Any, moments: Any, utd: Any
+) -> None:
+    composed = compose("online", split(typed))
+    model = composed["model"]["init_args"]
     assert (model.get("reference") or {}).get("mode") == mode
     assert model.get("actor_moments") == moments
+    assert composed["data"].get("utd") == utd
 
 
 @pytest.mark.parametrize("dataset", ["hopper-medium-v2", "hopper-medium-expert-v2", "antmaze-umaze-v2", "file"])

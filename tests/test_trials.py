@@ -219,6 +219,27 @@ def test_who_plays_a_training_episode_is_drawn_at_its_start(
     assert method.played["reference" if share else "actor"] == [-7.0]
 
 
+@pytest.mark.parametrize(
+    ("trials", "share"),
+    [([SAME, SAME], 0.2), ([SAME, SAME, SAME], 1 / 17), ([SAME, SAME, WORSE], 0.5)],
+)
+def test_where_nothing_is_lost_the_actor_plays_more_and_more(
+    chain: dict[str, Run], fit: Fit, pendulum: str, trials: list[list[float]], share: float
+) -> None:
+    """The odds of π_ref fall as λ does; the first trial, of π_on, says nothing of what is learned."""
+    method = tried(fit, chain, pendulum, trials, retreats=0).module.method
+    assert method.share == pytest.approx(share)
+    assert method.local_state()["share"] == method.share
+
+
+@pytest.mark.parametrize(("share", "ease"), [(1.0, 4.0), (0.0, 4.0), (0.3, 1.0)])
+def test_a_share_of_all_of_none_and_one_without_easing_stay(
+    chain: dict[str, Run], fit: Fit, pendulum: str, share: float, ease: float
+) -> None:
+    method = tried(fit, chain, pendulum, [SAME, SAME, SAME], share=share, ease=ease).module.method
+    assert method.share == pytest.approx(share)
+
+
 def test_without_a_constraint_there_are_no_trials(
     chain: dict[str, Run], fit: Fit, pendulum: str, tmp_path: Path
 ) -> None:

@@ -146,6 +146,7 @@ class Constrained(Referenced):
         self.register_buffer("threshold_now", torch.tensor(self.threshold.start))
 
     def after_trial(self, lost: bool) -> None:
+        super().after_trial(lost)
         step, rule = math.log(self.trials.ease) * (1.0 if lost else -1.0), self.multiplier
         with torch.no_grad():
             for name in ("log_multiplier", "integral") if rule.rule == "pi" else ("log_multiplier",):

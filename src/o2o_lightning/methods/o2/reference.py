@@ -54,7 +54,8 @@ class Trials:
         tolerance: share of π_ref's return that the actor may lose. Proved worse by more, it begins anew at π_ref.
         retreats: how often it moves half of the way back first, and is tried there; where it is not lost it goes on.
         ease: λ falls by this factor after a trial that the actor has not lost, and rises by it after one that it has.
-        share: of the training episodes that π_ref plays, and not the actor; O2PPO, which is on-policy, has none.
+        share: of the training episodes that π_ref plays, and not the actor, at first and after a trial that the actor has
+            lost; one that it has not divides the odds by ``ease``, so that a share of 1 stays. O2PPO, on-policy, has none.
     """
 
     confidence: float = 1.0
@@ -112,6 +113,7 @@ class Referenced(Method):
         self.reference_policy = frozen_copy(self.offline_actor if offline else self.actor)
         self.register_buffer("reference_score", torch.tensor(-math.inf, dtype=torch.float64))
         self.reference_plays = False  # this training episode
+        self.share = self.trials.share  # of them, as the trials have gone
         self.played: dict[str, list[float]] = {"actor": [], "reference": []}  # returns of the training episodes
 
     def become(self, actor: nn.Module) -> None:
@@ -126,7 +128,8 @@ class Referenced(Method):
         self.become(self.actor)
 
     def after_trial(self, lost: bool) -> None:
-        """A seam: what the actor learns of a trial, beside where it begins anew."""
+        """What follows from a trial, beside where the actor begins anew: who plays the training episodes."""
+        self.share = self.trials.share if lost else self.share / (self.share + self.trials.ease * (1.0 - self.share))
 
     def explorer(self) -> Any:
         return self.reference_policy if self.reference_plays else super().explorer()
@@ -136,12 +139,12 @@ class Referenced(Method):
             return
         if last_return is not None:
             self.played["reference" if self.reference_plays else "actor"].append(last_return)
-        self.reference_plays = bool(generator.uniform() < self.trials.share)
+        self.reference_plays = bool(generator.uniform() < self.share)
 
     def local_state(self) -> dict[str, Any]:
         """What this process needs to go on exactly, beside networks and buffers."""
-        return {"reference_plays": self.reference_plays, "played": self.played}
+        return {"reference_plays": self.reference_plays, "share": self.share, "played": self.played}
 
     def load_local_state(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`local_state`."""
-        self.reference_plays, self.played = state["reference_plays"], state["played"]
+        self.reference_plays, self.share, self.played = (state[name] for name in ("reference_plays", "share", "played"))
