@@ -54,8 +54,9 @@ class Trials:
         tolerance: share of π_ref's return that the actor may lose. Proved worse by more, it begins anew at π_ref.
         retreats: how often it moves half of the way back first, and is tried there; where it is not lost it goes on.
         ease: λ falls by this factor after a trial that the actor has not lost, and rises by it after one that it has.
-        share: of the training episodes that π_ref plays, and not the actor, at first and after a trial that the actor has
-            lost; one that it has not divides the odds by ``ease``, so that a share of 1 stays. O2PPO, on-policy, has none.
+        share: of the training episodes that π_ref plays, and not the actor, at first and after a trial that the actor
+            has lost; one that it has not divides the odds by ``ease``, so that all of them stay all. O2PPO, which is
+            on-policy, has none.
     """
 
     confidence: float = 1.0
