@@ -26,7 +26,7 @@ from o2o_lightning.callbacks.progress import PhaseProgress
 from o2o_lightning.checkpoint.run import write_plan
 from o2o_lightning.cli.command import split
 from o2o_lightning.cli.compose import compose, groups
-from o2o_lightning.cli.demo import _as_many_as_time_allows
+from o2o_lightning.cli.demo import COUNTS, _as_many_as_time_allows
 from o2o_lightning.cli.estimate import Estimate
 from o2o_lightning.cli.plan import plan
 from o2o_lightning.methods.o2 import td3
@@ -449,7 +449,7 @@ def test_a_demo_that_was_interrupted_goes_on_where_it_stopped(
     for phase in ("offline", "reevaluate"):
         leave("o2td3", phase)
     leave("direct", "online")
-    choices = ["experiment=quick", *(["seeds=[0,1]"] if seeds > 1 else [])]
+    choices = [*COUNTS, *(["seeds=[0,1]"] if seeds > 1 else [])]
     entry = {"phase": "offline", "overrides": choices, "options": [] if seeds > 1 else ["--seed_everything", "0"]}
     more = {"cwd": ".", "seeds": [0, 1] if seeds > 1 else None}
     for arm, phase in (("o2td3", "offline"), ("direct", "online")):
