@@ -1,6 +1,7 @@
 """Learning curves over datasets and seeds: each method beside naive fine-tuning and the ablations.
 
     python benchmarks/learning.py run   --out learning --datasets a.hdf5 b.hdf5 --seeds 0 1 2 --arms o2td3 direct_td3
+    python benchmarks/learning.py run   --stacked ...    # a job makes all seeds, in one process (docs/seeds.md)
     python benchmarks/learning.py table --out learning
     python benchmarks/learning.py elsewhere --out learning --arms o2td3    # the policies from other start states
 
@@ -87,8 +88,15 @@ for which in ("td3", "sac"):
 ARMS = [name for name, found in JOBS.items() if found.phase == "online"]
 
 
-def main() -> int:
-    """Runs one of the two commands."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one of the commands."""
+    arguments = parsed(argv)
+    command: Any = arguments.command
+    return int(command(arguments))
+
+
+def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What was typed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run")
@@ -98,6 +106,7 @@ def main() -> int:
     run.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     run.add_argument("--steps", nargs="+", default=[], metavar="PHASE=N", help="as steps.PHASE=N of `o2o fit`")
     run.add_argument("--options", nargs="+", default=[], metavar="NAME=VALUE", help="overrides of every `o2o fit`")
+    run.add_argument("--stacked", action="store_true", help="all seeds of a dataset in one job")
     run.add_argument("--workers", type=int, default=1, help="jobs at once; each takes one core")
     run.set_defaults(command=_run)
     table = commands.add_parser("table")
@@ -108,36 +117,52 @@ def main() -> int:
     elsewhere.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     elsewhere.add_argument("--episodes", type=int, default=60)
     elsewhere.set_defaults(command=_elsewhere)
-    arguments = parser.parse_args()
-    command: Any = arguments.command
-    return int(command(arguments))
+    return parser.parse_args(argv)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    options = [*(f"steps.{step}" for step in arguments.steps), *arguments.options]
-    chains = []
-    for seed in arguments.seeds:
-        for dataset in arguments.datasets:
-            typed = [*options, f"--data.dataset={dataset}", f"--seed_everything={seed}"]
-            folder = arguments.out / Path(dataset.split(":")[-1]).stem / f"seed{seed}"
-            chains.append(Chain(folder, JOBS, {name: typed for name in ordered(JOBS, arguments.arms)}))
-    failed = run_chains(chains, arguments.workers)
+    failed = run_chains(chains(arguments), arguments.workers)
     for path in failed:
         print(f"failed: {path}.log says why", file=sys.stderr)
     return 1 if failed else 0
+
+
+def chains(arguments: argparse.Namespace) -> list[Chain]:
+    """The jobs of each dataset and seed, or of each dataset."""
+    options = [*(f"steps.{step}" for step in arguments.steps), *arguments.options]
+    made = []
+    for seed in ["stacked"] if arguments.stacked else arguments.seeds:
+        for dataset in arguments.datasets:
+            typed = [*options, f"--data.dataset={dataset}"]
+            typed += [] if arguments.stacked else [f"--seed_everything={seed}"]
+            folder = arguments.out / Path(dataset.split(":")[-1]).stem / (seed if arguments.stacked else f"seed{seed}")
+            names = {name: typed for name in ordered(JOBS, arguments.arms)}
+            made.append(Chain(folder, JOBS, names, arguments.seeds if arguments.stacked else ()))
+    return made
 
 
 def _table(arguments: argparse.Namespace) -> int:
     """Means of the seeds, of four or more those of the middle half, with 95 % intervals; and who was held."""
     print("| dataset | arm | seeds | π_off | π_on | lowest at 2k–6k | mean at 2k–6k | end | held |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
-    for dataset in sorted(path for path in arguments.out.iterdir() if path.is_dir()):
+    summaries = [(name, arm, folder / "online/summary.json") for name, arm, _, folder in runs_in(arguments.out)]
+    for dataset in dict.fromkeys(name for name, *_ in summaries):
         for arm in ARMS:
-            files = sorted(dataset.glob(f"seed*/{arm}/online/summary.json"))
-            runs = [scores(json.loads(file.read_text())) for file in files]
-            if runs:
-                print(f"| {dataset.name} | {arm} | {len(runs)} | " + " | ".join(cells(runs)) + " |")
+            files = [file for name, own, file in summaries if (name, own) == (dataset, arm) and file.exists()]
+            if runs := [scores(json.loads(file.read_text())) for file in files]:
+                print(f"| {dataset} | {arm} | {len(runs)} | " + " | ".join(cells(runs)) + " |")
     return 0
+
+
+def runs_in(out: Path) -> list[tuple[str, str, str, Path]]:
+    """Dataset, arm, seed and folder of each run of a study, in this order."""
+    apart = [(path, path, path.parent.name) for path in out.glob("*/seed*/*")]
+    together = [(path, path.parent, path.name) for path in out.glob("*/stacked/*/seed-*")]
+    return sorted(
+        (job.parents[1].name, job.name, seed.removeprefix("seed").removeprefix("-"), folder)
+        for folder, job, seed in (*apart, *together)
+        if folder.is_dir()
+    )
 
 
 def scores(summary: dict[str, Any]) -> dict[str, Any]:
@@ -175,11 +200,11 @@ def _elsewhere(arguments: argparse.Namespace) -> int:
     """π_off, and what each run stands for at its end, from start states that no run has evaluated at."""
     print("| dataset | arm | seed | π_off | at the end |")
     print("|---|---|---|---|---|")
-    for path in sorted(arguments.out.glob("*/seed*/*/online/checkpoints/last.ckpt")):
-        arm, seed, dataset = (path.parents[i].name for i in (2, 3, 4))
-        if arm in arguments.arms:
+    for dataset, arm, seed, folder in runs_in(arguments.out):
+        path = folder / "online/checkpoints/last.ckpt"
+        if arm in arguments.arms and path.exists():
             cells = [_judged(load_policy(path, which), arguments.episodes) for which in ("offline", "actor")]
-            print(f"| {dataset} | {arm} | {seed.removeprefix('seed')} | {' | '.join(cells)} |", flush=True)
+            print(f"| {dataset} | {arm} | {seed} | {' | '.join(cells)} |", flush=True)
     return 0
 
 

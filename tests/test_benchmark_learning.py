@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -74,3 +76,45 @@ def test_the_aligned_policy_is_known_where_an_alignment_came_before() -> None:
     assert learning.scores({"source": {"phase": "align"}, "score": known}) == known
     direct = learning.scores({"source": {"phase": "offline"}, "score": known})
     assert learning.cells([direct])[:2] == ["50.0", "–"]
+
+
+def study(out: Path, *more: str) -> argparse.Namespace:
+    words = ["run", "--out", str(out), "--datasets", "a/pendulum.hdf5", "--seeds", "3", "7", "--arms", "o2td3", *more]
+    return learning.parsed(words)
+
+
+def test_seeds_of_one_job_start_from_their_own_checkpoints(tmp_path: Path) -> None:
+    (chain,) = learning.chains(study(tmp_path, "--stacked", "--steps", "offline=5"))
+    assert chain.folder == tmp_path / "pendulum/stacked"
+    first, *_, last = chain.options
+    assert chain.arguments(first)[-3:] == ["steps.offline=5", "--data.dataset=a/pendulum.hdf5", "seeds=[3,7]"]
+    start = tmp_path / "pendulum/stacked/align_td3/seed-$SEED/align/checkpoints/last.ckpt"
+    assert chain.arguments(last)[-1] == f"--model.init_from={start}"
+
+
+def test_without_it_each_seed_is_a_chain_of_its_own(tmp_path: Path) -> None:
+    chains = learning.chains(study(tmp_path))
+    assert [chain.folder.name for chain in chains] == ["seed3", "seed7"]
+    assert "--seed_everything=7" in chains[1].arguments("td3_bc")
+
+
+def test_a_table_reads_seeds_that_were_made_apart_and_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run, end in (("seed0/o2td3", 50.0), ("stacked/o2td3/seed-1", 52.0), ("stacked/o2td3/seed-2", 54.0)):
+        folder = tmp_path / "pendulum" / run / "online"
+        folder.mkdir(parents=True)
+        known = {"source": {"phase": "align"}, "score": score(50.0, 50.0, [50.0] * 7 + [end])}
+        (folder / "summary.json").write_text(json.dumps(known))
+    assert [(seed, arm) for _, arm, seed, _ in learning.runs_in(tmp_path)] == [(n, "o2td3") for n in "012"]
+    assert learning.main(["table", "--out", str(tmp_path)]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("| pendulum | o2td3 | 3 | 50.0 [50.0, 50.0] |") and row.endswith("| 3 of 3 |")
+
+
+@pytest.mark.slow
+def test_a_stacked_study_runs_to_its_table(pendulum: str, tmp_path: Path) -> None:
+    small = [f"steps.{phase}={n}" for phase, n in dict(offline=64, reevaluate=32, align=32, env=40).items()]
+    words = ["run", "--out", str(tmp_path), "--stacked", "--datasets", pendulum, "--seeds", "0", "1", "--arms", "o2td3"]
+    assert learning.main([*words, "--options", *small, "data.eval_episodes=2", "++data.batch_size=16"]) == 0
+    assert len([run for run in learning.runs_in(tmp_path) if run[1] == "o2td3"]) == 2

@@ -79,16 +79,18 @@ class Processes:
 class Chain:
     """Jobs of one dataset and seed, each in a folder of ``folder``, and what is typed for each beside its choices.
 
-    ``options`` is in the order in which they run; ``jobs`` may have others.
+    ``options`` is in the order in which they run; ``jobs`` may have others. Where there are ``seeds``, each job makes
+    all of them in its process, and each starts from its own of the parent's checkpoints.
     """
 
     folder: Path
     jobs: Mapping[str, Job]
     options: Mapping[str, Sequence[str]]
+    seeds: Sequence[int] = ()
 
     def finished(self, name: str) -> bool:
         """Whether the job of that name is."""
-        return (self.folder / name / self.jobs[name].phase / "summary.json").exists()
+        return (self.folder / name / "summary.json").exists()
 
     def run(self, processes: Processes) -> list[Path]:
         """Runs what is left; the folders of those that have failed or could not begin."""
@@ -105,10 +107,11 @@ class Chain:
         """What is typed behind the phase of a job."""
         job = self.jobs[name]
         typed = [*job.choices, *self.options[name]]
+        typed += [f"seeds=[{','.join(map(str, self.seeds))}]"] if self.seeds else []
         if job.parent is None:
             return typed
-        start = self.folder / job.parent / self.jobs[job.parent].phase / "checkpoints" / "last.ckpt"
-        return [*typed, f"--model.init_from={start}"]
+        before = self.folder / job.parent / ("seed-$SEED" if self.seeds else "") / self.jobs[job.parent].phase
+        return [*typed, f"--model.init_from={before / 'checkpoints' / 'last.ckpt'}"]
 
 
 def run_chains(chains: Sequence[Chain], workers: int = 1) -> list[Path]:
@@ -127,14 +130,14 @@ def finish(run_dir: Path, phase: str, arguments: Sequence[str], processes: Proce
 
     Its output goes to ``RUN_DIR.log``. True when its summary is there.
     """
-    summary, log = run_dir / phase / "summary.json", Path(f"{run_dir}.log")
+    summary, log = run_dir / "summary.json", Path(f"{run_dir}.log")
     if summary.exists():
         return True
     command = ["fit", "--phase", phase, *arguments, "--run_dir", str(run_dir)]
-    if any((run_dir / phase).rglob("*.ckpt")):
+    if any(run_dir.rglob("*.ckpt")):
         command = ["resume", str(run_dir)]
-    elif (run_dir / phase).exists():
-        shutil.rmtree(run_dir / phase)
+    elif run_dir.exists():
+        shutil.rmtree(run_dir)
     log.parent.mkdir(parents=True, exist_ok=True)
     processes.run(command, log)
     failed = f"failed, {log} says why" if processes.signal is None else "stopped"
