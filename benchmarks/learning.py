@@ -59,6 +59,7 @@ JOBS = {
     "iql": job("offline", "offline=iql", "online=o2ppo"),
     "reevaluate_ppo": job("reevaluate", "online=o2ppo", parent="iql"),
     "o2ppo": job("online", "online=o2ppo", parent="reevaluate_ppo"),
+    "o2ppo_trials": job("online", "online=o2ppo", "--model.reference.mode=trials", parent="reevaluate_ppo"),
     "direct_ppo": job("online", "online=ppo", parent="reevaluate_ppo"),
 }
 # The hand-over: the policy's moments begin anew; π_off goes online with the aligned critics; it waits for them, and the
@@ -71,9 +72,10 @@ CONTROLLED = (
     "--model.multiplier.rule=pi",
     "--model.penalty_limit=0.0",
 )
-# The default without each of its parts: no way back but to begin anew; λ left alone; the actor plays every training
-# episode; two confirming episodes; no alignment.
+# The default without each of its parts: one update a step; no way back but to begin anew; λ and the share of training
+# episodes left alone; the actor plays all of them; two confirming episodes; no alignment.
 PARTS = {
+    "noutd": ("--data.utd=1",),
     "noretreat": ("--model.trials.retreats=0",),
     "noease": ("--model.trials.ease=1.0",),
     "noshare": ("--model.trials.share=0.0",),
