@@ -103,6 +103,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "o2sac reevaluate": lambda: sac.Reevaluate(hidden=HIDDEN),
     "o2sac align": sac.Align,
     "o2sac online": sac.Online,
+    "o2sac online, one of its critics": lambda: sac.Online(subset=1),
     "o2ppo reevaluate": lambda: ppo.Reevaluate(hidden=HIDDEN),
     "o2ppo online": ppo.Online,
 }

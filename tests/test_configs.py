@@ -113,7 +113,12 @@ def test_o2td3_has_the_tables_numbers_on(dataset: str, tmp_path: Path) -> None:
         (["online=o2sac"], "trials", "fresh", 4),
         (["online=o2sac", "preset=paper"], "best", "carried", 1),
         (["online=o2td3", "preset=paper"], "best", "carried", 1),
-        (["online=o2td3", "experiment=interval_reference"], "interval", "fresh", 1),  # nothing holds what more updates risk
+        (
+            ["online=o2td3", "experiment=interval_reference"],
+            "interval",
+            "fresh",
+            1,
+        ),  # nothing holds what more updates risk
         (["online=o2sac", "experiment=no_constraint"], "trials", "fresh", 1),
         (["online=o2sac", "experiment=no_alignment"], "trials", "fresh", 4),
         (["online=sac"], "trials", "fresh", 1),

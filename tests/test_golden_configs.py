@@ -77,7 +77,7 @@ NEW: dict[str, golden_configs.Row] = {
     },
     "offline offline=dt": {"model.compile": "auto"},
     "offline offline=odt": {"model.compile": "auto", "model.padded_entropy": False},
-    **{f"online online={method}": CONSTRAINED for method in ("o2sac", "sac")},
+    **{f"online online={method}": CONSTRAINED | {"model.subset": None} for method in ("o2sac", "sac")},
     **{f"online online={method}": {**CONSTRAINED, "model.exploration_clip": None} for method in ("o2td3", "td3")},
     **{f"online online={method}": {**TRIALS, **RETURNS, "model.moments": "method"} for method in ("o2ppo", "ppo")},
     **{f"clone online={method}": {"model.teacher_actions": "auto"} for method in golden_configs.ONLINE},

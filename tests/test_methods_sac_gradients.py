@@ -23,6 +23,7 @@ from sac_by_hand import (
     separately,
 )
 
+from o2o_lightning.errors import UserError
 from o2o_lightning.methods.cql import CQL
 from o2o_lightning.methods.o2 import sac
 
@@ -94,6 +95,26 @@ def test_fine_tuning_descends_all_losses_at_once(seed: int, constraint: bool, cr
         total = total + multiplier_loss
     assert_equal(loss.value, total)
     assert_same(found, expected)
+
+
+def test_a_target_is_bounded_by_the_critics_that_were_drawn():
+    batch, every = draw(), []
+    for seed in range(4):
+        method = online(critics=4, subset=2)
+        noise = noise_of(method, seed)
+        nets = plain(method, noise)
+        first, second = sorted(range(4), key=noise["subset"].tolist().__getitem__)[:2]
+        nets.target_critic = [nets.target_critic[first], nets.target_critic[second]]
+        loss, _ = one_update(method, transitions(batch), noise)
+        assert_equal(loss.metrics["target"], plainly.sac_target(nets, batch))
+        every.append({first, second})
+    assert len({frozenset(pair) for pair in every}) > 1  # another draw, other critics
+
+
+@pytest.mark.parametrize(("subset", "says"), [(3, "--model.subset 3: there are 2 critics"), (0, "--model.subset 0")])
+def test_more_critics_than_there_are_or_none_are_refused(subset: int, says: str):
+    with pytest.raises(UserError, match=says):
+        online(subset=subset)
 
 
 def test_the_penalty_s_gradient_flows_through_the_action_into_the_reference_s_log_probability():

@@ -132,9 +132,9 @@ class Off2On(SAC):
         """The ratio w ``[B]`` of a batch's transitions."""
         return HEADS[self.ratio_head](self.ratio(torch.cat((batch["observation"], batch["action"]), -1)).squeeze(-1))
 
-    def target(self, batch: Batch, policy: SquashedGaussian, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def target(self, batch: Batch, policy: SquashedGaussian, noise: Noise) -> tuple[Tensor, Tensor]:
         """What each critic should say ``[E, B]``, by its own member's least target, and log π ``[B]``."""
-        action, log_prob = policy.sample(noise)
+        action, log_prob = policy.sample(noise["target"])
         own = self.own_least(self.target_critic(batch["next", "observation"], action))
         price = self.log_alpha.detach().exp() * log_prob
         target = td_target(batch["reward"], batch["next", "terminated"], own - price, self.discount)

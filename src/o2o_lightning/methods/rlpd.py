@@ -63,7 +63,8 @@ class RLPD(SACCritic):
         super().__post_init__()
         at_least("--model.policy_every", self.policy_every, 1)
         at_least("--model.target_samples", self.target_samples, 1)
-        at_least("--model.subset", self.subset or 1, 1)
+        if self.subset is not None:
+            at_least("--model.subset", self.subset, 1)
 
     def fresh(self, task: Task) -> tuple[SquashedGaussianActor, Critics]:
         critic = Critics(*task.sizes, self.critic_hidden, self.layer_norm, self.critics)

@@ -74,13 +74,17 @@ class SACCritic(SACActor):
         super().__post_init__()
         at_least("--model.critics", self.critics, 1)
 
-    def target(self, batch: Batch, policy: SquashedGaussian, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def target(self, batch: Batch, policy: SquashedGaussian, noise: Noise) -> tuple[Tensor, Tensor]:
         """What Q should be ``[B]``, by the ``policy`` at the successors, and its action's log-probability ``[B]``."""
-        action, log_prob = policy.sample(noise)
-        next_q = self.target_critic(batch["next", "observation"], action)
+        action, log_prob = policy.sample(noise["target"])
+        next_q = self.bounding(self.target_critic(batch["next", "observation"], action), noise)
         next_value = soft_value(next_q, log_prob, self.log_alpha.detach().exp())
         next_value = self.penalized(next_value, batch, action, log_prob)
         return td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount), log_prob
+
+    def bounding(self, q: Tensor, noise: Noise) -> Tensor:
+        """A seam: those of all critics' values ``[E, B]`` of which the least is a target's."""
+        return q
 
     def penalized(self, next_value: Tensor, batch: Batch, action: Tensor, log_prob: Tensor) -> Tensor:
         """A seam: what a successor is worth ``[B]`` when the policy there is not free."""
@@ -139,7 +143,7 @@ class SAC(SACCritic):
 
     def bootstrap(self, batch: Batch, policy: SquashedGaussian, noise: Noise) -> Tensor:
         """A seam: what Q should be ``[B]``, by the ``policy`` at the successors."""
-        return self.target(batch, policy, noise["target"])[0]
+        return self.target(batch, policy, noise)[0]
 
     def critic_loss(self, q: Tensor, target: Tensor, batch: Batch, noise: Noise, policies: Ends) -> Loss:
         """A seam: what the critics descend, from ``q`` ``[E, B]``, and the policy at both ends of a transition."""

@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from o2o_lightning.errors import UserError, at_least
 from o2o_lightning.methods.method import (
     Batch,
     Draws,
@@ -16,6 +17,7 @@ from o2o_lightning.methods.method import (
     Normal,
     Source,
     Task,
+    Uniform,
     Updates,
 )
 from o2o_lightning.methods.o2.constraint import Constrained, Threshold
@@ -23,11 +25,12 @@ from o2o_lightning.methods.o2.hunting import Hunting
 from o2o_lightning.methods.o2.reevaluation import Hastened
 from o2o_lightning.methods.sac import SAC, SACActor, SACCritic
 from o2o_lightning.nn.critics import Critics
-from o2o_lightning.nn.squashed_gaussian import SquashedGaussian
+from o2o_lightning.nn.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
 from o2o_lightning.objectives.alignment import alignment_loss, alignment_target_sac, calibrated_value_sac
 from o2o_lightning.objectives.bellman import critic_loss, least, td_target
 from o2o_lightning.objectives.constraint import kl_estimate
 from o2o_lightning.objectives.diagnostics import bellman_residual
+from o2o_lightning.objectives.ensembles import drawn_members
 from o2o_lightning.objectives.sac import soft_value
 
 
@@ -61,7 +64,7 @@ class Reevaluate(Hastened, SACCritic):
 
     def critic_step(self, batch: Batch, noise: Noise) -> Loss:
         with torch.no_grad():
-            target, log_prob = self.target(batch, self._next_policy(batch), noise["target"])
+            target, log_prob = self.target(batch, self._next_policy(batch), noise)
         q = self.critic(batch["observation"], batch["action"])
         loss = critic_loss(q, target)
         return Loss(loss, {"critic_loss": loss, "q": q, "target": target, "log_prob": log_prob})
@@ -159,6 +162,7 @@ class Online(Constrained, SAC):
 
     Args:
         log_prob_floor: lower bound of log π_ref at sampled actions.
+        subset: critics that bound each target, drawn anew for each update, of the re-evaluation's; None for all.
     """
 
     name: ClassVar[str] = "o2sac"
@@ -166,9 +170,29 @@ class Online(Constrained, SAC):
     actor_lr: float = 1e-4
     log_prob_floor: float = -50.0
     threshold: Threshold = Threshold(start=0.125, end=2.0)
+    subset: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.subset is not None:
+            at_least("--model.subset", self.subset, 1)
+
+    def take(self, actor: SquashedGaussianActor, critic: Critics) -> None:
+        super().take(actor, critic)
+        if (self.subset or 0) > (count := critic.spec.count):
+            raise UserError(
+                f"--model.subset {self.subset}: there are {count} critics. `--reevaluate.model.critics` makes more."
+            )
 
     def learners(self) -> Learners:
         return {**super().learners(), "multiplier": (self.log_multiplier, self.multiplier.lr)}
+
+    def noise(self, shape: tuple[int, ...]) -> Draws:
+        drawn: Draws = {} if self.subset is None else {"subset": Uniform((self.critic.spec.count,))}
+        return super().noise(shape) | drawn
+
+    def bounding(self, q: Tensor, noise: Noise) -> Tensor:
+        return q if self.subset is None else q[drawn_members(noise["subset"], self.subset, False, len(q))]
 
     def update(self, moment: Moment) -> Updates:
         yield self.step_with_multiplier if self.multiplier_due(moment, policy_update=True) else self.step
