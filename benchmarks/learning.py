@@ -85,6 +85,10 @@ for which in ("td3", "sac"):
     for name, typed in PARTS.items():
         JOBS[f"o2{which}_{name}"] = job("online", f"online=o2{which}", *typed, parent=f"align_{which}")
     JOBS[f"o2{which}_noalign"] = job("online", f"online=o2{which}", parent=f"reevaluate_{which}")
+    # the default's four updates a step where nothing holds the policy
+    four = (f"online=o2{which}", PAPER, "--data.utd=4")
+    JOBS[f"paper_{which}_utd4"] = job("online", *four, parent=f"align_{which}")
+    JOBS[f"direct_{which}_utd4"] = job("online", f"online={which}", four[-1], parent=JOBS[f"direct_{which}"].parent)
     for name, typed in {"fresh": FRESH, "off": OFFLINE, "pi": CONTROLLED}.items():
         JOBS[f"o2{which}_{name}"] = job("online", f"online=o2{which}", PAPER, *typed, parent=f"align_{which}")
 ARMS = [name for name, found in JOBS.items() if found.phase == "online"]
