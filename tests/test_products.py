@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import HIDDEN, Fit
+from filelock import FileLock
 
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.errors import UserError
@@ -93,6 +94,27 @@ def test_a_folder_that_cannot_be_written_costs_a_measurement_each_time(tmp_path:
 def test_a_file_in_the_folder_s_place_costs_no_run(tmp_path: Path) -> None:
     (tmp_path / "own").write_text("not a folder")
     assert remembered(tmp_path / "own" / "products.json", Meter(SOME)) == SOME
+
+
+def test_a_user_without_a_home_costs_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("O2O_CACHE")
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.setattr(products, "measured", Meter(SOME))
+    settle_library()
+    assert linear.ONEDNN == SOME
+
+
+def test_a_lock_that_somebody_keeps_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "PATIENCE", 0.05)
+    file, meter = tmp_path / "products.json", Meter(SOME)
+    with FileLock(file.with_suffix(".lock")):
+        # as another process would: filelock hands one object out a path in a process
+        held = FileLock(file.with_suffix(".lock"), is_singleton=False)
+        assert not held.is_locked and remembered(file, meter) == SOME
+    assert meter.asked == 1 and not file.exists()
 
 
 def test_a_measurement_says_of_each_kind_whether_it_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from o2o_lightning.nn.linear import Onednn, product
 FIXED = {"mkl": Onednn(False, False, False), "onednn": Onednn(True, True, True)}
 BATCH, WIDTH = 512, 256  # two batches of the paper's, or half of a block of CQL's
 ROUNDS = 24
+PATIENCE = 10.0  # seconds for another process to have measured
 WORTH = 1.03  # how much quicker oneDNN must be, so that noise does not choose
 
 
@@ -42,7 +43,12 @@ def _chosen() -> Onednn:
         raise UserError(f"O2O_PRODUCTS {wanted}: one of {', '.join(FIXED)} is needed. Or unset it.")
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return FIXED["mkl"]
-    return remembered(cache_dir() / "products.json", measured) if wanted is None else FIXED[wanted]
+    if wanted is not None:
+        return FIXED[wanted]
+    try:
+        return remembered(cache_dir() / "products.json", measured)
+    except RuntimeError:  # a user without a home
+        return measured()
 
 
 def remembered(file: Path, measure: Callable[[], Onednn]) -> Onednn:
@@ -53,7 +59,7 @@ def remembered(file: Path, measure: Callable[[], Onednn]) -> Onednn:
     machine = ", ".join([processor(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}", *_limits()])
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):
+        with FileLock(file.with_suffix(".lock"), timeout=PATIENCE):
             known = _read(file)
             if machine not in known:
                 known[machine] = measure()
@@ -61,7 +67,7 @@ def remembered(file: Path, measure: Callable[[], Onednn]) -> Onednn:
                 whole.write_text(json.dumps({name: choice._asdict() for name, choice in known.items()}, indent=1))
                 whole.replace(file)
             return known[machine]
-    except OSError:  # a folder that is not ours
+    except OSError:  # a folder that is not ours, or a lock that somebody keeps
         return measure()
 
 
