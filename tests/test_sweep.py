@@ -86,8 +86,8 @@ def test_an_option_in_hydras_form_means_the_typed_one(capsys):
     hydra = capsys.readouterr().out
     assert main([*fit, "--model.threshold.end", "0.5", "--online.model.critic_lr", "1e-3"]) == 0
     assert hydra == capsys.readouterr().out and "end: 0.5" in hydra
-    assert main([*fit, "data.utd=5"]) == 2
-    assert "Write `--data.utd VALUE`" in capsys.readouterr().err
+    assert main([*fit, "data.collect=5"]) == 2
+    assert "Write `--data.collect VALUE`" in capsys.readouterr().err
 
 
 def test_values_may_be_any_of_hydras_and_the_order_of_words_is_free(jobs, tmp_path):

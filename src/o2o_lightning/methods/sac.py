@@ -77,10 +77,9 @@ class SACCritic(SACActor):
     def target(self, batch: Batch, policy: SquashedGaussian, noise: Noise) -> tuple[Tensor, Tensor]:
         """What Q should be ``[B]``, by the ``policy`` at the successors, and its action's log-probability ``[B]``."""
         action, log_prob = policy.sample(noise["target"])
-        next_q = self.bounding(self.target_critic(batch["next", "observation"], action), noise)
-        next_value = soft_value(next_q, log_prob, self.log_alpha.detach().exp())
-        next_value = self.penalized(next_value, batch, action, log_prob)
-        return td_target(batch["reward"], batch["next", "terminated"], next_value, self.discount), log_prob
+        q = self.bounding(self.target_critic(batch["next", "observation"], action), noise)
+        value = self.penalized(soft_value(q, log_prob, self.log_alpha.detach().exp()), batch, action, log_prob)
+        return td_target(batch["reward"], batch["next", "terminated"], value, self.discount), log_prob
 
     def bounding(self, q: Tensor, noise: Noise) -> Tensor:
         """A seam: those of all critics' values ``[E, B]`` of which the least is a target's."""
