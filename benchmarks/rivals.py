@@ -42,6 +42,7 @@ RATES = ("actor_lr", "critic_lr", "value_lr", "cloning_lr")  # 1e-3 in the offli
 # Adapted, for ten critics, ten climbs and twenty updates a step take longer than the environment; and warm-ups that
 # were made for hundreds of thousands of steps
 ADAPTED = {
+    **dict.fromkeys(("o2td3", "o2sac"), ("data.utd=1",)),  # of four, as the methods that they stand beside
     "jsrl": ("--model.critics=2",),
     "wsrl": ("--model.critics=4", "data.utd=2", "data.warmup_steps=1000"),
     "rlpd": ("--model.critics=4", "data.utd=4", "data.warmup_steps=1000"),
