@@ -81,14 +81,13 @@ PARTS = {
     "noshare": ("--model.trials.share=0.0",),
     "noconfirm": ("--model.trials.confirmations=2",),
 }
+FOUR = "--data.utd=4"  # the default's updates a step, where nothing holds the policy
 for which in ("td3", "sac"):
     for name, typed in PARTS.items():
         JOBS[f"o2{which}_{name}"] = job("online", f"online=o2{which}", *typed, parent=f"align_{which}")
     JOBS[f"o2{which}_noalign"] = job("online", f"online=o2{which}", parent=f"reevaluate_{which}")
-    # the default's four updates a step where nothing holds the policy
-    four = (f"online=o2{which}", PAPER, "--data.utd=4")
-    JOBS[f"paper_{which}_utd4"] = job("online", *four, parent=f"align_{which}")
-    JOBS[f"direct_{which}_utd4"] = job("online", f"online={which}", four[-1], parent=JOBS[f"direct_{which}"].parent)
+    for arm in (f"paper_{which}", f"direct_{which}"):
+        JOBS[f"{arm}_utd4"] = job("online", *JOBS[arm].choices, FOUR, parent=JOBS[arm].parent)
     for name, typed in {"fresh": FRESH, "off": OFFLINE, "pi": CONTROLLED}.items():
         JOBS[f"o2{which}_{name}"] = job("online", f"online=o2{which}", PAPER, *typed, parent=f"align_{which}")
 ARMS = [name for name, found in JOBS.items() if found.phase == "online"]
@@ -136,14 +135,17 @@ def _run(arguments: argparse.Namespace) -> int:
 def chains(arguments: argparse.Namespace) -> list[Chain]:
     """The jobs of each dataset and seed, or of each dataset."""
     options = [*(f"steps.{step}" for step in arguments.steps), *arguments.options]
+    places: list[tuple[str, list[str], Sequence[int]]] = [
+        (f"seed{seed}", [f"--seed_everything={seed}"], ()) for seed in arguments.seeds
+    ]
+    if arguments.stacked:
+        places = [("stacked", [], arguments.seeds)]
     made = []
-    for seed in ["stacked"] if arguments.stacked else arguments.seeds:
+    for place, own, seeds in places:
         for dataset in arguments.datasets:
-            typed = [*options, f"--data.dataset={dataset}"]
-            typed += [] if arguments.stacked else [f"--seed_everything={seed}"]
-            folder = arguments.out / Path(dataset.split(":")[-1]).stem / (seed if arguments.stacked else f"seed{seed}")
-            names = {name: typed for name in ordered(JOBS, arguments.arms)}
-            made.append(Chain(folder, JOBS, names, arguments.seeds if arguments.stacked else ()))
+            typed = [*options, f"--data.dataset={dataset}", *own]
+            folder = arguments.out / Path(dataset.split(":")[-1]).stem / place
+            made.append(Chain(folder, JOBS, {name: typed for name in ordered(JOBS, arguments.arms)}, seeds))
     return made
 
 
