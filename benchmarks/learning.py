@@ -3,6 +3,7 @@
     python benchmarks/learning.py run   --out learning --datasets a.hdf5 b.hdf5 --seeds 0 1 2 --arms o2td3 direct_td3
     python benchmarks/learning.py run   --stacked ...    # a job makes all seeds, in one process (docs/seeds.md)
     python benchmarks/learning.py table --out learning
+    python benchmarks/learning.py record --out learning --file records.jsonl    # a line a run, which `table` takes too
     python benchmarks/learning.py elsewhere --out learning --arms o2td3    # the policies from other start states
 
 A job is one `o2o fit --phase ...`; arms share the jobs that they start from. A finished job is not run again, and one
@@ -115,8 +116,12 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     run.add_argument("--workers", type=int, default=1, help="jobs at once; each takes one core")
     run.set_defaults(command=_run)
     table = commands.add_parser("table")
-    table.add_argument("--out", type=Path, required=True)
+    table.add_argument("--out", type=Path, required=True, help="a study's folder, or the file of its records")
     table.set_defaults(command=_table)
+    record = commands.add_parser("record")
+    record.add_argument("--out", type=Path, required=True)
+    record.add_argument("--file", type=Path, required=True, help="made, or gone on with: a run's line takes its place")
+    record.set_defaults(command=_record)
     elsewhere = commands.add_parser("elsewhere")
     elsewhere.add_argument("--out", type=Path, required=True)
     elsewhere.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
@@ -153,13 +158,35 @@ def _table(arguments: argparse.Namespace) -> int:
     """Means of the seeds, of four or more those of the middle half, with 95 % intervals; and who was held."""
     print("| dataset | arm | seeds | π_off | π_on | lowest at 2k–6k | mean at 2k–6k | end | held |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
-    summaries = [(name, arm, folder / "online/summary.json") for name, arm, _, folder in runs_in(arguments.out)]
-    for dataset in dict.fromkeys(name for name, *_ in summaries):
+    found = records(arguments.out)
+    for dataset in dict.fromkeys(name for name, *_ in found):
         for arm in ARMS:
-            files = [file for name, own, file in summaries if (name, own) == (dataset, arm) and file.exists()]
-            if runs := [scores(json.loads(file.read_text())) for file in files]:
+            if runs := [scores(run) for key, run in found.items() if key[:2] == (dataset, arm)]:
                 print(f"| {dataset} | {arm} | {len(runs)} | " + " | ".join(cells(runs)) + " |")
     return 0
+
+
+def _record(arguments: argparse.Namespace) -> int:
+    """The runs of a study as lines of a file that outlives it; those of other seeds and arms stay there."""
+    kept = {**(records(arguments.file) if arguments.file.exists() else {}), **records(arguments.out)}
+    lines = [json.dumps({"run": key, **kept[key]}) for key in sorted(kept)]
+    arguments.file.write_text("".join(f"{line}\n" for line in lines))
+    print(f"{arguments.file}: {len(lines)} runs")
+    return 0
+
+
+Key = tuple[str, str, str]  # dataset, arm, seed
+RECORDED = ("dataset_sha256", "source", "env_steps", "eval_env_steps", "versions", "score", "trials")
+
+
+def records(out: Path) -> dict[Key, dict[str, Any]]:
+    """What the summaries of a study's finished online phases say, from its folder or from its file of records."""
+    if out.is_file():
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
+        return {tuple(line.pop("run")): line for line in lines}
+    files = {(name, arm, seed): folder / "online/summary.json" for name, arm, seed, folder in runs_in(out)}
+    found = {key: json.loads(file.read_text(), parse_float=shortened) for key, file in files.items() if file.exists()}
+    return {key: {name: run[name] for name in RECORDED if name in run} for key, run in found.items()}
 
 
 def runs_in(out: Path) -> list[tuple[str, str, str, Path]]:
@@ -171,6 +198,11 @@ def runs_in(out: Path) -> list[tuple[str, str, str, Path]]:
         for folder, job, seed in (*apart, *together)
         if folder.is_dir()
     )
+
+
+def shortened(number: str) -> float:
+    """Of a summary's numbers, what a record keeps."""
+    return round(float(number), 3)
 
 
 def scores(summary: dict[str, Any]) -> dict[str, Any]:

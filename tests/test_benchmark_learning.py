@@ -108,8 +108,20 @@ def test_a_table_reads_seeds_that_were_made_apart_and_together(
         (folder / "summary.json").write_text(json.dumps(known))
     assert [(seed, arm) for _, arm, seed, _ in learning.runs_in(tmp_path)] == [(n, "o2td3") for n in "012"]
     assert learning.main(["table", "--out", str(tmp_path)]) == 0
-    row = capsys.readouterr().out.splitlines()[-1]
+    table = capsys.readouterr().out
+    row = table.splitlines()[-1]
     assert row.startswith("| pendulum | o2td3 | 3 | 50.0 [50.0, 50.0] |") and row.endswith("| 3 of 3 |")
+
+    file = tmp_path / "records.jsonl"
+    earlier = {"run": ["pendulum", "o2td3", "2"], "score": score(0.0, 0.0, [0.0] * 8)}, {"run": ["maze", "o2sac", "2"]}
+    file.write_text("".join(json.dumps(line) + "\n" for line in earlier))
+    assert learning.main(["record", "--out", str(tmp_path), "--file", str(file)]) == 0
+    kept = learning.records(file)
+    assert [*kept] == [("maze", "o2sac", "2"), *(("pendulum", "o2td3", seed) for seed in "012")]
+    assert kept["pendulum", "o2td3", "2"]["score"]["final"] == 54.0  # the study's, in the place of an earlier one
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
+    assert learning.main(["table", "--out", str(file)]) == 0
+    assert capsys.readouterr().out.endswith(table)
 
 
 @pytest.mark.slow
