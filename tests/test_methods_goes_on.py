@@ -18,6 +18,7 @@ from o2o_lightning.cli.compose import compose
 from o2o_lightning.cli.main import main
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
+from o2o_lightning.errors import UserError
 from o2o_lightning.methods.awac import AWAC
 from o2o_lightning.methods.cal_ql import CalQL
 from o2o_lightning.methods.cql import CQL
@@ -190,6 +191,11 @@ def test_t101_ten_critics_of_which_two_bound_the_target_learn_offline():
         q = method.target_critic(batch["next", "observation"], action)
         expected = batch["reward"] + 0.99 * (1 - batch["next", "terminated"]) * torch.minimum(q[0], q[3])
         torch.testing.assert_close(method.bootstrap(batch, following, noise), expected)
+
+
+def test_none_of_the_critics_cannot_bound_a_target():
+    with pytest.raises(UserError, match=r"--model\.subset 0: it must be at least 1"):
+        CalQL(**SIZES, subset=0)
 
 
 def test_t104_without_a_checkpoint_wsrl_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Any):

@@ -190,6 +190,12 @@ def test_critics_are_taken_where_there_are_any_unless_new_ones_are_wanted():
         PARL(**SEARCH | {"kept": 7})
 
 
+@pytest.mark.parametrize(("subset", "says"), [(4, "--model.subset 4: there are 3 critics"), (0, "--model.subset 0")])
+def test_more_critics_than_there_are_or_none_are_refused(subset: int, says: str):
+    with pytest.raises(UserError, match=says):
+        pa_rl(subset=subset)
+
+
 def test_with_no_cadence_the_policy_stays_as_it_is():
     method = pa_rl(policy_every=0)
     steps = [item for moment in range(3) for item in method.update(Moment(moment)) if not isinstance(item, Follow)]

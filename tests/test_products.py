@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,13 @@ class Meter:
 
 
 @pytest.fixture(autouse=True)
-def undecided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(linear, "ONEDNN", None)
+def undecided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setattr(linear, "ONEDNN", Onednn(False, False, False))
     monkeypatch.delenv("O2O_PRODUCTS", raising=False)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
+    products._chosen.cache_clear()
+    yield
+    products._chosen.cache_clear()
 
 
 def test_a_machine_is_measured_once(tmp_path: Path) -> None:

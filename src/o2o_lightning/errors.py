@@ -74,3 +74,11 @@ def at_least(option: str, value: float, least: float) -> None:
     """Refuses a value below ``least``, naming the option that it came by."""
     if not value >= least:
         raise UserError(f"{option} {value:g}: it must be at least {least:g}.")
+
+
+def check_subset(subset: int | None, critics: int, more: str = "Ask for fewer.") -> None:
+    """Refuses fewer drawn critics than one, and more than there are: ``more`` says what to do."""
+    if subset is not None:
+        at_least("--model.subset", subset, 1)
+        if subset > critics:
+            raise UserError(f"--model.subset {subset}: there are {critics} critics. {more}")

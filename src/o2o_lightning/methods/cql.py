@@ -64,6 +64,8 @@ class CQL(SAC):
         super().__post_init__()
         at_least("--model.softmax_temperature", self.softmax_temperature, 1e-6)
         at_least("--model.samples", self.samples, 1)
+        if self.subset is not None:
+            at_least("--model.subset", self.subset, 1)
 
     def build(self, task: Task, source: Source | None = None) -> None:
         super().build(task, source)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import UserError, check_subset
 from o2o_lightning.methods.actor_critic import ActorCritic
 from o2o_lightning.methods.method import (
     Batch,
@@ -86,6 +86,7 @@ class PARL(ActorCritic):
             super().build(task, source)
         else:
             self.take(source.build_actor(), Critics(*task.sizes, self.critic_hidden, True, self.critics, self.support))
+        check_subset(self.subset, self.critic.spec.count)
 
     def noise(self, shape: tuple[int, ...]) -> Draws:
         many, uniform = Normal((self.candidates, *shape)), Uniform((self.samples, *shape))

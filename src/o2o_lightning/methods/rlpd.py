@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from o2o_lightning.errors import UserError, at_least
+from o2o_lightning.errors import at_least, check_subset
 from o2o_lightning.methods.method import (
     Batch,
     Draws,
@@ -63,8 +63,6 @@ class RLPD(SACCritic):
         super().__post_init__()
         at_least("--model.policy_every", self.policy_every, 1)
         at_least("--model.target_samples", self.target_samples, 1)
-        if self.subset is not None:
-            at_least("--model.subset", self.subset, 1)
 
     def fresh(self, task: Task) -> tuple[SquashedGaussianActor, Critics]:
         critic = Critics(*task.sizes, self.critic_hidden, self.layer_norm, self.critics)
@@ -72,8 +70,7 @@ class RLPD(SACCritic):
 
     def take(self, actor: Any, critic: Critics) -> None:
         super().take(actor, critic)
-        if (self.subset or 0) > critic.spec.count:
-            raise UserError(f"--model.subset {self.subset}: there are {critic.spec.count} critics. Ask for fewer.")
+        check_subset(self.subset, critic.spec.count)
 
     def learners(self) -> Learners:
         return {**super().learners(), "temperature": (self.log_alpha, self.temperature_lr)}

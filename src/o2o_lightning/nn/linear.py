@@ -16,7 +16,7 @@ class Onednn(NamedTuple):
     by_weight: bool
 
 
-ONEDNN: Onednn | None = None  # a phase measures; until one has, all are torch's own, which are MKL's
+ONEDNN = Onednn(False, False, False)  # torch's own, which are MKL's, until a phase has measured
 LEAST_WIDTH = 64
 LEAST_SIZE = 1 << 22  # multiplications: a call costs more than it saves below, docs/speed.md
 
@@ -66,8 +66,7 @@ def _product_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        ONEDNN is not None
-        and any(ONEDNN)
+        any(ONEDNN)
         # inside a function that is differentiated; a compiler cannot look, and takes such a function apart itself
         and (torch.compiler.is_compiling() or not torch._C._functorch.is_gradtrackingtensor(x))
         and min(weight.shape) >= LEAST_WIDTH
@@ -106,21 +105,20 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return product(x, weight, bias) if ONEDNN and ONEDNN.forward else F.linear(x, weight, bias)
+        return product(x, weight, bias) if ONEDNN.forward else F.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        by_x = _times(gradient, weight, bool(ONEDNN and ONEDNN.by_input)) if of_x else None
+        by_x = _times(gradient, weight, ONEDNN.by_input) if of_x else None
         by_bias = gradient.sum(0) if of_bias else None
         if not of_weight:
             return by_x, None, by_bias
-        onednn = bool(ONEDNN and ONEDNN.by_weight)
         if weight.is_contiguous():
-            return by_x, _times(gradient.t(), x, onednn), by_bias
-        return by_x, _times(x.t(), gradient, onednn).t(), by_bias  # laid out in memory as the weight is
+            return by_x, _times(gradient.t(), x, ONEDNN.by_weight), by_bias
+        return by_x, _times(x.t(), gradient, ONEDNN.by_weight).t(), by_bias  # laid out in memory as the weight is
 
 
 def _times(a: Tensor, b: Tensor, onednn: bool) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -33,10 +34,10 @@ def settle_library() -> None:
     Raises:
         UserError: it says something else.
     """
-    if linear.ONEDNN is None:
-        linear.ONEDNN = _chosen()
+    linear.ONEDNN = _chosen()
 
 
+@cache
 def _chosen() -> Onednn:
     wanted = os.environ.get("O2O_PRODUCTS")
     if wanted is not None and wanted not in FIXED:

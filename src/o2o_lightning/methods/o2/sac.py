@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from o2o_lightning.errors import UserError, at_least
+from o2o_lightning.errors import check_subset
 from o2o_lightning.methods.method import (
     Batch,
     Draws,
@@ -172,17 +172,9 @@ class Online(Constrained, SAC):
     threshold: Threshold = Threshold(start=0.125, end=2.0)
     subset: int | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.subset is not None:
-            at_least("--model.subset", self.subset, 1)
-
     def take(self, actor: SquashedGaussianActor, critic: Critics) -> None:
         super().take(actor, critic)
-        if (self.subset or 0) > (count := critic.spec.count):
-            raise UserError(
-                f"--model.subset {self.subset}: there are {count} critics. `--reevaluate.model.critics` makes more."
-            )
+        check_subset(self.subset, critic.spec.count, "`--reevaluate.model.critics` makes more.")
 
     def learners(self) -> Learners:
         return {**super().learners(), "multiplier": (self.log_multiplier, self.multiplier.lr)}
