@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -275,3 +276,26 @@ def test_arguments_reach_every_environment_of_the_data_and_unknown_ones_are_name
         OfflineData(env_id="Pendulum-v1", env_kwargs={"masss": 1}).setup("fit")
     with pytest.raises(UserError, match=r"--data\.env_kwargs .*not JSON serializable"):
         OfflineData(env_id="Pendulum-v1", env_kwargs={"mass": {1, 2}})
+
+
+def test_what_a_model_has_deprecated_is_not_said_to_its_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_env("HalfCheetah-v5").close()
+    assert capfd.readouterr() == ("", "") and not [*tmp_path.iterdir()]
+
+
+def test_another_warning_of_mujoco_is_said_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = mujoco.MjModel.from_xml_string(
+        "<mujoco><worldbody><body><freejoint/><geom size='1'/></body></worldbody></mujoco>"
+    )
+    state = mujoco.MjData(model)
+    state.qpos[0] = np.nan
+    with making._undated():
+        mujoco.mj_step(model, state)
+    assert "MuJoCo: Nan, Inf or huge value in QPOS" in capfd.readouterr().err and not [*tmp_path.iterdir()]
+    assert mujoco.get_mju_user_warning() is None  # in episodes it warns as ever

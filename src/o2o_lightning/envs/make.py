@@ -5,8 +5,9 @@ import importlib
 import io
 import json
 import re
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from types import MappingProxyType
@@ -218,7 +219,7 @@ def _make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(out of date|deprecated|precision lowered).*")
         try:
-            with staying():
+            with staying(), _undated():
                 return gym.make(env_id, disable_env_checker=True, **kwargs)
         except gym.error.DependencyNotInstalled as error:
             robotics = found is not None and str(found.entry_point).startswith("gymnasium_robotics")
@@ -233,6 +234,25 @@ def _make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
             said = f"{type(error).__name__}: {error}".rstrip(".: ")
             remedy = _clash(found) or _newer(found) or CHECK
             raise UserError(f"environment {env_id}: making it raised {said}. {remedy}") from error
+
+
+@contextlib.contextmanager
+def _undated() -> Iterator[None]:
+    """MuJoCo keeps to itself what is deprecated in a model that its user did not write.
+
+    It would say so for each environment that is made, and leave a file MUJOCO_LOG.TXT where the user works.
+    """
+    try:
+        import mujoco
+    except ImportError:
+        yield
+        return
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda said: "deprecated" in said or print(f"MuJoCo: {said}", file=sys.stderr))
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 def _newer(found: Registered | None) -> str | None:
