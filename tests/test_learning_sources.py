@@ -15,7 +15,7 @@ from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.main import main
 from o2o_lightning.data.module import OfflineData
 
-# AWAC peaks early (docs/results.md), so it is looked at often
+# AWAC peaks early (docs/results-earlier.md), so it is looked at often
 RUNS = {
     "bc": ["--trainer.max_steps", "6000", "--data.eval_every_updates", "1000"],
     "bc10": ["--trainer.max_steps", "3000", "--data.eval_every_updates", "500"],
