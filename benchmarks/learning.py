@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from o2o_lightning.checkpoint.io import write_atomically
 from o2o_lightning.cli.jobs import Chain, Job, ordered, run_chains
 from o2o_lightning.envs.episodes import Evaluator
 from o2o_lightning.envs.scores import reference_scores
@@ -170,7 +171,7 @@ def _record(arguments: argparse.Namespace) -> int:
     """The runs of a study as lines of a file that outlives it; those of other seeds and arms stay there."""
     kept = {**(records(arguments.file) if arguments.file.exists() else {}), **records(arguments.out)}
     lines = [json.dumps({"run": key, **kept[key]}) for key in sorted(kept)]
-    arguments.file.write_text("".join(f"{line}\n" for line in lines))
+    write_atomically(arguments.file, "".join(f"{line}\n" for line in lines).encode())
     print(f"{arguments.file}: {len(lines)} runs")
     return 0
 

@@ -295,7 +295,7 @@ def test_another_warning_of_mujoco_is_said_and_leaves_no_file(
     )
     state = mujoco.MjData(model)
     state.qpos[0] = np.nan
-    with making._undated():
+    with making._unsaid_deprecations():
         mujoco.mj_step(model, state)
     assert "MuJoCo: Nan, Inf or huge value in QPOS" in capfd.readouterr().err and not [*tmp_path.iterdir()]
     assert mujoco.get_mju_user_warning() is None  # in episodes it warns as ever

@@ -219,7 +219,7 @@ def _make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(out of date|deprecated|precision lowered).*")
         try:
-            with staying(), _undated():
+            with staying(), _unsaid_deprecations():
                 return gym.make(env_id, disable_env_checker=True, **kwargs)
         except gym.error.DependencyNotInstalled as error:
             robotics = found is not None and str(found.entry_point).startswith("gymnasium_robotics")
@@ -237,7 +237,7 @@ def _make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
 
 
 @contextlib.contextmanager
-def _undated() -> Iterator[None]:
+def _unsaid_deprecations() -> Iterator[None]:
     """MuJoCo keeps to itself what is deprecated in a model that its user did not write.
 
     It would say so for each environment that is made, and leave a file MUJOCO_LOG.TXT where the user works.
