@@ -65,6 +65,7 @@ CONSTRAINED: golden_configs.Row = {
 }
 HASTENED: golden_configs.Row = {"model.fast_polyak": 0.05, "model.fast_updates": 0, "model.return_updates": 0}
 SHARE: golden_configs.Row = {"model.convergence.share": 0.9}
+EARNED: golden_configs.Row = {"model.earned": True}
 HUNTING: golden_configs.Row = {"model.actor_after": 0, "model.restart_every": 0}
 NEW: dict[str, golden_configs.Row] = {
     "offline offline=cql": {"model.critics": 2, "model.layer_norm": False, "model.temperature_lr": None}
@@ -81,9 +82,9 @@ NEW: dict[str, golden_configs.Row] = {
     **{f"online online={method}": {**CONSTRAINED, "model.exploration_clip": None} for method in ("o2td3", "td3")},
     **{f"online online={method}": {**TRIALS, **RETURNS, "model.moments": "method"} for method in ("o2ppo", "ppo")},
     **{f"clone online={method}": {"model.teacher_actions": "auto"} for method in golden_configs.ONLINE},
-    **{f"reevaluate online={method}": HASTENED | SHARE for method in ("o2td3", "o2sac", "td3", "sac")},
+    **{f"reevaluate online={method}": HASTENED | SHARE | EARNED for method in ("o2td3", "o2sac", "td3", "sac")},
     **{f"align online={method}": HUNTING | SHARE for method in ("o2td3", "o2sac", "td3", "sac")},
-    **{f"reevaluate online={method}": {"model.bootstrap_tails": True} | SHARE for method in ("o2ppo", "ppo")},
+    **{f"reevaluate online={method}": {"model.bootstrap_tails": True} | SHARE | EARNED for method in ("o2ppo", "ppo")},
 }
 
 

@@ -1,19 +1,45 @@
 """Policy re-evaluation: a fresh, optimistic critic of the offline policy, by the online evaluation rule."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
+
+from o2o_lightning.callbacks.convergence import Convergence
 from o2o_lightning.checkpoint.handover import POLICIES
-from o2o_lightning.phases.converging import Converging
+from o2o_lightning.methods.actor_critic import ActorCritic
+from o2o_lightning.methods.method import Method
+from o2o_lightning.objectives.bellman import least
+from o2o_lightning.phases.converging import Converging, Stop
+from o2o_lightning.phases.earned import Play, against, visits
+from o2o_lightning.policies.history import player_of
 from o2o_lightning.replay.store import owners
 from o2o_lightning.replay.table import TERMINATED, TRUNCATED
 
 
 class Reevaluate(Converging):
-    """Fits a critic, from random weights, to the frozen policy π_off; hands on both."""
+    """Fits a critic, from random weights, to the frozen policy π_off; hands on both.
+
+    Args:
+        method, init_from, stop, convergence, options: as in :class:`o2o_lightning.phases.converging.Converging`.
+        earned: at the end π_off plays the episodes of an evaluation, and the critic's values of what it did are held
+            against the discounted returns from there.
+    """
 
     phase: ClassVar[str] = "reevaluate"
     accepts: ClassVar[tuple[str, ...]] = POLICIES
     evaluates: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        method: Method,
+        init_from: str,
+        stop: Stop = "steps",
+        convergence: Convergence = Convergence(),
+        earned: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(method, init_from, stop, convergence, **options)
+        self.asks, self.earned = earned, dict[str, float]()
 
     def on_fit_start(self) -> None:
         store = self.data.store
@@ -24,3 +50,24 @@ class Reevaluate(Converging):
             for name, column in {**labels, "tail": owners(store.episodes).float()}.items():
                 store.attach(name, column)
         super().on_fit_start()
+
+    def on_train_end(self) -> None:
+        method, data = self.method, self.data
+        if self.asks and data.env_id is not None and data.eval_episodes and isinstance(method, ActorCritic):
+            play = Play(player_of(self.policy(), self.normalizer))
+            self.evaluate_player(play)
+            visited = visits(play, data, method.discount)
+            states = self.normalizer(visited.observation).to(self.device)
+            with torch.no_grad():
+                value = least(method.critic(states, visited.action.to(self.device)))
+            self.earned = against(value.cpu(), visited)
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), **({"earned": self.earned} if self.earned else {})}
+
+    def conclusion(self) -> str | None:
+        line, found = super().conclusion(), self.earned
+        if not found:
+            return line
+        held = f"the critic says {found['value']:.4g} of what π_off does, which earns {found['truth']:.4g}, discounted"
+        return f"{line or self.phase + ':'}{'; ' if line else ' '}{held}"

@@ -1,7 +1,7 @@
 """How far policy, critic and data are apart, and what that means for fine-tuning."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,49 +18,20 @@ from o2o_lightning.objectives.bellman import least
 from o2o_lightning.objectives.diagnostics import (
     Alignment,
     anchor_agreement,
-    correlation,
     fitted_weights,
     kept_share,
     quadratic_features,
     support_distance,
 )
-from o2o_lightning.objectives.returns import discounted_returns
+from o2o_lightning.phases.earned import STATES, Play, Visits, against, visits
 
 OUTLYING = 5.0  # deviations of an observation, at which features end
-STATES, DATA_ROWS, NEIGHBOURS = 1024, 20_000, 10
+DATA_ROWS, NEIGHBOURS = 20_000, 10
 PERTURBED, SPREAD = 16, 0.5  # actions around the policy's own, and their σ
 SHIFT, SHIFTS = 0.1, 2  # each action value is off by so much, in so many directions
 LOST, SAFE = 0.5, 0.9  # shares of a policy's return above the worst: less is lost, more is kept
 OFF = 0.5  # a critic is wrong by more than that share of the truth
 BEARS = 0.5  # a policy that keeps less of its return under SHIFT is fragile
-
-
-@dataclass
-class Play(Player):
-    """A policy at play, with what it has seen, done and earned."""
-
-    player: Player
-    seen: list[list[FloatArray]] = field(default_factory=list)
-    done: list[list[FloatArray]] = field(default_factory=list)
-    earned: list[list[float]] = field(default_factory=list)
-
-    def reset(self, episodes: int) -> None:
-        self.seen, self.done, self.earned = [], [], []
-        for part in (self.seen, self.done, self.earned):
-            part.extend([] for _ in range(episodes))
-        self.player.reset(episodes)
-
-    def act(self, observation: FloatArray, running: Sequence[int] = ()) -> FloatArray:
-        actions = self.player.act(observation, running)
-        for i, state, action in zip(running, observation, actions, strict=True):
-            self.seen[i].append(state.copy())
-            self.done[i].append(action.copy())
-        return actions
-
-    def observe(self, reward: FloatArray, running: Sequence[int]) -> None:
-        for i, value in zip(running, reward, strict=True):
-            self.earned[i].append(float(value))
-        self.player.observe(reward, running)
 
 
 @dataclass
@@ -78,36 +49,6 @@ class Shifted(Player):
 
     def observe(self, reward: FloatArray, running: Sequence[int]) -> None:
         self.player.observe(reward, running)
-
-
-@dataclass(frozen=True)
-class Visits:
-    """States ``[B, S]`` that the policy visits, its actions there ``[B, A]``, and what it earned from there ``[B]``."""
-
-    observation: Tensor
-    action: Tensor
-    value: Tensor
-
-
-def visits(play: Play, data: OfflineData, discount: float) -> Visits:
-    """Of some states of its episodes.
-
-    Values are discounted returns of the rewards that are learned. An episode that reaches the time limit would have
-    gone on: as if it earned its mean reward for ever.
-    """
-    assert data.env is not None
-    values = []
-    for earned in play.earned:
-        reward = data.rewards(torch.tensor(earned))
-        if len(earned) == data.env.horizon:
-            reward[-1] += discount * reward.mean() / (1.0 - discount)
-        end = torch.zeros(len(reward), dtype=torch.bool)
-        end[-1] = True
-        values.append(discounted_returns(reward, end, discount))
-    columns = [torch.from_numpy(np.concatenate([*map(np.stack, part)])) for part in (play.seen, play.done)]
-    columns.append(torch.cat(values))
-    rows = torch.randperm(len(columns[0]), generator=torch.Generator().manual_seed(0))[:STATES]
-    return Visits(*(column[rows] for column in columns))
 
 
 def measure_policy(player: Player, data: OfflineData, discount: float) -> tuple[Evaluation, Visits, dict[str, Any]]:
@@ -154,13 +95,6 @@ def evaluated(critic: Critics, source: Handover, visited: Visits) -> Tensor:
     """The lesser of the critic's values ``[B]`` of what the policy did."""
     with torch.no_grad():
         return least(critic(source.build_normalizer()(visited.observation), visited.action))
-
-
-def against(value: Tensor, visited: Visits) -> dict[str, float]:
-    """Values ``[B]`` against those that the policy has earned."""
-    truth = float(visited.value.mean())
-    found = {"value": float(value.mean()), "truth": truth, "correlation": correlation(value, visited.value)}
-    return {**found, "error": abs(found["value"] - truth) / max(abs(truth), 1e-8)}
 
 
 def measure_fitted(
