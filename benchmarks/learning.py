@@ -3,7 +3,9 @@
     python benchmarks/learning.py run   --out learning --datasets a.hdf5 b.hdf5 --seeds 0 1 2 --arms o2td3 direct_td3
     python benchmarks/learning.py run   --stacked ...    # a job makes all seeds, in one process (docs/seeds.md)
     python benchmarks/learning.py table --out learning
-    python benchmarks/learning.py record --out learning --file records.jsonl    # a line a run, which `table` takes too
+    python benchmarks/learning.py record --out learning --file records.jsonl    # a line a run, which tables take too
+    python benchmarks/learning.py apart --out learning --arms o2td3 o2td3_noutd    # each seed's end, arm beside arm
+    python benchmarks/learning.py values --out learning    # re-evaluated critics against what π_off earns
     python benchmarks/learning.py elsewhere --out learning --arms o2td3    # the policies from other start states
 
 A job is one `o2o fit --phase ...`; arms share the jobs that they start from. A finished job is not run again, and one
@@ -58,6 +60,12 @@ JOBS = {
     "direct_sac": job("online", "online=sac", parent="clone"),
     "reevaluated_sac": job("online", "online=sac", parent="reevaluate_sac"),
     "aligned_sac": job("online", "online=o2sac", "experiment=no_constraint", parent="align_sac"),
+    "cql": job("offline", "offline=cql", "online=o2sac"),
+    "reevaluate_cql": job("reevaluate", "online=o2sac", parent="cql"),
+    "align_cql": job("align", "online=o2sac", parent="reevaluate_cql"),
+    "o2sac_cql": job("online", "online=o2sac", parent="align_cql"),
+    "paper_sac_cql": job("online", "online=o2sac", PAPER, parent="align_cql"),
+    "direct_sac_cql": job("online", "online=sac", parent="cql"),
     "iql": job("offline", "offline=iql", "online=o2ppo"),
     "reevaluate_ppo": job("reevaluate", "online=o2ppo", parent="iql"),
     "o2ppo": job("online", "online=o2ppo", parent="reevaluate_ppo"),
@@ -83,11 +91,21 @@ PARTS = {
     "noshare": ("--model.trials.share=0.0",),
     "noconfirm": ("--model.trials.confirmations=2",),
 }
+# Re-evaluations that hasten: the targets follow ten times as fast, behind a fit to the data's returns or not
+HASTENED = {
+    "fast": ("--model.fast_updates=8000",),
+    "returns": ("--model.return_updates=2000", "--model.fast_updates=6000"),
+}
 FOUR = "--data.utd=4"  # the default's updates a step, where nothing holds the policy
 for which in ("td3", "sac"):
     for name, typed in PARTS.items():
         JOBS[f"o2{which}_{name}"] = job("online", f"online=o2{which}", *typed, parent=f"align_{which}")
     JOBS[f"o2{which}_noalign"] = job("online", f"online=o2{which}", parent=f"reevaluate_{which}")
+    for name, typed in HASTENED.items():
+        start = JOBS[f"reevaluate_{which}"].parent
+        JOBS[f"reevaluate_{which}_{name}"] = job("reevaluate", f"online=o2{which}", *typed, parent=start)
+        JOBS[f"align_{which}_{name}"] = job("align", f"online=o2{which}", parent=f"reevaluate_{which}_{name}")
+        JOBS[f"o2{which}_{name}"] = job("online", f"online=o2{which}", parent=f"align_{which}_{name}")
     for arm in (f"paper_{which}", f"direct_{which}"):
         JOBS[f"{arm}_utd4"] = job("online", *JOBS[arm].choices, FOUR, parent=JOBS[arm].parent)
     for name, typed in {"fresh": FRESH, "off": OFFLINE, "pi": CONTROLLED}.items():
@@ -110,7 +128,7 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     run.add_argument("--out", type=Path, required=True)
     run.add_argument("--datasets", nargs="+", required=True, help="files, or names such as embedded:hopper-medium")
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    run.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    run.add_argument("--arms", nargs="+", choices=JOBS, default=ARMS, metavar="ARM")
     run.add_argument("--steps", nargs="+", default=[], metavar="PHASE=N", help="as steps.PHASE=N of `o2o fit`")
     run.add_argument("--options", nargs="+", default=[], metavar="NAME=VALUE", help="overrides of every `o2o fit`")
     run.add_argument("--stacked", action="store_true", help="all seeds of a dataset in one job")
@@ -119,10 +137,18 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     table = commands.add_parser("table")
     table.add_argument("--out", type=Path, required=True, help="a study's folder, or the file of its records")
     table.set_defaults(command=_table)
+    apart = commands.add_parser("apart")
+    apart.add_argument("--out", type=Path, required=True, help="a study's folder, or the file of its records")
+    apart.add_argument("--arms", nargs="+", choices=ARMS, required=True)
+    apart.add_argument("--early", action="store_true", help="in brackets the mean at 2k–6k, not that of the whole run")
+    apart.set_defaults(command=_apart)
     record = commands.add_parser("record")
     record.add_argument("--out", type=Path, required=True)
     record.add_argument("--file", type=Path, required=True, help="made, or gone on with: a run's line takes its place")
     record.set_defaults(command=_record)
+    values = commands.add_parser("values")
+    values.add_argument("--out", type=Path, required=True)
+    values.set_defaults(command=_values)
     elsewhere = commands.add_parser("elsewhere")
     elsewhere.add_argument("--out", type=Path, required=True)
     elsewhere.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
@@ -165,6 +191,30 @@ def _table(arguments: argparse.Namespace) -> int:
             if runs := [scores(run) for key, run in found.items() if key[:2] == (dataset, arm)]:
                 print(f"| {dataset} | {arm} | {len(runs)} | " + " | ".join(cells(runs)) + " |")
     return 0
+
+
+def _apart(arguments: argparse.Namespace) -> int:
+    """Each seed's end with its mean in brackets, and ``!`` where it was not held; of seeds that have the first arm."""
+    found = records(arguments.out)
+    first, *others = arguments.arms
+    print("| dataset | seeds | " + " | ".join(arguments.arms) + " |")
+    print("|---|---|" + "---|" * len(arguments.arms))
+    for dataset in dict.fromkeys(name for name, *_ in found):
+        seeds = [seed for name, arm, seed in found if (name, arm) == (dataset, first)]
+        seeds = [seed for seed in seeds if any((dataset, arm, seed) in found for arm in others)]
+        if seeds:
+            rows = [[found.get((dataset, arm, seed)) for seed in seeds] for arm in arguments.arms]
+            shown = [", ".join(_briefly(run, arguments.early) for run in row) for row in rows]
+            print(f"| {dataset} | {', '.join(seeds)} | " + " | ".join(shown) + " |")
+    return 0
+
+
+def _briefly(run: dict[str, Any] | None, soon: bool) -> str:
+    if run is None:
+        return "–"
+    score = scores(run)
+    middle = early(score) if soon else early(score, (0, run["env_steps"]))
+    return f"{score['final']:.1f} [{mean(middle):.1f}]{'' if held(score) else '!'}"
 
 
 def _record(arguments: argparse.Namespace) -> int:
@@ -237,6 +287,20 @@ def held(score: dict[str, Any]) -> bool:
     return min(early(score), default=-np.inf) >= start - 0.05 * abs(start)
 
 
+def _values(arguments: argparse.Namespace) -> int:
+    """Of each re-evaluation, what its critic says of what π_off does, and what π_off earned."""
+    print("| dataset | re-evaluation | seeds | the critic says, π_off earned |")
+    print("|---|---|---|---|")
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for dataset, name, seed, folder in runs_in(arguments.out):
+        file = folder / "reevaluate/summary.json"
+        if file.exists() and (earned := json.loads(file.read_text()).get("earned")):
+            found.setdefault((dataset, name), {})[seed] = f"{earned['value']:.0f} of {earned['truth']:.0f}"
+    for (dataset, name), row in found.items():
+        print(f"| {dataset} | {name} | {', '.join(row)} | {', '.join(row.values())} |")
+    return 0
+
+
 def _elsewhere(arguments: argparse.Namespace) -> int:
     """π_off, and what each run stands for at its end, from start states that no run has evaluated at."""
     print("| dataset | arm | seed | π_off | at the end |")
@@ -258,11 +322,10 @@ def _judged(loaded: LoadedPolicy, episodes: int) -> str:
     return f"{found.value:.1f} ± {stdev(found.returns) / len(found.returns) ** 0.5 / unit:.1f}"
 
 
-def early(score: dict[str, Any]) -> list[float]:
+def early(score: dict[str, Any], between: tuple[int, int] = EARLY) -> list[float]:
     """The evaluations while a hand-off shows whether it holds; raw returns where there is no score."""
-    return [
-        float(ret if value is None else value) for step, ret, value in score["curve"] if EARLY[0] <= step <= EARLY[1]
-    ]
+    first, last = between
+    return [float(ret if value is None else value) for step, ret, value in score["curve"] if first <= step <= last]
 
 
 if __name__ == "__main__":

@@ -124,6 +124,32 @@ def test_a_table_reads_seeds_that_were_made_apart_and_together(
     assert capsys.readouterr().out.endswith(table)
 
 
+def test_seeds_stand_apart_arm_beside_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = {("o2td3", "0"): 50.0, ("o2td3", "1"): 60.0, ("o2td3", "2"): 1.0, ("o2td3_noutd", "1"): 40.0}
+    curves = {key: score(end, end, [end - 8.0] + [end] * 7) for key, end in runs.items()}
+    curves["o2td3", "1"]["curve"][4][1] = 40.0  # at 4,000 steps
+    curves["o2td3_noalign", "0"] = score(50.0, None, [50.0] * 8)
+    lines = [{"run": ["maze", *key], "source": {"phase": "align"}, "env_steps": 7000, "score": curve}
+             for key, curve in curves.items()]  # fmt: skip
+    file = tmp_path / "records.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arms = ["--arms", "o2td3", "o2td3_noutd", "o2td3_noalign"]
+    assert learning.main(["apart", "--out", str(file), *arms]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row == "| maze | 0, 1 | 50.0 [49.0], 60.0 [56.5]! | –, 40.0 [39.0] | 50.0 [50.0], – |"
+    assert learning.main(["apart", "--early", "--out", str(file), *arms]) == 0
+    assert "60.0 [56.0]!" in capsys.readouterr().out
+
+
+def test_values_stand_beside_what_the_policy_earned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, facts in (("0", {"earned": {"value": 292.4, "truth": 536.0}}), ("1", {})):  # the second was not asked
+        folder = tmp_path / f"maze/seed{seed}/reevaluate_td3/reevaluate"
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps(facts))
+    assert learning.main(["values", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == ["| maze | reevaluate_td3 | 0 | 292 of 536 |"]
+
+
 @pytest.mark.slow
 def test_a_stacked_study_runs_to_its_table(pendulum: str, tmp_path: Path) -> None:
     small = [f"steps.{phase}={n}" for phase, n in dict(offline=64, reevaluate=32, align=32, env=40).items()]
