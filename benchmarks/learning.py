@@ -136,6 +136,7 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     run.set_defaults(command=_run)
     table = commands.add_parser("table")
     table.add_argument("--out", type=Path, required=True, help="a study's folder, or the file of its records")
+    table.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, metavar="ARM")
     table.set_defaults(command=_table)
     apart = commands.add_parser("apart")
     apart.add_argument("--out", type=Path, required=True, help="a study's folder, or the file of its records")
@@ -187,7 +188,7 @@ def _table(arguments: argparse.Namespace) -> int:
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     found = records(arguments.out)
     for dataset in dict.fromkeys(name for name, *_ in found):
-        for arm in ARMS:
+        for arm in arguments.arms:
             if runs := [scores(run) for key, run in found.items() if key[:2] == (dataset, arm)]:
                 print(f"| {dataset} | {arm} | {len(runs)} | " + " | ".join(cells(runs)) + " |")
     return 0
@@ -302,14 +303,19 @@ def _values(arguments: argparse.Namespace) -> int:
 
 
 def _elsewhere(arguments: argparse.Namespace) -> int:
-    """π_off, and what each run stands for at its end, from start states that no run has evaluated at."""
-    print("| dataset | arm | seed | π_off | at the end |")
-    print("|---|---|---|---|---|")
-    for dataset, arm, seed, folder in runs_in(arguments.out):
+    """Each seed's π_off, and what its run stands for at the end, from start states that no run has evaluated at."""
+    print("| dataset | arm | π_off → at the end, each seed |")
+    print("|---|---|---|")
+    found: dict[tuple[str, str], list[Path]] = {}
+    for dataset, arm, _, folder in runs_in(arguments.out):
         path = folder / "online/checkpoints/last.ckpt"
         if arm in arguments.arms and path.exists():
-            cells = [_judged(load_policy(path, which), arguments.episodes) for which in ("offline", "actor")]
-            print(f"| {dataset} | {arm} | {seed} | {' | '.join(cells)} |", flush=True)
+            found.setdefault((dataset, arm), []).append(path)
+    for (dataset, arm), paths in found.items():
+        pairs = [
+            [_judged(load_policy(path, end), arguments.episodes) for end in ("offline", "actor")] for path in paths
+        ]
+        print(f"| {dataset} | {arm} | {'; '.join(' → '.join(pair) for pair in pairs)} |", flush=True)
     return 0
 
 
