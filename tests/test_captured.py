@@ -262,7 +262,7 @@ def test_a_batch_of_mirrored_tables_is_gathered_without_the_host(kind: type[Offl
     data.store.attach("anchor", torch.zeros(len(data.store), 2))
     if isinstance(data, OnlineData):
         data.buffer.extend(data.store.gather(torch.arange(9)))
-    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device=meta))  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device=meta, lane=None))  # type: ignore[assignment]
     assert data.keep_near(meta)
     drawn = data.numbers((3, 8))
     numbers = tuple(part.to(meta) for part in drawn) if isinstance(drawn, tuple) else drawn.to(meta)
@@ -273,7 +273,7 @@ def test_a_batch_of_mirrored_tables_is_gathered_without_the_host(kind: type[Offl
     assert len(batches) == (1 if isinstance(data, OnlineData) else 3)
     assert {leaf.device for batch in batches for leaf in batch.values(True, True)} == {meta}
     data.let_go()
-    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device=torch.device("cpu")))  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device=torch.device("cpu"), lane=None))  # type: ignore[assignment]
     assert next(data.batches(drawn))["reward"].device.type == "cpu"
 
 
@@ -283,3 +283,50 @@ def test_tables_beyond_the_limit_stay_with_the_host() -> None:
     assert not mirror([ring], meta, ring.matrix.nbytes - 1) and ring.mirror is None and ring.near is ring
     assert mirror([ring], meta, ring.matrix.nbytes) and ring.near.matrix.device == meta
     assert mirror([ring], torch.device("cpu"), 0)  # it is there already
+
+
+def test_seeds_have_one_copy_of_a_dataset_on_the_device_and_each_its_own_caches(pendulum: str) -> None:
+    meta, data = torch.device("meta"), OfflineData(pendulum, batch_size=8)
+    data.setup("fit")
+    assert data.store is not None
+    stores = [data.store.shared() for _ in range(3)]
+    for store in stores:
+        store.attach("anchor", torch.zeros(len(store), 2))
+    caches = stores[0].caches
+    assert caches is not None
+    size = data.store.matrix.nbytes + 3 * caches.matrix.nbytes
+    assert not mirror([stores[0]], meta, size - 1, seeds=3)
+    assert all(mirror([store], meta, size, seeds=3) for store in stores)
+    assert len({id(store.near.matrix) for store in stores}) == 1
+    assert len({id(store.near.caches) for store in stores}) == 3
+    ring = filled(5, 3)
+    assert not mirror([ring], meta, 3 * ring.matrix.nbytes - 1, seeds=3)
+
+
+def test_a_cache_that_is_written_reaches_the_device_in_the_memory_that_recordings_know(pendulum: str) -> None:
+    data = OfflineData(pendulum, batch_size=8)
+    data.setup("fit")
+    store = data.store
+    assert store is not None
+    store.attach("anchor", torch.zeros(len(store)))
+    copy = Mirror(store, torch.device("cpu"))
+    assert copy.caches is not None
+    memory, values = copy.caches.matrix.data_ptr(), torch.arange(float(len(store)))
+    store.put(slice(None), {"anchor": values})
+    copy.refresh()
+    assert torch.equal(copy["anchor"], values)
+    store.attach("anchor", values + 1.0)  # another table of caches
+    copy.refresh()
+    assert torch.equal(copy["anchor"], values + 1.0) and copy.caches.matrix.data_ptr() == memory
+
+
+def test_a_device_without_room_leaves_the_gathering_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = filled(5, 3), filled(5, 3)
+
+    def full(self: Mirror) -> None:
+        if self.table is second:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Mirror, "refresh", full)
+    assert not mirror([first, second], torch.device("meta"), 2**30)
+    assert first.near is first and second.near is second

@@ -52,7 +52,7 @@ def test_captured_updates_of_every_rule_are_the_eager_ones(name: str) -> None:
     for _ in range(3):
         given, drawn = on("cuda", batches(method, K)), on("cuda", noises(method, K))
         rows = captured(MOMENTS, given, drawn, lambda batch: batch)
-        names = [group["name"] for group in plain.optimizer.param_groups]
+        names = [group["name"] for group in plain.learners[0][1].param_groups]
         usual = {key: rate for key, (_, rate) in eager.learners().items()}
         rates = [
             {key: torch.tensor(value, device="cuda") for key, value in

@@ -180,6 +180,12 @@ def test_a_cache_that_cannot_be_made_is_named(server: Server, tmp_path: Path, mo
         load_d4rl(f"d4rl:{NAME}")
 
 
+def test_a_cache_of_a_user_who_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("O2O_CACHE", "~no-such-user/x")
+    with pytest.raises(UserError, match=r"~no-such-user/x: .* Let the variable O2O_CACHE name a folder"):
+        load_d4rl(f"d4rl:{NAME}")
+
+
 @pytest.mark.parametrize(
     ("name", "path", "env_id"),
     [

@@ -56,6 +56,11 @@ def test_a_large_file_stays_on_disk_and_reads_the_same(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(lazy.actions), eager.actions)
 
 
+def test_a_limit_of_minus_one_is_none() -> None:
+    limits = [OfflineData("x.hdf5", env_kwargs={"max_episode_steps": steps}).said.limit for steps in (-1, 0, 300)]
+    assert limits == [None, None, 300]
+
+
 def test_without_timeouts_the_environments_horizon_splits_episodes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.hdf5", timeouts=None, **{"metadata/env_id": "Nowhere-v0"})
     assert not read_hdf5(path).truncated.any()

@@ -330,6 +330,25 @@ def test_a_signal_stops_all_seeds_in_good_order(pendulum: str, tmp_path: Path) -
         assert killing.differences(tmp_path / f"expected/seed-{seed}", found / f"seed-{seed}", ["offline"]) == []
 
 
+def test_a_seed_that_ends_leaves_the_others_products_as_they_are(
+    pendulum: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[int, list[str]] = {}
+    learn = Phase.learn
+
+    def watched(self: Phase, *args: Any, **more: Any) -> Update:
+        assert self.lane is not None
+        found.setdefault(self.lane.place, []).append(torch.get_float32_matmul_precision())
+        self.trainer.should_stop = self.lane.place == 0 and self.updates >= 4  # type: ignore[misc]
+        return learn(self, *args, **more)
+
+    monkeypatch.setattr(Phase, "learn", watched)
+    more = ["seeds=2", "--model.products", "high", "--model.compile", "false"]
+    assert main(fit("awac", pendulum, tmp_path / "run", *more)) == 0
+    assert len(found[0]) < len(found[1]) and {*found[0], *found[1]} == {"high"}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 # ---- refused -----------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +371,13 @@ def test_what_seeds_can_not_have_is_refused_in_one_line_and_leaves_nothing(
     error = capsys.readouterr().err
     assert said in error.splitlines()[-1] and error.count("o2o: ") == 1
     assert [*tmp_path.iterdir()] == []
+
+
+def test_rows_without_returns_begin_no_online_buffer_that_needs_them(
+    pendulum: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fit("cal_ql", pendulum, tmp_path / "run", "phases=[online]", "--online.data.seeds=10")) == 2
+    assert "--data.seeds 10: cal_ql needs each row's return" in capsys.readouterr().err
 
 
 def test_a_directory_of_several_seeds_takes_no_other_run(four: Path, capsys: pytest.CaptureFixture[str]) -> None:

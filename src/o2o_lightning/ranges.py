@@ -12,7 +12,7 @@ NOT_NEGATIVE = (
     "policy_noise", "noise_clip", "exploration_noise", "weight_decay", "entropy", "conservative_weight", "bc_q_weight",
     "mode_weight", "inverse_temperature", "curvature", "clip", "lr", "actor_lr", "critic_lr", "value_lr",
     "temperature_lr", "start", "end", "scale", "normalize_eps", "memory_limit_gb", "eval_every_updates", "warmup_steps",
-    "confidence", "tolerance", "eval_every",
+    "confidence", "tolerance", "eval_every", "device_limit_gb",
 )  # fmt: skip
 COUNTS = (
     "chunk", "env_steps", "utd", "capacity", "epochs", "context", "acting_context", "anneal_updates",
@@ -28,6 +28,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("reward_scale", "reward_shift", "target_entropy", "target_return"), (-1e30, 1e30)),
     "eval_episodes": (0, 2**16),
     "eval_seed": (0, 2**32 - 1),
+    "seeds": (0, 2**53),
 }
 OF_COMMANDS = {"episodes": (0, 2**16), "states": (1, 2**24), "seed": (0, 2**32 - 1)}  # that run no phase
 

@@ -31,7 +31,7 @@ from o2o_lightning.data.mapped import opened_once
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.engine.lanes import Lane, Lanes
 from o2o_lightning.errors import Failure, Interrupted, UserError
-from o2o_lightning.phases.hardware import check_stackable
+from o2o_lightning.phases.hardware import check_stackable, set_products
 
 Start = tuple[Built, Path | None]  # a phase, and the checkpoint that it goes on from
 
@@ -122,6 +122,7 @@ class Together:
             errors = {self.seeds[place]: error for place, error in sorted(lanes.turns.run(jobs).items())}
         finally:
             signals.release()
+            set_products("highest" if any(built.model.products for built, _ in starts.values()) else None)
         if len(errors) < len(starts):
             write_summary(self.run_dir, self.seeds)
             say(f"{phase}: done, {len(starts) - len(errors)} seeds, {self.run_dir}/seed-*/{phase}/{LAST}")

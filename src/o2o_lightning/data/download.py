@@ -17,9 +17,16 @@ _TIMEOUT_SECONDS = 30.0
 
 
 def cache_dir() -> Path:
-    """Folder of downloaded datasets: ``$O2O_CACHE``, else ``~/.cache/o2o-lightning/datasets``."""
-    configured = os.environ.get("O2O_CACHE")
-    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "o2o-lightning" / "datasets"
+    """Folder of downloaded datasets: ``$O2O_CACHE``, else ``~/.cache/o2o-lightning/datasets``.
+
+    Raises:
+        UserError: there is no such user, or no home.
+    """
+    configured = os.environ.get("O2O_CACHE") or "~/.cache/o2o-lightning/datasets"
+    try:
+        return Path(configured).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{configured}: {error} Let the variable O2O_CACHE name a folder.") from None
 
 
 def download(url: str, target: Path, source: str, accept: Callable[[Path], bool]) -> None:

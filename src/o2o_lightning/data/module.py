@@ -60,8 +60,8 @@ class OfflineData(L.LightningDataModule):
         memmap: ``true``: transitions lie in memory-mapped files in the cache, made at the first use and shared by later
             runs; ``false``: in memory; ``auto``: mapped above ``memory_limit_gb``. The results are the same bits.
         memory_limit_gb: size of the transitions for ``auto``.
-        device_limit_gb: most that a GPU keeps of the transitions, dataset and online ones; beyond it the host gathers
-            batches, while the GPU is at work on those before.
+        device_limit_gb: most that a GPU keeps of the transitions, dataset and online ones, of all seeds; beyond it the
+            host gathers batches, while the GPU is at work on those before.
         observation_layout: keys of a dictionary observation in the dataset's order, where the dataset does not say it
             itself; by width when empty.
         actions: what the dataset's are counted in: ``native``, the environment's units; ``unit``, ``[-1, 1]``;
@@ -192,8 +192,9 @@ class OfflineData(L.LightningDataModule):
     def said(self) -> Said:
         """What the options say of the dataset."""
         units: Units | None = None if self.actions == "auto" else self.actions
-        limit = self.env_kwargs.get("max_episode_steps")
-        return Said(self.env_id, limit if isinstance(limit, int) else None, units, self.terminals, self.layout)
+        steps = self.env_kwargs.get("max_episode_steps")
+        limit = steps if isinstance(steps, int) and steps > 0 else None  # -1 is Gymnasium's word for none
+        return Said(self.env_id, limit, units, self.terminals, self.layout)
 
     @property
     def module(self) -> Any:
@@ -215,8 +216,9 @@ class OfflineData(L.LightningDataModule):
 
     def keep_near(self, device: torch.device) -> bool:
         """Keeps what batches are gathered of on the ``device`` too; False if that can't be, and the host gathers."""
-        limit = int(self.device_limit_gb * 2**30)
-        return self._live_cache is None and mirror(self.buffer.tables.tables, device, limit)
+        limit, lane = int(self.device_limit_gb * 2**30), self.module.lane
+        seeds = 1 if lane is None else lane.lanes.count
+        return self._live_cache is None and mirror(self.buffer.tables.tables, device, limit, seeds)
 
     def refresh(self) -> None:
         """Brings what has been written since to where batches are gathered."""

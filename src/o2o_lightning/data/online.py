@@ -96,10 +96,11 @@ class OnlineData(InteractingData):
         method = None if self.trainer is None else self.module.method
         if method is None or "return_to_go" not in method.needs:
             return Ring(capacity, *self.sizes())
-        if self.mix in PRELOADED:
+        if self.mix in PRELOADED or self.seeds:
+            option = f"seeds {self.seeds}" if self.seeds else f"mix {self.mix}"
             raise UserError(
-                f"--data.mix {self.mix}: {method.name} needs each row's return, and the online buffer would begin with "
-                "rows that have none. Pass --data.mix half, or none."
+                f"--data.{option}: {method.name} needs each row's return, and the online buffer would begin with rows "
+                "that have none. Pass --data.mix half, or none, and no --data.seeds."
             )
         if self.ranks.count > 1:
             raise UserError(

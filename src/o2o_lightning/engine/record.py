@@ -172,12 +172,14 @@ class CudaGraphs:
         """``function`` as a CUDA graph."""
         now = torch.cuda.current_stream(device)
         self.stream.wait_stream(now)
-        with torch.cuda.stream(self.stream):
-            for _ in range(WARM_UPS - 1):  # constants come to the device, too
-                function()
-            with Watch(device):  # an operation that a capture forbids would leave it broken
-                function()
-        now.wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream):
+                for _ in range(WARM_UPS - 1):  # constants come to the device, too
+                    function()
+                with Watch(device):  # an operation that a capture forbids would leave it broken
+                    function()
+        finally:
+            now.wait_stream(self.stream)  # what is put back after a refusal comes behind what was begun
         gc.collect()  # of passes on other streams, which a parameter's node would bring into the capture
         graph = torch.cuda.CUDAGraph()
         # torch.cuda.graph leaves its stream only where the capture succeeds

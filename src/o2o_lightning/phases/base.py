@@ -231,7 +231,7 @@ class Phase(Contract):
 
     def teardown(self, stage: str) -> None:
         self._replays = None
-        hardware.set_products(self.products and "highest")
+        hardware.set_products("highest" if self.products and self.lane is None else None)
 
     def learn(
         self, batch: TensorDictBase, place: int = 0, new_steps: int = 1, noise: dict[str, Tensor] | None = None

@@ -48,7 +48,7 @@ def _chosen() -> Onednn:
         return FIXED[wanted]
     try:
         return remembered(cache_dir() / "products.json", measured)
-    except RuntimeError:  # a user without a home
+    except UserError:  # without a home
         return measured()
 
 

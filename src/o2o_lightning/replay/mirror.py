@@ -1,10 +1,25 @@
 """A table's rows in the memory of a device, so that a batch can be gathered without the host."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import torch
+from torch import Tensor
 
 from o2o_lightning.replay.table import Table
+
+
+@dataclass(eq=False)
+class Copied:
+    """Rows in the host's memory, which is no other table's while this lives, and on a device."""
+
+    away: Tensor
+    there: Tensor
+
+
+# By their address and device, for as long as there are mirrors: several seeds have one dataset, and one copy of it
+COPIED: WeakValueDictionary[tuple[int, torch.device], Copied] = WeakValueDictionary()
 
 
 class Mirror(Table):
@@ -14,8 +29,12 @@ class Mirror(Table):
     """
 
     def __init__(self, table: Table, device: torch.device) -> None:
-        super().__init__(table.layout, torch.empty(table.matrix.shape, device=device))
-        self.table, self.seen = table, (-1, 0)
+        copied = COPIED.get(place := (table.matrix.data_ptr(), device))
+        self.seen = (-1, 0) if copied is None else table.stamp
+        if copied is None:
+            copied = COPIED[place] = Copied(table.matrix, torch.empty(table.matrix.shape, device=device))
+        super().__init__(table.layout, copied.there)
+        self.table, self._rows = table, copied
         self._copied: Table | None = None  # the table's caches that are here
         self.refresh()
 
@@ -23,26 +42,39 @@ class Mirror(Table):
         return len(self.table)
 
     def refresh(self) -> None:
-        """Copies the rows that have been written, and the caches that have been attached."""
-        table = self.table
-        for rows in table.since(self.seen):
+        """Copies the rows that have been written, those of caches too, and the caches that have been attached."""
+        table, own, copied = self.table, self.caches, self._copied
+        written = table.since(self.seen)
+        self.seen, self._copied = table.stamp, table.caches
+        for rows in written:
             self.matrix[rows].copy_(table.matrix[rows])
-        self.seen = table.stamp
-        if table.caches is not self._copied:
-            self._copied = table.caches
+        if table.caches is None:
             self.caches = None
-            if table.caches is not None:
-                self.caches = Table(table.caches.layout, table.caches.matrix.to(self.matrix.device))
+        elif own is None or table.caches.matrix.shape != own.matrix.shape:
+            self.caches = Table(table.caches.layout, table.caches.matrix.to(self.matrix.device))
+        else:  # in the memory that recordings know
+            own.layout = table.caches.layout
+            for rows in written if table.caches is copied else (slice(None),):
+                own.matrix[rows].copy_(table.caches.matrix[rows])
 
 
-def mirror(tables: Sequence[Table], device: torch.device, limit: int) -> bool:
-    """Mirrors those of the ``tables`` that are elsewhere, if together they have at most ``limit`` bytes there."""
+def mirror(tables: Sequence[Table], device: torch.device, limit: int, seeds: int = 1) -> bool:
+    """Mirrors those of the ``tables`` that are elsewhere; False where there is no room for them.
+
+    Together, those of all ``seeds``, they may have ``limit`` bytes there; of a dataset's rows there is one copy.
+    """
     away = [table for table in tables if table.matrix.device != device]
-    parts = [part for table in away for part in (table, table.caches) if part is not None]
-    if sum(part.matrix.nbytes for part in parts) > limit:
+    size = sum(table.matrix.nbytes * (1 if table.shared_rows else seeds) for table in away)
+    size += sum(table.caches.matrix.nbytes * seeds for table in away if table.caches is not None)
+    if size > limit:
         return False
-    for table in away:
-        if not (isinstance(table.mirror, Mirror) and table.mirror.matrix.device == device):
-            table.mirror = Mirror(table, device)
-        table.mirror.refresh()
+    try:
+        for table in away:
+            if not (isinstance(table.mirror, Mirror) and table.mirror.matrix.device == device):
+                table.mirror = Mirror(table, device)
+            table.mirror.refresh()
+    except torch.OutOfMemoryError:  # a card that is small, or in use
+        for table in away:
+            table.mirror = None
+        return False
     return True

@@ -5,6 +5,7 @@ observation and action widths.
 """
 
 import copy
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class TransitionStore(Table):
         complete: ``[E]`` bool, false where the recording stopped before the episode did.
         manifest: provenance and statistics.
     """
+
+    shared_rows: ClassVar[bool] = True
 
     def __init__(
         self, matrix: Tensor, td_rows: Tensor | None, episodes: Tensor, complete: Tensor, manifest: Manifest

@@ -6,7 +6,7 @@ The matrix is in RAM, a memory-mapped file, or on a device; whatever reads or wr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -74,6 +74,7 @@ class Table:
     """
 
     mirror: Any = None  # a Mirror
+    shared_rows: ClassVar[bool] = False  # whether several seeds have them in one memory
 
     def __init__(self, layout: Layout, matrix: Tensor) -> None:
         self.layout, self.matrix = layout, matrix
