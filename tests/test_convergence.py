@@ -20,6 +20,7 @@ from o2o_lightning.callbacks.convergence import Convergence, ConvergenceWatch
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.command import split
 from o2o_lightning.cli.compose import compose
+from o2o_lightning.cli.main import main
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.data.stream import count_chunks, next_boundary
@@ -226,6 +227,35 @@ def test_a_critic_that_is_not_aligned_is_not_let_loose_on_the_policy(fit: Fit, c
     with pytest.raises(UserError, match="its critic is not aligned, and is not let loose on the policy"):
         fit(online, steps)
     assert read_handover(chain["align"].checkpoint).aligned  # which was not asked for
+
+
+def test_an_alignment_that_fell_short_goes_on_and_only_for_longer(
+    pendulum: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    argv = [
+        "fit", "--phase", "all", "stop=aligned", "steps.offline=2", "steps.reevaluate=2", "steps.align=2",
+        "steps.env=4", "--model.hidden=[8,8]", "--model.convergence.share=0.999", "--data.dataset", pendulum,
+        "--data.batch_size=8", "--data.eval_episodes=1",
+    ]  # fmt: skip
+    assert main([*argv, "best_of=[align]", "--run_dir", str(run)]) == 2
+    assert "with stop=aligned it is the last checkpoint that is aligned" in capsys.readouterr().err
+    assert not run.exists()
+    assert main([*argv, "--run_dir", str(run)]) == 2
+    assert "`o2o resume RUN_DIR --trainer.max_steps N` lengthens the alignment" in capsys.readouterr().err
+    for more, steps in ([], 2), (["--trainer.max_steps", "5"], 5):
+        assert main(["resume", str(run), *more]) == 2
+        assert "its critic is not aligned" in capsys.readouterr().err
+        assert json.loads((run / "align/summary.json").read_text())["stopped"] == f"after {steps} of {steps}"
+
+
+def test_the_most_updates_are_of_a_plateau_and_not_of_a_goal(fit: Fit, chain, pendulum) -> None:
+    rule = Convergence(every=4, window=2, share=0.999, most=8)
+    run = align(fit, chain, pendulum, 16, stop="aligned", convergence=rule)
+    assert run.module.updates == 16
+    assert align(fit, chain, pendulum, 16, stop="converged", convergence=rule).module.updates == 8
+    short = align(fit, chain, pendulum, 8, stop="aligned", convergence=rule).module.conclusion()
+    assert "not aligned after 8 updates" in short and "changed by" not in short
 
 
 def test_a_re_evaluation_has_no_such_goal_and_ends_at_its_plateau(fit: Fit, chain, pendulum) -> None:

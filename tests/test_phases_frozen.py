@@ -16,7 +16,7 @@ from o2o_lightning.data.module import OfflineData
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.methods.o2 import td3
-from o2o_lightning.methods.o2.reference import Reference
+from o2o_lightning.methods.o2.reference import Reference, Trials
 from o2o_lightning.phases.align import Align
 from o2o_lightning.phases.online import Online
 from o2o_lightning.phases.reevaluate import Reevaluate
@@ -231,19 +231,21 @@ def test_the_first_reference_is_the_better_policy_or_the_one_asked_for(
     assert run.module.returns["offline"] == offline
 
 
+@pytest.mark.parametrize("mode", ["best", "trials", "returns"])
 @pytest.mark.parametrize(("aligned", "offline", "goes"), [((3, 5), (0, 2), "actor"), ((3, 5), (2, 4), "offline_actor")])
 def test_the_policy_that_goes_online_is_the_better_one_only_where_returns_tell_them_apart(
-    chain: dict[str, Run], fit: Fit, pendulum: str, aligned: Any, offline: Any, goes: str
+    chain: dict[str, Run], fit: Fit, pendulum: str, aligned: Any, offline: Any, goes: str, mode: Any
 ) -> None:
     # of gaps of 3 and of 1 with a deviation of √2 each: 2.1 and 0.7 standard errors, of which 1.28 are asked for
     class Judged(Online):
-        def judge(self, policy: Any, episodes: int) -> Any:
+        def judge(self, policy: Any, episodes: int, round: int = 0) -> Any:
             returns = aligned if policy is self.method.actor else offline
             return Evaluation([float(x) for x in returns], [1, 1], None)
 
+    start = str(chain["align"].checkpoint)
     run = fit(
-        lambda: Judged(td3.Online(hand_on="better"), str(chain["align"].checkpoint)),
-        lambda: OnlineData(dataset=pendulum, env_steps=1, eval_episodes=1),
+        lambda: Judged(td3.Online(hand_on="better", reference=Reference(mode), trials=Trials(confidence=1e9)), start),
+        lambda: OnlineData(dataset=pendulum, env_steps=1, eval_episodes=2),
     )
     before = part(chain["align"].end(), f"method.{goes}")
     assert same(part(run.start, "method.actor"), before)

@@ -455,6 +455,9 @@ def test_t149_a_killed_run_goes_on_with_the_same_evidence(online: str, tmp_path:
     [
         ("trials", {"eval_episodes": 0}, r"--data\.eval_episodes 0: the reference policy follows evaluations"),
         ("best", {"eval_episodes": 0}, r"--data\.eval_episodes 0: the reference policy follows evaluations"),
+        ("trials", {"eval_every": 0}, r"--data\.eval_every 0: the reference policy follows evaluations"),
+        ("judged", {"mix": "all"}, r"reference\.mode judged: its values are of episodes that nothing else learns from"),
+        ("judged", {"seeds": 9}, r"reference\.mode judged: its values are of episodes that nothing else learns from"),
         ("judged", {"dataset": None, "mix": "none", "env_id": "Pendulum-v1"}, r"reference\.mode judged: values are"),
     ],
 )
@@ -467,6 +470,32 @@ def test_what_a_mode_needs_and_does_not_get_is_refused(
             lambda: Online(method, str(chain["align"].checkpoint)),
             lambda: OnlineData(**{"dataset": pendulum, "env_steps": 1, **data}),
         )
+
+
+def test_it_is_refused_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["fit", "--phase", "all", "--data.eval_episodes", "0", "--run_dir", str(tmp_path / "run")]
+    assert main(argv) == 2
+    assert main([*argv, "preset=paper", "--model.reference.mode", "frozen", "--model.hand_on", "better"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "--data.eval_episodes 0: the reference policy follows evaluations" in first
+    assert "--model.hand_on better: episodes of both tell which is, and --data.eval_episodes 0 plays none" in second
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(("random_steps", "counted"), [(0, 5), (8, 4), (12, 3), (40, 0)])
+def test_an_episode_that_chance_has_played_says_nothing_of_a_policy(
+    chain: dict[str, Run], fit: Fit, pendulum: str, random_steps: int, counted: int
+) -> None:
+    method = lambda mode: td3.Online(reference=Reference(mode), returns=Returns(window=6, least=3))  # noqa: E731
+    data = lambda: OnlineData(  # noqa: E731
+        dataset=pendulum, env_steps=40, warmup_steps=random_steps, warmup_by="uniform", batch_size=16, chunk=8,
+        env_kwargs=SHORT, eval_every=40, eval_episodes=1,
+    )  # fmt: skip
+    start = str(chain["align"].checkpoint)
+    evidence = fit(lambda: Online(method("returns"), start), data).module.gate.known
+    assert len(evidence.challenger) + len(evidence.incumbent) == counted
+    played = fit(lambda: Online(method("trials"), start), data).module.method.played
+    assert sum(map(len, played.values())) == max(counted - 1, 0)  # the last is counted when the next begins
 
 
 def test_a_command_that_plays_episodes_wants_one(chain: dict[str, Run], capsys: pytest.CaptureFixture[str]) -> None:

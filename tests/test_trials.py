@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,12 @@ from test_phases_frozen import part, same, saved
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.envs.episodes import Evaluation
-from o2o_lightning.errors import UserError
 from o2o_lightning.methods.o2 import td3
 from o2o_lightning.methods.o2.constraint import Multiplier
 from o2o_lightning.methods.o2.reference import Reference, Trials
 from o2o_lightning.objectives.diagnostics import paired_gap
 from o2o_lightning.phases.online import Online
+from o2o_lightning.phases.trial import Court
 from o2o_lightning.policies.load import load_policy
 
 EPISODES = 4
@@ -106,6 +107,24 @@ def test_an_actor_that_is_proved_worse_begins_anew_at_the_reference(
     assert all(not value.any() for p in actor["params"] for value in optimizer.state[p].values())
     assert float(run.module.method.log_multiplier.detach().exp()) == pytest.approx(4.0)
     assert run.module.facts()["trials"]["lost"] == 1
+
+
+def test_one_episode_alone_proves_nothing_for_or_against_the_actor() -> None:
+    asked: list[tuple[str, int]] = []
+    elsewhere = {"actor": [8.0, 9.0, 13.0], "reference": [10.0, 10.0, 10.0]}
+
+    def judge(policy: str, episodes: int, round: int) -> Evaluation:
+        asked.append((policy, episodes))
+        return Evaluation(elsewhere[policy], [1] * 3, None)
+
+    method = SimpleNamespace(trials=Trials(confirmations=3), actor="actor", reference_policy="reference")
+    court = Court(SimpleNamespace(method=method, judge=judge))  # type: ignore[arg-type]
+    one, other = Evaluation([9.0], [1], None), Evaluation([10.0], [1], None)
+    assert court.gap(one, other) == pytest.approx(paired_gap([9.0, 8.0, 9.0, 13.0], [10.0] * 4))
+    assert court.gap(other, one) == pytest.approx(paired_gap([10.0, 8.0, 9.0, 13.0], [9.0, 10.0, 10.0, 10.0]))
+    assert asked == [("actor", 3), ("reference", 3)] * 2
+    assert court.gap(Evaluation([9.0, 8.0], [1] * 2, None), Evaluation([10.0] * 2, [1] * 2, None)) == pytest.approx(-3)
+    assert len(asked) == 4  # of two there is a deviation
 
 
 def halfway(own: dict[str, torch.Tensor], its: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -246,10 +265,3 @@ def test_without_a_constraint_there_are_no_trials(
     method = td3.Online(reference=Reference("trials"), constraint=False)
     assert not method.held
     assert method.stands_for == "actor"
-
-
-def test_trials_without_evaluations_are_refused(chain: dict[str, Run], fit: Fit, pendulum: str) -> None:
-    method = td3.Online(reference=Reference("trials"))
-    data = OnlineData(dataset=pendulum, env_steps=1, eval_every=0)
-    with pytest.raises(UserError, match=r"--data\.eval_every 0: an actor is tried at evaluations"):
-        fit(lambda: Online(method, str(chain["align"].checkpoint)), lambda: data)

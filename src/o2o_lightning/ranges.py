@@ -12,11 +12,12 @@ NOT_NEGATIVE = (
     "policy_noise", "noise_clip", "exploration_noise", "weight_decay", "entropy", "conservative_weight", "bc_q_weight",
     "mode_weight", "inverse_temperature", "curvature", "clip", "lr", "actor_lr", "critic_lr", "value_lr",
     "temperature_lr", "start", "end", "scale", "normalize_eps", "memory_limit_gb", "eval_every_updates", "warmup_steps",
-    "confidence", "tolerance", "eval_every", "device_limit_gb",
+    "confidence", "tolerance", "eval_every", "device_limit_gb", "exploration_clip",
+    "satisfied_weight", "violated_weight", "integral", "proportional",
 )  # fmt: skip
 COUNTS = (
     "chunk", "env_steps", "utd", "capacity", "epochs", "context", "acting_context", "anneal_updates",
-    "decay_env_steps", "collect", "first_round",
+    "decay_env_steps", "collect", "first_round", "patience",
 )  # fmt: skip
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(SHARES, (0, 1)),
@@ -26,6 +27,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("critics", "samples", "num_envs"), (1, 2**16)),  # each takes memory
     **dict.fromkeys(("batch_size", "rollout", "confirmations"), (2, 2**24)),
     **dict.fromkeys(("reward_scale", "reward_shift", "target_entropy", "target_return"), (-1e30, 1e30)),
+    **dict.fromkeys(("actor_grad_clip", "max_grad_norm", "std_cap"), (1e-12, math.inf)),
     "eval_episodes": (0, 2**16),
     "eval_seed": (0, 2**32 - 1),
     "seeds": (0, 2**53),

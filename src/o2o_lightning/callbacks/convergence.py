@@ -71,7 +71,7 @@ class ConvergenceWatch(PhaseCallback):
         measured = phase.measure()
         phase.log_now({f"measured_{name}": value for name, value in measured.items()})
         self._judge(phase.updates, measured, phase.method.magnitudes, phase.restless)
-        over = self.settled_at is not None or phase.updates >= self.settings.most
+        over = self.settled_at is not None or (self.goal is None and phase.updates >= self.settings.most)
         if trainer.strategy.reduce_boolean_decision(self.stops and over, all=True):  # processes must end together
             trainer.should_stop = True
 

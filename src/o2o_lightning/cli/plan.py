@@ -1,7 +1,9 @@
 """What ``o2o fit`` is going to run: every phase's typed configuration, checked before the first phase starts."""
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
 
 from o2o_lightning.checkpoint.handover import read_handover
 from o2o_lightning.cli.command import Command, Option, hydra_key
@@ -10,9 +12,11 @@ from o2o_lightning.cli.lightning import Built, PhaseCLI
 from o2o_lightning.cli.messages import did_you_mean
 from o2o_lightning.cli.models import ARGUMENT, REQUIRED, accepts, default, known, place, value_of
 from o2o_lightning.cli.phases import phases_of
+from o2o_lightning.data.online import OnlineData
 from o2o_lightning.data.spec import load_raw
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods.o2.constraint import Constrained
+from o2o_lightning.phases.online import Online
 
 OURS_STAY = (
     "--trainer.callbacks adds to the phases' own, which stay. --trainer.enable_progress_bar false goes without the "
@@ -85,6 +89,13 @@ def check(built: list[Built]) -> None:
             raise UserError(
                 f"--trainer.max_steps {trainer.max_steps}: phase '{name}' needs a number of gradient updates, at "
                 f"least 1. Pass --trainer.max_steps N (steps.{name}=N with --phase all)."
+            )
+        if isinstance(model, Online):
+            model.check_options(cast(OnlineData, phase.datamodule), trainer.world_size)
+    for before, after in pairwise(phase.model for phase in built):
+        if before.phase == "align" and before.stop == "aligned" and Path(str(after.init_from)).stem == "best":
+            raise UserError(
+                "best_of=[align]: with stop=aligned it is the last checkpoint that is aligned. Leave one of them out."
             )
     _check_critics(built)
     last, data = built[-1], built[-1].datamodule

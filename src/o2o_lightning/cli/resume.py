@@ -1,5 +1,6 @@
 """``o2o resume``: goes on with a run that stopped, as if it had not."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -103,12 +104,18 @@ def _seeds(planned: dict[str, dict[str, Any]], seeds: list[int], run_dir: Path, 
 
 
 def _left(planned: dict[str, Any], run_dir: Path, changes: list[Option]) -> list[str]:
-    """The phases that are not finished, or the one that is to become longer."""
-    left = [phase for phase in planned if not (run_dir / phase / "summary.json").exists()]
+    """The phases that are not finished, or the one that is to become longer; an alignment that fell short may be."""
     lengths = [change.name for change in changes if change.name in LENGTH]
+    longer = "trainer.max_steps" in lengths
+    left = [phase for phase in planned if not _ended(run_dir / phase / "summary.json", longer)]
     if not left and lengths:
         left = ["online" if "data.env_steps" in lengths else [*planned][-1]]
     return left
+
+
+def _ended(summary: Path, longer: bool) -> bool:
+    """Whether a phase has ended; one that is to be ``longer`` has not where it was to be aligned and is not."""
+    return summary.exists() and not (longer and json.loads(summary.read_text()).get("aligned") is False)
 
 
 def _start(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Option], first: bool) -> Start:

@@ -1,7 +1,7 @@
 """Value alignment: the critic is calibrated to the offline policy, while a copy of the policy hunts its errors."""
 
 import math
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -29,6 +29,9 @@ class Align(Converging):
     @property
     def aligned(self) -> bool:  # type: ignore[override]
         return self.stop != "aligned" or self.watch.settled_at is not None
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "aligned": self.aligned}
 
     def before_evaluation(self) -> None:
         self.log_now({f"anchor_{name}": float(value) for name, value in self.agreement()._asdict().items()})

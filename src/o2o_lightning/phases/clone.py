@@ -10,7 +10,7 @@ from o2o_lightning.checkpoint.handover import PHASES, Handover
 from o2o_lightning.data.cloning import CloneData
 from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.envs.scores import score_or_return
-from o2o_lightning.errors import UserError
+from o2o_lightning.errors import UserError, at_least
 from o2o_lightning.methods.clone import Clone
 from o2o_lightning.nn.actor import StochasticActor
 from o2o_lightning.nn.gaussian import GaussianActor, GaussianHead, ReleasedHead
@@ -69,8 +69,10 @@ class ClonePolicy(Phase):
         super().__init__(method, init_from, **options)
         if (init_from is None) == (teacher is None):
             raise UserError("--phase clone: pass --model.init_from CKPT, or --model.teacher module:function or FILE.")
+        at_least("--model.check_every", check_every, 1)
+        at_least("--model.patience", patience, 1)
         self.teacher_spec, self.teacher_format, self.teacher_actions = teacher, teacher_format, teacher_actions
-        self.check_every, self.patience, self.progress = max(check_every, 1), patience, progress
+        self.check_every, self.patience, self.progress = check_every, patience, progress
         self.register_buffer("best_misfit", torch.tensor(math.inf))
         self.register_buffer("checks_without_progress", torch.tensor(0))
         self.fidelity: dict[str, Any] = {}

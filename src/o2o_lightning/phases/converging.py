@@ -89,13 +89,14 @@ class Converging(Phase):
             return None
         values = ", ".join(f"{name.replace('_', ' ')} {curve[-1]:.3g}" for name, curve in watch.curves.items())
         rule = self.convergence
-        change = f"changed by {watch.change:.1%} over {rule.window * rule.every:,} updates"
+        if math.isfinite(watch.change):
+            values += f"; changed by {watch.change:.1%} over {rule.window * rule.every:,} updates"
         if self._ended_early():
-            return f"{self.phase}: {self._word} at {self.updates:,} of {total:,} updates: {values}; {change}"
+            return f"{self.phase}: {self._word} at {self.updates:,} of {total:,} updates: {values}"
         if watch.settled_at is not None:
-            return f"{self.phase}: settled at {watch.settled_at:,} of {total:,} updates: {values}; {change}"
+            return f"{self.phase}: settled at {watch.settled_at:,} of {total:,} updates: {values}"
         if self.stop != "steps":
-            return f"{self.phase}: not {self._word} after {self.updates:,} updates: {values}; {change}"
+            return f"{self.phase}: not {self._word} after {self.updates:,} updates: {values}"
         return None
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from o2o_lightning.callbacks.reference import ReferencePolicy, ThresholdSchedule
 from o2o_lightning.checkpoint.handover import POLICIES
-from o2o_lightning.data.online import OnlineData
+from o2o_lightning.data.online import PRELOADED, OnlineData
 from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods.method import Loss, Method
@@ -57,40 +57,56 @@ class Online(Phase):
         self.court, self.gate = Court(self), Gate(self)
         self.start_values: dict[str, float] = {}
         self.uniform = False  # whether the last action was, and not the policy's
+        self.by_chance = False  # whether one of this episode's was
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if self.source is not None and not self.source.aligned:
             raise UserError(
                 f"checkpoint {self.source.path}: its critic is not aligned, and is not let loose on the policy. "
-                "`o2o resume RUN_DIR steps.align=N` goes on with it; --model.convergence.share asks for less."
+                "`o2o resume RUN_DIR --trainer.max_steps N` lengthens the alignment; another one may ask for less, "
+                "--model.convergence.share."
             )
-        if self._holds and not self.data.eval_every:
-            raise UserError(
-                "--data.eval_every 0: an actor is tried at evaluations (docs/trials.md). Leave it out, or pass "
-                "--model.reference.mode returns, which needs none (docs/returns.md)."
-            )
-        if self.waits_for_scores and not self.data.eval_episodes:
-            raise UserError(
-                "--data.eval_episodes 0: the reference policy follows evaluations. Leave it out, or pass "
-                "--model.reference.mode returns, which needs none (docs/returns.md)."
-            )
-        if self._gated and stage == "fit":
-            self._check_gate()
-            self.gate.begin()
+        if stage == "fit":
+            self.check_options(self.interacting, self.ranks.count)
+            if self._gated:
+                self.gate.begin()
 
-    def _check_gate(self) -> None:
-        """Refuses what returns, or judges, can't decide."""
-        mode, option = cast(Referenced, self.method).reference.mode, "--model.reference.mode"
-        if self.ranks.count > 1:
+    def check_options(self, data: OnlineData, processes: int) -> None:
+        """Refuses what neither evaluations, nor returns or judges, can decide with this data.
+
+        Raises:
+            UserError: the reference policy would never follow.
+        """
+        method, option = self.method, "--model.reference.mode"
+        for name in ("eval_every", "eval_episodes"):
+            if not getattr(data, name) and (self._holds if name == "eval_every" else self.waits_for_scores):
+                raise UserError(
+                    f"--data.{name} 0: the reference policy follows evaluations (docs/trials.md). Leave it out, or "
+                    f"pass {option} returns, which needs none (docs/returns.md)."
+                )
+        if self._chooses and not data.eval_episodes:
+            raise UserError(
+                "--model.hand_on better: episodes of both tell which is, and --data.eval_episodes 0 plays none. "
+                "Leave one of them out."
+            )
+        if not self._gated:
+            return
+        mode = cast(Referenced, method).reference.mode
+        if processes > 1:
             raise UserError(
                 f"{option} {mode}: it reads the training episodes of one process. Pass --trainer.devices 1, or "
                 f"{option} trials."
             )
-        if mode == "judged" and (self.data.store is None or not cast(Referenced, self.method).shares_episodes):
+        if mode == "judged" and (data.dataset is None or not cast(Referenced, method).shares_episodes):
             raise UserError(
                 f"{option} judged: values are fitted to a dataset and a replay buffer, which this run does not have. "
                 f"Pass {option} returns."
+            )
+        if mode == "judged" and (data.seeds or data.mix in PRELOADED):
+            raise UserError(
+                f"{option} judged: its values are of episodes that nothing else learns from, and the online buffer "
+                f"would begin with the dataset's. Pass --data.mix half and no --data.seeds, or {option} returns."
             )
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -103,7 +119,7 @@ class Online(Phase):
             if self.ranks.steps(self.env_steps, together):
                 data.step(self.explore)
             self.on_env_step(together)
-            if self._gated:
+            if self._gated and not self.by_chance:
                 self.gate.ended(data.interaction)
             if due := data.updates_due(self.env_steps):
                 self.make(Draw(data.numbers(), place, together) for place in range(due))
@@ -111,8 +127,11 @@ class Online(Phase):
     def explore(self, observation: FloatArray) -> FloatArray:
         """The action ``[A]`` to take at a raw observation ``[S]``."""
         generator, under_way = self.interacting.generator, self.interacting.interaction
-        self.method.before_step(under_way.episode_length, under_way.last_return, generator)
+        begins = not under_way.episode_length
+        last = under_way.last_return if not self.by_chance else None  # no policy's return
+        self.method.before_step(under_way.episode_length, last, generator)
         self.uniform = self._warms_up_at_random()
+        self.by_chance = self.uniform or (self.by_chance and not begins)
         if self.uniform:
             return generator.uniform(-1.0, 1.0, self.policy().spec.action_dim).astype(np.float32)
         return self.method.act(self.normalizer.numpy(observation), generator)
@@ -158,9 +177,7 @@ class Online(Phase):
 
     @property
     def evaluates_at_start(self) -> bool:
-        method = self.referenced
-        judged = isinstance(method, Constrained) and method.hand_on == "better"
-        return self.evaluation_period > 0 or method is None or self.waits_for_scores or judged
+        return self.evaluation_period > 0 or self.referenced is None or self.waits_for_scores or self._chooses
 
     @property
     def planned_updates(self) -> int:
@@ -169,10 +186,11 @@ class Online(Phase):
 
     def local_state(self) -> dict[str, Any]:
         own = {"court": self.court.state()} if self._holds else {"gate": self.gate.state()} if self._gated else {}
-        return super().local_state() | own
+        return super().local_state() | {"by_chance": self.by_chance} | own
 
     def load_local_state(self, state: dict[str, Any]) -> None:
         super().load_local_state(state)
+        self.by_chance = state.get("by_chance", False)
         if self._holds:
             self.court.load_state(state["court"])
         if self._gated:
@@ -198,6 +216,10 @@ class Online(Phase):
         return self.referenced is not None and self.referenced.gated
 
     @property
+    def _chooses(self) -> bool:
+        return isinstance(method := self.referenced, Constrained) and method.hand_on == "better"
+
+    @property
     def waits_for_scores(self) -> bool:
         return self.referenced is not None and self.referenced.reference.mode in ("best", "trials")
 
@@ -214,13 +236,13 @@ class Online(Phase):
         return callbacks
 
     def run_evaluation(self) -> Evaluation:
-        if self._holds:
-            return self.court.trial()
-        method = self.method
-        if self.env_steps == 0 and isinstance(method, Constrained) and method.hand_on == "better":
-            both = (self.judge(actor, method.judge_episodes) for actor in (self.policy(), method.offline_actor))
+        method = cast(Constrained, self.method)
+        if self.env_steps == 0 and self._chooses:
+            both = (self.judge(actor, method.judge_episodes) for actor in (method.actor, method.offline_actor))
             if standardized_gap(*(evaluation.returns for evaluation in both)) <= ONE_SIDED:
                 method.become(method.offline_actor)
+        if self._holds:
+            return self.court.trial()
         result = super().run_evaluation()
         if self.env_steps == 0:
             self.begin(self.evaluate(method.actor) if self._gated else result)

@@ -79,17 +79,21 @@ class Court:
         return verdict
 
     def gap(self, candidate: Evaluation, reference: Evaluation) -> float:
-        """By how many standard errors the actor is better; if it seems to be, with other start states as well."""
+        """By how many standard errors the actor is better; if it seems to be, with other start states as well.
+
+        One episode alone proves nothing: then other start states say whether it is worse, too.
+        """
         phase, method = self.phase, self.method
         gap = paired_gap(candidate.returns, reference.returns)
-        if gap <= method.trials.confidence:
+        if gap <= method.trials.confidence and not (gap < 0.0 and len(candidate.returns) == 1):
             return gap
         number = 1 + sum(self.verdicts.values())
         ours, theirs = (
             phase.judge(policy, method.trials.confirmations, number).returns
             for policy in (method.actor, method.reference_policy)
         )
-        return min(gap, paired_gap([*candidate.returns, *ours], [*reference.returns, *theirs]))
+        together = paired_gap([*candidate.returns, *ours], [*reference.returns, *theirs])
+        return min(gap, together) if gap > 0.0 else together
 
     def verdict(self, gap: float, candidate: Evaluation, reference: Evaluation) -> str:
         """``won``, ``lost`` or ``neither``."""

@@ -111,6 +111,8 @@ class Constrained(Referenced):
         super().__post_init__()
         at_least("--model.judge_episodes", self.judge_episodes, 2)
         at_least("--model.policy_after", self.policy_after, 0)
+        if self.threshold.measured:
+            at_least("--model.reference.threshold_scale", self.reference.threshold_scale, 1e-12)
         if self.penalty_limit is not None:
             at_least("--model.penalty_limit", self.penalty_limit, 0)
 
