@@ -1,8 +1,9 @@
 """What the value of an option may be, by its name: it means the same in every method and DataModule."""
 
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from o2o_lightning.errors import UserError, at_least
@@ -33,6 +34,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "seeds": (0, 2**53),
 }
 OF_COMMANDS = {"episodes": (0, 2**16), "states": (1, 2**24), "seed": (0, 2**32 - 1)}  # that run no phase
+
+
+def check_given(part: str, settings: Any) -> None:
+    """Refuses ``null`` for an option of a dataclass that takes no such value."""
+    for option in fields(settings):
+        takes_none = option.default is None or re.search("None|Optional|Any", str(option.type))
+        if getattr(settings, option.name) is None and not takes_none:
+            raise UserError(f"--{part}.{option.name} null: a value is needed. Leave it out for the default.")
 
 
 def check_ranges(part: str, options: dict[str, Any]) -> None:

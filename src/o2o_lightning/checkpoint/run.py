@@ -101,9 +101,11 @@ def read_plan(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / PLAN
     if not path.is_file():
         return []
-    with refusing(f"{path}: it is not a plan that o2o wrote", "Remove the directory and run again."):
-        check_text(path, str(path))
-        found = read_json(path.read_text())
+    check_text(path, str(path))
+    written = path.read_bytes()
+    advice = "Choose another --run_dir; checkpoints of this one can start a run there, --model.init_from."
+    with refusing(f"{path}: it is not a plan that o2o wrote", advice):
+        found = read_json(written.decode())
         plan = found if isinstance(found, list) else found["commands"]
         keys = {"phase", "phases", "overrides", "options", "cwd"}
         if not all(keys <= set(item) and item["phases"] and {*item["phases"]} <= {*PHASES} for item in plan):

@@ -70,8 +70,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--print_config prints one phase. Add --phase {', '.join(PHASES)}.")
     if printing and printing[-1].value is not None:
         raise UserError(f"{printing[-1].tokens[0]}: it takes no value. Write `--print_config`.")
-    seeds = None if printing else seeds_of(command)
-    plans = {seed: plan(command.of_seed(seed)) for seed in seeds or ()}
+    seeds = seeds_of(command)
+    plans = {seed: plan(command.of_seed(seed)) for seed in (seeds or ())[: 1 if printing else None]}
     steps, notes = plan(command) if seeds is None else plans[seeds[0]]
     if printing:
         steps = [step for step in steps if step.phase == command.phase]

@@ -148,18 +148,20 @@ class PhaseCLI(LightningCLI):
             options, names = parser._option_string_actions, {part: known(part, self.composed) for part in PARTS}
             raise UserError(parser_message(error, options, names, self.files, said(self.composed))) from error
         seed = self.config["seed_everything"]
-        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
-            raise UserError(f"--seed_everything {seed}: it must be from 0 to {2**32 - 1}.")
+        if seed is None or (not isinstance(seed, bool) and not 0 <= seed < 2**32):
+            raise UserError(f"--seed_everything {'null' if seed is None else seed}: it must be from 0 to {2**32 - 1}.")
 
     def _read(self, file: str) -> str:
         """A file with its options of the model sorted into the phase's and the method's; itself where it has none."""
         check_text(Path(file), f"--config {file}")
         try:
-            content = read_yaml(Path(file).read_text().replace(*FORMER_LOGGER), f"--config {file}")
+            content = _sections(read_yaml(Path(file).read_text().replace(*FORMER_LOGGER), f"--config {file}"), file)
             if "model" in content:
                 composed = self.composed["model"]
                 content["model"] = held(resolve_name(composed["class_path"]).phase, content["model"], composed)
             content = _apart(content)
+        except UnicodeDecodeError as error:
+            raise UserError(f"--config {file}: it is no text in UTF-8.") from error
         except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError, ImportError):
             return file  # LightningCLI says what is wrong with it
         return _dumped(content)
@@ -186,6 +188,11 @@ class PhaseCLI(LightningCLI):
         written = self.written()
         self.config = cast(Namespace, _substitute(self.config, str(run_dir), phase))
         self.own_callbacks, self.folder = [RunDirectory(run_dir, written, command)], run_dir / phase
+        if Path(str(self.config["checkpoint.dirpath"])) != self.folder / "checkpoints":
+            raise UserError(
+                f"--checkpoint.dirpath {self.config['checkpoint.dirpath']}: they go to RUN_DIR/PHASE/checkpoints, "
+                "where all commands look for them. Leave it out, and pass --run_dir."
+            )
         if str(self.config["trainer.strategy"]).startswith("ddp_spawn"):
             raise UserError("--trainer.strategy ddp_spawn: data and environments can't be sent to a process. Pass ddp.")
         try:
@@ -252,6 +259,16 @@ def _apart(config: dict[str, Any]) -> dict[str, Any]:
     saved = own[PhaseCheckpoint].get("init_args") if PhaseCheckpoint in own else None
     settings = {} if saved is None else {"checkpoint": saved}
     return {**config, "trainer": {**trainer, "callbacks": theirs}, **settings}
+
+
+def _sections(content: Any, file: str) -> dict[str, Any]:
+    """What a file says, without the sections of which it says nothing."""
+    if not isinstance(content, dict):
+        raise UserError(f"--config {file}: names and values are needed, such as `trainer: {{max_steps: 1000}}`.")
+    for name in ("model", "data", "trainer", "checkpoint"):
+        if not isinstance(content.get(name) or {}, dict):
+            raise UserError(f"--config {file}: '{name}' needs names and values below it, not {content[name]!r}.")
+    return {name: value for name, value in content.items() if value is not None or name == "seed_everything"}
 
 
 def _dumped(config: dict[str, Any]) -> str:

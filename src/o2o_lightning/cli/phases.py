@@ -123,6 +123,13 @@ def _offline(command: Command, source: Handover | None) -> Offline:
     return Offline(origin, critic, cloned, all(learned[key] == online[key] for key in ("reward_scale", "reward_shift")))
 
 
+def student_family(command: Command, phases: list[str]) -> str | None:
+    """The family that the cloning phase makes for the phase behind it; None where there is none, or it takes any."""
+    after = phases[phases.index("clone") + 1 :]
+    model = compose(after[0], command)["model"] if after else {}
+    return method_of(model).policy_family(model.get("init_args") or {}) if "class_path" in model else None
+
+
 def _choice(phases: list[str], why: str) -> str:
     return f"phases: {', '.join(phases)}: {why}"
 
@@ -144,6 +151,9 @@ def with_cloning(command: Command, phases: list[str]) -> tuple[list[str], str | 
             continue
         learner = method_of(model)
         wanted = learner.policy_family({**(model.get("init_args") or {}), **typed})
+        if wanted is not None and wanted not in FAMILIES:
+            names = ", ".join(name for name in FAMILIES if name in ACTORS)
+            raise UserError(f"family={wanted}: one of {names} is needed.")
         if phase == "offline":
             kind = wanted
         elif kind is not None and wanted is not None and kind != wanted:

@@ -5,13 +5,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+from o2o_lightning.callbacks.checkpoint import PhaseCheckpoint
 from o2o_lightning.checkpoint.handover import read_handover
-from o2o_lightning.cli.command import Command, Option, hydra_key
+from o2o_lightning.cli.command import PHASES, Command, Option, hydra_key
 from o2o_lightning.cli.compose import MISSING, compose, lightning_config
 from o2o_lightning.cli.lightning import Built, PhaseCLI
 from o2o_lightning.cli.messages import did_you_mean
 from o2o_lightning.cli.models import ARGUMENT, REQUIRED, accepts, default, known, place, value_of
-from o2o_lightning.cli.phases import phases_of
+from o2o_lightning.cli.phases import phases_of, student_family
 from o2o_lightning.data.online import OnlineData
 from o2o_lightning.data.spec import load_raw
 from o2o_lightning.errors import UserError
@@ -22,6 +23,9 @@ OURS_STAY = (
     "--trainer.callbacks adds to the phases' own, which stay. --trainer.enable_progress_bar false goes without the "
     "progress, --checkpoint.save_best false without best.ckpt; last.ckpt is what the next phase starts from"
 )
+
+
+BEST = [phase for phase in PHASES if phase != "reevaluate"]  # phases that are evaluated, and keep best.ckpt
 
 
 @dataclass
@@ -38,10 +42,15 @@ def plan(command: Command) -> tuple[list[Step], list[str]]:
     configs: dict[str, dict[str, Any]] = {}
     for phase in phases:
         composed = compose(phase, command)
+        best_of = composed["best_of"]
+        if not isinstance(best_of, list) or not {*best_of} <= {*BEST}:
+            raise UserError(f"best_of={best_of}: a list of {', '.join(BEST)} is needed.")
+        if phase == "clone" and (family := student_family(command, phases)):
+            composed["model"]["init_args"]["family"] = family
         if "class_path" in composed["model"]:
             config = lightning_config(phase, composed)
             previous = next(reversed(configs), None)
-            _start_from(previous, "best" if previous in composed["best_of"] else "last", config["model"])
+            _start_from(previous, "best" if previous in best_of else "last", config["model"])
             configs[phase] = config
         else:
             notes.append(f"{phase}: {composed['model']['note']}")
@@ -92,11 +101,8 @@ def check(built: list[Built]) -> None:
             )
         if isinstance(model, Online):
             model.check_options(cast(OnlineData, phase.datamodule), trainer.world_size)
-    for before, after in pairwise(phase.model for phase in built):
-        if before.phase == "align" and before.stop == "aligned" and Path(str(after.init_from)).stem == "best":
-            raise UserError(
-                "best_of=[align]: with stop=aligned it is the last checkpoint that is aligned. Leave one of them out."
-            )
+    for before, after in pairwise(built):
+        _check_best(before, after.model.init_from)
     _check_critics(built)
     last, data = built[-1], built[-1].datamodule
     unnamed = len(built) > 1 and last.model.clock_name == "env_steps" and data.env_id is None
@@ -104,6 +110,23 @@ def check(built: list[Built]) -> None:
         raise UserError(
             f"dataset {data.dataset}: it does not name its environment, and the online phase needs one. "
             "Pass --data.env_id."
+        )
+
+
+def _check_best(before: Built, init_from: str | None) -> None:
+    """Refuses to start from a best.ckpt that the phase ``before`` does not keep, or not as it is needed."""
+    if Path(str(init_from)).stem != "best":
+        return
+    name = before.model.phase
+    if name == "align" and before.model.stop == "aligned":
+        raise UserError(
+            "best_of=[align]: with stop=aligned it is the last checkpoint that is aligned. Leave one of them out."
+        )
+    saves = [item.save_best for item in before.trainer.callbacks if isinstance(item, PhaseCheckpoint)]  # type: ignore[attr-defined]
+    if not all(saves) or not before.datamodule.eval_episodes:
+        raise UserError(
+            f"best_of=[{name}]: --checkpoint.save_best false, or no evaluation episodes, keep no best.ckpt. Leave one "
+            "of them out."
         )
 
 

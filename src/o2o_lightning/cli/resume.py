@@ -22,6 +22,7 @@ from o2o_lightning.cli.run import LAST, say, write_run_summary
 from o2o_lightning.cli.seeds import Start, Together, entry_of_seed, write_summary
 from o2o_lightning.errors import UserError
 from o2o_lightning.launch import first_process
+from o2o_lightning.limits import read_yaml
 
 USAGE = """\
 o2o resume RUN_DIR [options]
@@ -56,6 +57,10 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{argv[0]}: no run of o2o is in it. Pass the --run_dir of one that had begun.")
     planned = {phase: entry for entry in entries for phase in entry["phases"]}
     lengths = [change.name for change in changes if change.name in LENGTH]
+    for change in changes:  # the phase that it is of may begin much later
+        count = read_yaml(str(change.value), change.tokens[0]) if change.name in LENGTH else 1
+        if type(count) is not int or count < 1:  # true is one as well
+            raise UserError(f"--{change.name} {change.value}: a whole number, at least 1, is needed.")
     if "data.env_steps" in lengths and "online" not in planned:
         raise UserError(f"--data.env_steps: this run has no online phase, only {', '.join(planned)}. Leave it out.")
     if first_process():
@@ -125,6 +130,11 @@ def _start(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Optio
     if Path(entry["cwd"]).is_dir():
         os.chdir(entry["cwd"])  # paths of the command are relative to where it was given
     begun = (run_dir / phase / LAST).exists()
+    if not begun and (run_dir / phase / "summary.json").exists():
+        raise UserError(
+            f"{run_dir / phase / LAST}: missing, and a phase that has ended goes on from nothing else. Pass what "
+            "is left to a new run: --model.init_from."
+        )
     built, checkpoint = _continue(phase, run_dir, given) if begun else (_begin(phase, entry, run_dir, given), None)
     built.after = Estimate(entry.get("estimate", {})).after(phase)
     return built, checkpoint

@@ -141,6 +141,7 @@ def main(argv: list[str]) -> int:
         print(USAGE, end="")
         return 0
     from o2o_lightning.cli.plan import plan
+    from o2o_lightning.cli.seeds import seeds_of
 
     command = split(argv)
     if command.run_dir is None:
@@ -160,7 +161,9 @@ def main(argv: list[str]) -> int:
         raise UserError("two jobs of the sweep have the same name. Give each choice once.")
     # what no job could take is refused by the first one, as `o2o fit` does before it starts
     overrides, options = job.command(jobs[0])
-    plan(split([f"--phase={command.phase}", *overrides, *options]).without("print_config"))
+    first = split([f"--phase={command.phase}", *overrides, *options]).without("print_config")
+    seeds = seeds_of(first)
+    plan(first.of_seed(seeds[0]) if seeds else first)
     run_dir.mkdir(parents=True, exist_ok=True)
     trouble = _launch(job, command.overrides, own)
     return _report_search(job, measure, trouble) if measure else _report(job, jobs, trouble)

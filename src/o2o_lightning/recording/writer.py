@@ -100,6 +100,8 @@ def cut(
         raise UserError(f"data cut: {target} exists already. Choose another name, or delete it first.")
     if not target.parent.is_dir():
         raise UserError(f"data cut: the folder {target.parent} does not exist. Make it first.")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise UserError(f"data cut: the folder {target.parent} cannot be written to. Choose another.")
     raw = read_hdf5(source, said=said)
     validate(raw)
     rows = len(raw) if transitions is None else min(transitions, len(raw))
