@@ -176,13 +176,14 @@ def test_what_a_run_says_is_short_and_its_own(o2o: O2O, capfd: pytest.CaptureFix
         r"(offline|align) +\d+/\d+ updates  .*(now|best) -[\d.]+ .* upd/s",
         r"online +\d+/33 env steps  .*now -[\d.]+  best -[\d.]+ .* upd/s",
         r"(offline|reevaluate|align|online): done, runs/said/\w+/checkpoints/last.ckpt",
+        r"reevaluate: the critic says -?[\d.]+ of what π_off does, which earns -[\d.]+, discounted",
         r"π_off -[\d.]+ → π_on -[\d.]+ → lowest early -[\d.]+ → best -[\d.]+ → final -[\d.]+ \(return\); 33 env.*",
         r"trials of the actor: \d+ won, \d+ lost, \d+ undecided",
         r"the policy to take: runs/said/online/checkpoints/best.ckpt(; π_off scored higher.*)?",
     ]
     lines = err.splitlines()
     assert [text for text in lines if not any(re.fullmatch(pattern, text) for pattern in own)] == []
-    assert lines[0].startswith("hyper-parameters") and len(lines) == 1 + 1 + 1 + 5 + 4 + 3
+    assert lines[0].startswith("hyper-parameters") and len(lines) == 1 + 1 + 1 + 1 + 5 + 4 + 3
     chosen = ("fit", "--phase", "offline", "tier=medium", *SMALL, "--trainer.max_steps", 2, "--run_dir", "runs/tier")
     assert o2o(*chosen) == 0
     assert "hyper-parameters" not in capfd.readouterr().err

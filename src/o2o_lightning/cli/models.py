@@ -63,8 +63,10 @@ def held(phase: str, model: dict[str, Any], composed: dict[str, Any] | None = No
         model: of a recipe or a file: the class of a method, or of a phase, and the arguments of both together.
         composed: what a file's model is laid over, and where it takes the classes from that it does not name.
     """
-    beside = {name: value for name, value in model.items() if name not in ("class_path", "init_args", "dict_kwargs")}
-    given = beside | dict(model.get("init_args") or {})
+    given = dict(model.get("init_args") or {})
+    if composed is not None:  # a file may have them beside the class as well
+        reserved = ("class_path", "init_args", "dict_kwargs")
+        given = {name: value for name, value in model.items() if name not in reserved} | given
     holder = _path(model) if "class_path" in model else (composed or {})["class_path"]
     method = None if "class_path" in model or composed is None else composed["init_args"].get("method")
     if issubclass(found := resolve_name(holder), Method):
