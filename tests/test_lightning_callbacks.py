@@ -72,10 +72,10 @@ def test_who_types_no_callbacks_is_told_how_to_go_without_ours(nothing: str) -> 
 
 
 def test_a_file_that_version_0_1_wrote_does_not_bring_our_callbacks_twice(pendulum: str, tmp_path: Path) -> None:
-    ours = "o2o_lightning.callbacks"
+    ours, place = "o2o_lightning.callbacks", "$RUN_DIR/$PHASE/checkpoints"
     callbacks = [
         {"class_path": f"{ours}.progress.PhaseProgress"},
-        {"class_path": f"{ours}.checkpoint.PhaseCheckpoint", "init_args": {"dirpath": "elsewhere", "every": 7}},
+        {"class_path": f"{ours}.checkpoint.PhaseCheckpoint", "init_args": {"dirpath": place, "every": 7}},
         {"class_path": "LearningRateMonitor"},
     ]
     file = tmp_path / "old.yaml"
@@ -85,7 +85,7 @@ def test_a_file_that_version_0_1_wrote_does_not_bring_our_callbacks_twice(pendul
     kinds = [type(callback).__name__ for callback in built.trainer.callbacks]
     assert sorted(kinds) == ["LearningRateMonitor", "PhaseCheckpoint", "PhaseProgress", "RunDirectory"]
     saves = built.trainer.checkpoint_callback
-    assert (saves.every, Path(saves.dirpath).name) == (7, "elsewhere")
+    assert (saves.every, Path(saves.dirpath).name) == (7, "checkpoints")
 
 
 def test_a_pipeline_with_a_callback_runs_all_its_phases(
