@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.util import module_from_spec, spec_from_file_location
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +15,8 @@ from o2o_lightning.data.spec import load_raw
 from o2o_lightning.envs.make import env_spec
 from o2o_lightning.policies.load import load_policy
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "agreement.py"
-if not PATH.exists():
-    pytest.skip("benchmarks are not in an sdist", allow_module_level=True)
-spec = spec_from_file_location("benchmarks_agreement", PATH)
-assert spec is not None
-assert spec.loader is not None
-agreement: Any = module_from_spec(spec)
-spec.loader.exec_module(agreement)
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+agreement = pytest.importorskip("agreement", reason="benchmarks are not in an sdist")
 
 
 def test_a_target_ends_before_a_foreign_action_and_with_its_episode() -> None:

@@ -36,12 +36,13 @@ RANGES: dict[str, tuple[float, float]] = {
 OF_COMMANDS = {"episodes": (0, 2**16), "states": (1, 2**24), "seed": (0, 2**32 - 1)}  # that run no phase
 
 
-def check_given(part: str, settings: Any) -> None:
-    """Refuses ``null`` for an option of a dataclass that takes no such value."""
+def check_settings(part: str, settings: Any) -> None:
+    """Refuses, of the options of a dataclass, ``null`` where it is no value, and what :func:`check_ranges` does."""
     for option in fields(settings):
         takes_none = option.default is None or re.search("None|Optional|Any", str(option.type))
         if getattr(settings, option.name) is None and not takes_none:
             raise UserError(f"--{part}.{option.name} null: a value is needed. Leave it out for the default.")
+    check_ranges(part, {option.name: getattr(settings, option.name) for option in fields(settings)})
 
 
 def check_ranges(part: str, options: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """``o2o resume``: goes on with a run that stopped, as if it had not."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 from o2o_lightning.callbacks.metrics import MetricsFile
 from o2o_lightning.checkpoint.handover import read_checkpoint, read_handover
 from o2o_lightning.checkpoint.io import remove_temporaries
-from o2o_lightning.checkpoint.run import lock, read_config, read_plan, seed_folder
+from o2o_lightning.checkpoint.run import lock, read_config, read_plan, read_summary, seed_folder
 from o2o_lightning.cli.command import Option, split
 from o2o_lightning.cli.estimate import Estimate
 from o2o_lightning.cli.lightning import Built, PhaseCLI
@@ -112,15 +111,15 @@ def _left(planned: dict[str, Any], run_dir: Path, changes: list[Option]) -> list
     """The phases that are not finished, or the one that is to become longer; an alignment that fell short may be."""
     lengths = [change.name for change in changes if change.name in LENGTH]
     longer = "trainer.max_steps" in lengths
-    left = [phase for phase in planned if not _ended(run_dir / phase / "summary.json", longer)]
+    left = [phase for phase in planned if not _ended(run_dir / phase, longer)]
     if not left and lengths:
         left = ["online" if "data.env_steps" in lengths else [*planned][-1]]
     return left
 
 
-def _ended(summary: Path, longer: bool) -> bool:
+def _ended(folder: Path, longer: bool) -> bool:
     """Whether a phase has ended; one that is to be ``longer`` has not where it was to be aligned and is not."""
-    return summary.exists() and not (longer and json.loads(summary.read_text()).get("aligned") is False)
+    return (folder / "summary.json").exists() and not (longer and read_summary(folder).get("aligned") is False)
 
 
 def _start(phase: str, entry: dict[str, Any], run_dir: Path, changes: list[Option], first: bool) -> Start:

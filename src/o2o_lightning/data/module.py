@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -22,7 +22,7 @@ from o2o_lightning.envs.make import EnvSpec, env_spec, plain
 from o2o_lightning.envs.scores import reference_scores
 from o2o_lightning.errors import UserError
 from o2o_lightning.nn.normalizer import Normalizer
-from o2o_lightning.ranges import check_given, check_ranges
+from o2o_lightning.ranges import check_settings
 from o2o_lightning.ranks import Ranks
 from o2o_lightning.replay.buffer import Replay
 from o2o_lightning.replay.mirror import mirror
@@ -101,8 +101,7 @@ class OfflineData(L.LightningDataModule):
     def __post_init__(self) -> None:
         super().__init__()
         self.save_hyperparameters(as_plain(self))
-        check_given("data", self)
-        check_ranges("data", {option.name: getattr(self, option.name) for option in fields(self)})
+        check_settings("data", self)
         self.rewards = RewardMap(self.reward_scale, self.reward_shift)
         self.layout = tuple(self.observation_layout)
         self._asked = (self.dataset, self.said, plain(self.env_kwargs), self.memmap, self.memory_limit_gb)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from typing_extensions import dataclass_transform
 from o2o_lightning.nn.actor import StochasticActor
 from o2o_lightning.nn.critics import Critics, ValueNet
 from o2o_lightning.nn.optimizers import Adam
-from o2o_lightning.ranges import check_given, check_ranges
+from o2o_lightning.ranges import check_settings
 from o2o_lightning.ranks import Ranks
 
 Batch = Any  # what maps a column's name, or ("next", name), to a tensor [B, …]: a TensorDict, or a dict
@@ -161,8 +161,7 @@ class Method(nn.Module):
 
     def __post_init__(self) -> None:
         super().__init__()
-        check_given("model", self)
-        check_ranges("model", {field.name: getattr(self, field.name) for field in fields(self)})  # type: ignore[arg-type]
+        check_settings("model", self)
         self.ranks = Ranks()  # the processes that share each update; the phase says which
 
     if typing.TYPE_CHECKING:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.envs.episodes import FloatArray, Player
+from o2o_lightning.nn.critics import Critics
+from o2o_lightning.nn.normalizer import Normalizer
+from o2o_lightning.objectives.bellman import least
 from o2o_lightning.objectives.diagnostics import correlation
 from o2o_lightning.objectives.returns import discounted_returns
 
@@ -72,6 +75,13 @@ def visits(play: Play, data: OfflineData, discount: float) -> Visits:
     columns = [torch.from_numpy(np.concatenate([episode for own in part for episode in own])) for part in parts]
     rows = torch.randperm(len(columns[0]), generator=torch.Generator().manual_seed(0))[:STATES]
     return Visits(*(column[rows] for column in columns))
+
+
+@torch.no_grad()
+def evaluated(critic: Critics, normalizer: Normalizer, visited: Visits) -> Tensor:
+    """The lesser of the critic's values ``[B]`` of what the policy did, wherever the critic is; on the CPU."""
+    device = next(critic.parameters()).device
+    return least(critic(normalizer(visited.observation).to(device), visited.action.to(device))).cpu()
 
 
 def against(value: Tensor, visited: Visits) -> dict[str, float]:

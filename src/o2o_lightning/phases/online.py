@@ -79,8 +79,8 @@ class Online(Phase):
             UserError: the reference policy would never follow.
         """
         method, option = self.method, "--model.reference.mode"
-        for name in ("eval_every", "eval_episodes"):
-            if not getattr(data, name) and (self._holds if name == "eval_every" else self.waits_for_scores):
+        for name, needed in {"eval_every": self._holds, "eval_episodes": self.waits_for_scores}.items():
+            if needed and not getattr(data, name):
                 raise UserError(
                     f"--data.{name} 0: the reference policy follows evaluations (docs/trials.md). Leave it out, or "
                     f"pass {option} returns, which needs none (docs/returns.md)."

@@ -2,15 +2,11 @@
 
 from typing import Any, ClassVar
 
-import torch
-
-from o2o_lightning.callbacks.convergence import Convergence
 from o2o_lightning.checkpoint.handover import POLICIES
 from o2o_lightning.methods.actor_critic import ActorCritic
 from o2o_lightning.methods.method import Method
-from o2o_lightning.objectives.bellman import least
-from o2o_lightning.phases.converging import Converging, Stop
-from o2o_lightning.phases.earned import Play, against, visits
+from o2o_lightning.phases.converging import Converging
+from o2o_lightning.phases.earned import Play, against, evaluated, visits
 from o2o_lightning.policies.history import player_of
 from o2o_lightning.replay.store import owners
 from o2o_lightning.replay.table import TERMINATED, TRUNCATED
@@ -20,7 +16,7 @@ class Reevaluate(Converging):
     """Fits a critic, from random weights, to the frozen policy π_off; hands on both.
 
     Args:
-        method, init_from, stop, convergence, options: as in :class:`o2o_lightning.phases.converging.Converging`.
+        method, init_from, options: as in :class:`o2o_lightning.phases.converging.Converging`.
         earned: at the end π_off plays the episodes of an evaluation, and the critic's values of what it did are held
             against the discounted returns from there.
     """
@@ -29,16 +25,8 @@ class Reevaluate(Converging):
     accepts: ClassVar[tuple[str, ...]] = POLICIES
     evaluates: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        method: Method,
-        init_from: str,
-        stop: Stop = "steps",
-        convergence: Convergence = Convergence(),
-        earned: bool = True,
-        **options: Any,
-    ) -> None:
-        super().__init__(method, init_from, stop, convergence, **options)
+    def __init__(self, method: Method, init_from: str, earned: bool = True, **options: Any) -> None:
+        super().__init__(method, init_from, **options)
         self.asks, self.earned = earned, dict[str, float]()
 
     def on_fit_start(self) -> None:
@@ -57,10 +45,7 @@ class Reevaluate(Converging):
             play = Play(player_of(self.policy(), self.normalizer))
             self.evaluate_player(play)
             visited = visits(play, data, method.discount)
-            states = self.normalizer(visited.observation).to(self.device)
-            with torch.no_grad():
-                value = least(method.critic(states, visited.action.to(self.device)))
-            self.earned = against(value.cpu(), visited)
+            self.earned = against(evaluated(method.critic, self.normalizer, visited), visited)
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), **({"earned": self.earned} if self.earned else {})}

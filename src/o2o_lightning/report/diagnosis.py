@@ -23,7 +23,7 @@ from o2o_lightning.objectives.diagnostics import (
     quadratic_features,
     support_distance,
 )
-from o2o_lightning.phases.earned import STATES, Play, Visits, against, visits
+from o2o_lightning.phases.earned import STATES, Play, Visits, against, evaluated, visits
 
 OUTLYING = 5.0  # deviations of an observation, at which features end
 DATA_ROWS, NEIGHBOURS = 20_000, 10
@@ -77,7 +77,7 @@ def worst_return(data: OfflineData) -> float:
 def measure_critic(critic: Critics, source: Handover, visited: Visits) -> dict[str, Any]:
     """What the critic says of the policy, against what the policy earns; and of other actions around the policy's."""
     observation = source.build_normalizer()(visited.observation)
-    value = evaluated(critic, source, visited)
+    value = evaluated(critic, source.build_normalizer(), visited)
     generator = torch.Generator().manual_seed(0)
     noise = SPREAD * torch.randn(PERTURBED, *visited.action.shape, generator=generator)
     with torch.no_grad():
@@ -89,12 +89,6 @@ def measure_critic(critic: Critics, source: Handover, visited: Visits) -> dict[s
         "highest": float(agreement.share),
         "gap": float(agreement.gap_mean),
     }
-
-
-def evaluated(critic: Critics, source: Handover, visited: Visits) -> Tensor:
-    """The lesser of the critic's values ``[B]`` of what the policy did."""
-    with torch.no_grad():
-        return least(critic(source.build_normalizer()(visited.observation), visited.action))
 
 
 def measure_fitted(
