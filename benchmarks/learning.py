@@ -91,11 +91,9 @@ PARTS = {
     "noshare": ("--model.trials.share=0.0",),
     "noconfirm": ("--model.trials.confirmations=2",),
 }
-# Re-evaluations that hasten: the targets follow ten times as fast, behind a fit to the data's returns or not
-HASTENED = {
-    "fast": ("--model.fast_updates=8000",),
-    "returns": ("--model.return_updates=2000", "--model.fast_updates=6000"),
-}
+# Re-evaluations that hasten: targets that follow ten times as fast, or values that begin where the rewards put them
+HASTENED = {"fast": ("--model.fast_updates=8000",), "data": ("--model.initial_value=data",)}
+HASTENED["both"] = (*HASTENED["data"], *HASTENED["fast"])
 FOUR = "--data.utd=4"  # the default's updates a step, where nothing holds the policy
 for which in ("td3", "sac"):
     for name, typed in PARTS.items():
@@ -106,6 +104,7 @@ for which in ("td3", "sac"):
         JOBS[f"reevaluate_{which}_{name}"] = job("reevaluate", f"online=o2{which}", *typed, parent=start)
         JOBS[f"align_{which}_{name}"] = job("align", f"online=o2{which}", parent=f"reevaluate_{which}_{name}")
         JOBS[f"o2{which}_{name}"] = job("online", f"online=o2{which}", parent=f"align_{which}_{name}")
+        JOBS[f"paper_{which}_{name}"] = job("online", f"online=o2{which}", PAPER, parent=f"align_{which}_{name}")
     for arm in (f"paper_{which}", f"direct_{which}"):
         JOBS[f"{arm}_utd4"] = job("online", *JOBS[arm].choices, FOUR, parent=JOBS[arm].parent)
     for name, typed in {"fresh": FRESH, "off": OFFLINE, "pi": CONTROLLED}.items():
@@ -289,16 +288,18 @@ def held(score: dict[str, Any]) -> bool:
 
 
 def _values(arguments: argparse.Namespace) -> int:
-    """Of each re-evaluation, what its critic says of what π_off does, and what π_off earned."""
-    print("| dataset | re-evaluation | seeds | the critic says, π_off earned |")
+    """Of each re-evaluation, what its critic says of what π_off does, what π_off earned, and how the two correlate."""
+    print("| dataset | re-evaluation | the critic says, π_off earned, each seed | correlation |")
     print("|---|---|---|---|")
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    for dataset, name, seed, folder in runs_in(arguments.out):
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for dataset, name, _, folder in runs_in(arguments.out):
         file = folder / "reevaluate/summary.json"
         if file.exists() and (earned := json.loads(file.read_text()).get("earned")):
-            found.setdefault((dataset, name), {})[seed] = f"{earned['value']:.0f} of {earned['truth']:.0f}"
-    for (dataset, name), row in found.items():
-        print(f"| {dataset} | {name} | {', '.join(row)} | {', '.join(row.values())} |")
+            found.setdefault((dataset, name), []).append(earned)
+    for (dataset, name), seeds in found.items():
+        values = ", ".join(f"{earned['value']:.0f} of {earned['truth']:.0f}" for earned in seeds)
+        agree = ", ".join(f"{earned['correlation']:.2f}" for earned in seeds)
+        print(f"| {dataset} | {name} | {values} | {agree} |")
     return 0
 
 

@@ -141,13 +141,16 @@ def test_seeds_stand_apart_arm_beside_arm(tmp_path: Path, capsys: pytest.Capture
     assert "60.0 [56.0]!" in capsys.readouterr().out
 
 
+EARNED = {"value": 292.4, "truth": 536.0, "correlation": 0.314}
+
+
 def test_values_stand_beside_what_the_policy_earned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for seed, facts in (("0", {"earned": {"value": 292.4, "truth": 536.0}}), ("1", {})):  # the second was not asked
+    for seed, facts in (("0", {"earned": EARNED}), ("1", {})):  # the second was not asked
         folder = tmp_path / f"maze/seed{seed}/reevaluate_td3/reevaluate"
         folder.mkdir(parents=True)
         (folder / "summary.json").write_text(json.dumps(facts))
     assert learning.main(["values", "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines()[2:] == ["| maze | reevaluate_td3 | 0 | 292 of 536 |"]
+    assert capsys.readouterr().out.splitlines()[2:] == ["| maze | reevaluate_td3 | 292 of 536 | 0.31 |"]
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ CONSTRAINED: golden_configs.Row = {
     "data.entry.rule": "largest",
     "data.entry.share": 0.5,
 }
-HASTENED: golden_configs.Row = {"model.fast_polyak": 0.05, "model.fast_updates": 0, "model.return_updates": 0}
+HASTENED: golden_configs.Row = {"model.fast_polyak": 0.05, "model.fast_updates": 0, "model.initial_value": "zero"}
 SHARE: golden_configs.Row = {"model.convergence.share": 0.9}
 EARNED: golden_configs.Row = {"model.earned": True}
 HUNTING: golden_configs.Row = {"model.actor_after": 0, "model.restart_every": 0}

@@ -1,65 +1,99 @@
-"""A re-evaluation that begins at the dataset's returns, and whose targets follow fast for a while."""
+"""A re-evaluation that begins where the dataset's rewards put it, and whose targets follow fast for a while."""
 
 from typing import Any
 
 import gymnasium as gym
+import h5py
 import numpy as np
 import pytest
 import torch
 from conftest import HIDDEN, Fit, Run
-from every_method import batches, built, noises
+from every_method import SOURCES, TASK, Networks, batches, built
+from hypothesis import given
+from hypothesis import strategies as st
 
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.engine.whole import order_of
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods.cql import CQL
-from o2o_lightning.methods.method import Moment
+from o2o_lightning.methods.method import Moment, Task
 from o2o_lightning.methods.o2 import sac, td3
+from o2o_lightning.objectives.bellman import steady_value
 from o2o_lightning.phases.offline import Offline
 from o2o_lightning.phases.reevaluate import Reevaluate
 
 MODULES = [td3, sac]
 
 
+def begun(module: Any, task: Task, **options: Any) -> Any:
+    """A re-evaluation's method whose networks are made, always of the same random numbers."""
+    torch.manual_seed(0)
+    before = SOURCES[f"o2{module.__name__.rpartition('.')[2]}"]()
+    before.build(TASK)
+    method = module.Reevaluate(hidden=HIDDEN, **options)
+    method.build(task, Networks("offline", before))
+    return method
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_returns_come_first_then_fast_targets_then_those_of_the_paper(module: Any) -> None:
+def test_fast_targets_come_first_then_those_of_the_paper(module: Any) -> None:
     method = built(f"o2{module.__name__.rpartition('.')[2]} reevaluate")
-    method.return_updates, method.fast_updates = 2, 3
-    found = [order_of(method, Moment(update)) for update in range(6)]
-    assert found[:2] == [("return_step", "follow 1.0")] * 2
-    assert found[2:5] == [("critic_step", "follow 0.05")] * 3
-    assert found[5] == ("critic_step", "follow 0.005")
-    method.return_updates = method.fast_updates = 0
+    method.fast_updates = 3
+    found = [order_of(method, Moment(update)) for update in range(4)]
+    assert found == [("critic_step", "follow 0.05")] * 3 + [("critic_step", "follow 0.005")]
+    method.fast_updates = 0
     assert order_of(method, Moment(0)) == ("critic_step", "follow 0.005")
 
 
+@given(
+    rewards=st.lists(st.floats(-20, 20), min_size=1, max_size=30),
+    ends=st.lists(st.booleans(), min_size=30, max_size=30),
+    discount=st.floats(0.0, 0.999),
+)
+def test_the_steady_value_solves_the_bellman_equation_on_average(
+    rewards: list[float], ends: list[bool], discount: float
+) -> None:
+    terminated = np.array(ends[: len(rewards)], float)
+    value = steady_value(float(np.mean(rewards)), float(terminated.mean()), discount)
+    targets = np.array(rewards) + discount * (1.0 - terminated) * value
+    assert float(np.mean(targets)) == pytest.approx(value, abs=1e-6 * (1 + abs(value)))
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_the_first_updates_fit_the_critics_to_the_returns(module: Any) -> None:
-    method = built(f"o2{module.__name__.rpartition('.')[2]} reevaluate")
-    batch = {name: value[0] for name, value in batches(method, 1).items()}
-    batch["return_to_go"] = batch["reward"] + 7.0
-    loss = method.return_step(batch, {name: value[0] for name, value in noises(method, 1).items()})
-    q = method.critic(batch["observation"], batch["action"])
-    expected = sum(float((member - batch["reward"] - 7.0).square().mean()) for member in q.detach())
-    assert float(loss.value.detach()) == pytest.approx(expected, rel=1e-5)
+def test_critics_that_begin_at_the_data_are_the_same_but_for_their_level(module: Any) -> None:
+    zero, data = begun(module, TASK), begun(module, TASK._replace(mean_reward=3.0, ending=0.1), initial_value="data")
+    batch = {name: value[0] for name, value in batches(zero, 1).items()}
+    for name in ("critic", "target_critic"):
+        before, after = (getattr(m, name)(batch["observation"], batch["action"]) for m in (zero, data))
+        torch.testing.assert_close(after, before + 3.0 / (1 - 0.99 * 0.9), rtol=1e-5, atol=1e-4)
 
 
-def test_the_phase_brings_the_returns_of_whole_episodes(chain: dict[str, Run], fit: Fit, pendulum: str) -> None:
-    returns: list[torch.Tensor] = []
+def test_the_phase_tells_the_means_of_the_rewards_that_are_learned(
+    chain: dict[str, Run], fit: Fit, pendulum: str
+) -> None:
+    told: list[Task] = []
 
-    class Watched(td3.Reevaluate):
-        def return_step(self, batch: Any, noise: Any) -> Any:
-            returns.append(batch["return_to_go"])
-            return super().return_step(batch, noise)
+    class Told(td3.Reevaluate):
+        def build(self, task: Task, source: Any = None) -> None:
+            told.append(task)
+            super().build(task, source)
 
-    fit(
-        lambda: Reevaluate(Watched(hidden=HIDDEN, return_updates=2), str(chain["offline"].checkpoint)),
-        lambda: OfflineData(dataset=pendulum, batch_size=64),
-        4,
+    make = lambda: Reevaluate(  # noqa: E731
+        Told(hidden=HIDDEN, initial_value="data"), str(chain["offline"].checkpoint), earned=False
     )
-    assert len(returns) == 2
-    # Pendulum's rewards are below zero, of eight steps an episode: no return is less than the sum of eight of the worst
-    assert all(bool((value < 0).all()) and bool((value > -8 * 16.2736044).all()) for value in returns)
+    run = fit(make, lambda: OfflineData(dataset=pendulum, batch_size=64, reward_scale=0.5, reward_shift=1.0), 1)
+    with h5py.File(pendulum) as file:
+        rewards, ends = np.asarray(file["rewards"]), np.asarray(file["timeouts"]).astype(bool)
+    learned = rewards[~ends]  # the successor of an episode's last row is nobody's
+    assert told[0].mean_reward == pytest.approx(0.5 * learned.mean() + 1.0, rel=1e-5)
+    assert told[0].ending == 0.0
+    value = run.module.method.critic(*(run.module.sampled(512)[name] for name in ("observation", "action"))).mean()
+    assert float(value.detach()) == pytest.approx(told[0].mean_reward / (1 - 0.99), rel=0.1)
+
+
+def test_rewards_that_go_on_for_ever_have_no_value_without_a_discount() -> None:
+    with pytest.raises(UserError, match=r"initial_value data: with --model\.discount 1"):
+        begun(td3, TASK, initial_value="data", discount=1.0)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -68,8 +68,7 @@ class Moment(NamedTuple):
     """Where in a run an update stands.
 
     Attributes:
-        update: its number, from 0.
-        env_steps: environment steps made before it.
+        update, env_steps: its number, from 0, and the environment steps made before it.
         place: its number, from 0, among the updates since the environment was last stepped.
         new_steps: how many environment steps were made together then, one by each process.
     """
@@ -86,10 +85,10 @@ class Task(NamedTuple):
     Attributes:
         observation_dim, action_dim: S and A.
         total: gradient updates of the phase, or its environment steps where it interacts.
-        horizon: most steps of an episode, None where nobody knows.
-        best_return: the highest of the dataset's episodes, None without one.
+        horizon, best_return: most steps of an episode, None where nobody knows; the highest of the dataset's episodes.
         environments: how many are stepped side by side, those of all processes.
         rollout: environment steps between two rounds of updates of an on-policy method.
+        mean_reward, ending: of the dataset's transitions, the mean reward and the share that terminate.
     """
 
     observation_dim: int
@@ -99,6 +98,8 @@ class Task(NamedTuple):
     best_return: float | None = None
     environments: int = 1
     rollout: int = 0
+    mean_reward: float = 0.0
+    ending: float = 0.0
 
     @property
     def sizes(self) -> tuple[int, int]:

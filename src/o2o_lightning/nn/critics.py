@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from o2o_lightning.nn.mlp import MLP, Network, Spec, orthogonal_
 
@@ -55,6 +57,13 @@ class Critics(Network):
             return expected_value(self.logits(observation, action, frozen), self.support)
         x = torch.cat((observation, action), -1)
         return torch.stack([member(x, frozen).squeeze(-1) for member in self.members])
+
+    def raised(self, by: float) -> Self:
+        """Itself, every Q_i higher by so much; not of an ensemble with a ``support``."""
+        assert self.support is None, "its values lie between the support's ends"
+        for member in self.members:
+            cast(MLP, member).raise_output(by)
+        return self
 
     def logits(self, observation: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
         """``[count, B, bins]``, of an ensemble with a ``support``."""

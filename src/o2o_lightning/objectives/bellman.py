@@ -24,6 +24,14 @@ def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: 
     return reward + discount * (1.0 - terminated) * next_value
 
 
+def steady_value(reward: float, ending: float, discount: float) -> float:
+    r"""The value of a reward that stays as it is, :math:`r / (1 - \gamma (1 - e))`, where a share e of steps terminate.
+
+    Of a dataset's means it is the constant that solves the Bellman equation on average over its transitions.
+    """
+    return reward / (1.0 - discount * (1.0 - ending))
+
+
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
     r"""Squared Bellman error :math:`\sum_i \mathrm{mean}_B\,(Q_i(s,a) - y)^2`, Eqs. 3 and 6.
 

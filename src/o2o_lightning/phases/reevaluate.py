@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from o2o_lightning.checkpoint.handover import POLICIES
 from o2o_lightning.methods.actor_critic import ActorCritic
-from o2o_lightning.methods.method import Method
+from o2o_lightning.methods.method import Method, Task
 from o2o_lightning.phases.converging import Converging
 from o2o_lightning.phases.earned import Play, against, evaluated, visits
 from o2o_lightning.policies.history import player_of
@@ -28,6 +28,14 @@ class Reevaluate(Converging):
     def __init__(self, method: Method, init_from: str, earned: bool = True, **options: Any) -> None:
         super().__init__(method, init_from, **options)
         self.asks, self.earned = earned, dict[str, float]()
+
+    def task(self) -> Task:
+        store = self.data.store
+        if store is None:
+            return super().task()  # the DataModule refuses in a moment, with a reason
+        rows = slice(None) if store.td_rows is None else store.td_rows
+        mean_reward = float(self.data.rewards(store["reward"])[rows].double().mean())
+        return super().task()._replace(mean_reward=mean_reward, ending=float(store[TERMINATED][rows].double().mean()))
 
     def on_fit_start(self) -> None:
         store = self.data.store

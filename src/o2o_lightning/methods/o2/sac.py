@@ -49,7 +49,7 @@ class Reevaluate(Hastened, SACCritic):
     def build(self, task: Task, source: Source | None = None) -> None:
         assert source is not None
         actor = source.build_actor().requires_grad_(False)
-        self.take(actor, Critics(*task.sizes, self.hidden, self.layer_norm, self.critics))
+        self.take(actor, self.begun(Critics(*task.sizes, self.hidden, self.layer_norm, self.critics), task))
         self.log_alpha.requires_grad_(False)
 
     def learners(self) -> Learners:

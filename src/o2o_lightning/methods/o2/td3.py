@@ -53,7 +53,7 @@ class Reevaluate(Hastened, TD3Critic):
     def build(self, task: Task, source: Source | None = None) -> None:
         assert source is not None
         actor = source.build_actor().requires_grad_(False)
-        self.take(actor, Critics(*task.sizes, self.hidden, self.layer_norm))
+        self.take(actor, self.begun(Critics(*task.sizes, self.hidden, self.layer_norm), task))
 
     def learners(self) -> Learners:
         return {"critic": (self.critic, self.critic_lr)}
