@@ -95,6 +95,7 @@ PARTS = {
 HASTENED = {"fast": ("--model.fast_updates=8000",), "data": ("--model.initial_value=data",)}
 HASTENED["both"] = (*HASTENED["data"], *HASTENED["fast"])
 FOUR = "--data.utd=4"  # the default's updates a step, where nothing holds the policy
+MEASURED = (*CONTROLLED, "--model.threshold.measured=true")
 for which in ("td3", "sac"):
     for name, typed in PARTS.items():
         JOBS[f"o2{which}_{name}"] = job("online", f"online=o2{which}", *typed, parent=f"align_{which}")
@@ -107,7 +108,7 @@ for which in ("td3", "sac"):
         JOBS[f"paper_{which}_{name}"] = job("online", f"online=o2{which}", PAPER, parent=f"align_{which}_{name}")
     for arm in (f"paper_{which}", f"direct_{which}"):
         JOBS[f"{arm}_utd4"] = job("online", *JOBS[arm].choices, FOUR, parent=JOBS[arm].parent)
-    for name, typed in {"fresh": FRESH, "off": OFFLINE, "pi": CONTROLLED}.items():
+    for name, typed in {"fresh": FRESH, "off": OFFLINE, "pi": CONTROLLED, "pim": MEASURED}.items():
         JOBS[f"o2{which}_{name}"] = job("online", f"online=o2{which}", PAPER, *typed, parent=f"align_{which}")
 ARMS = [name for name, found in JOBS.items() if found.phase == "online"]
 
