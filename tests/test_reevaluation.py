@@ -28,7 +28,7 @@ MODULES = [td3, sac]
 def begun(module: Any, task: Task, **options: Any) -> Any:
     """A re-evaluation's method whose networks are made, always of the same random numbers."""
     torch.manual_seed(0)
-    before = SOURCES[f"o2{module.__name__.rpartition('.')[2]}"]()
+    before = SOURCES[module.Reevaluate.name]()
     before.build(TASK)
     method = module.Reevaluate(hidden=HIDDEN, **options)
     method.build(task, Networks("offline", before))
@@ -37,7 +37,7 @@ def begun(module: Any, task: Task, **options: Any) -> Any:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_fast_targets_come_first_then_those_of_the_paper(module: Any) -> None:
-    method = built(f"o2{module.__name__.rpartition('.')[2]} reevaluate")
+    method = built(f"{module.Reevaluate.name} reevaluate")
     method.fast_updates = 3
     found = [order_of(method, Moment(update)) for update in range(4)]
     assert found == [("critic_step", "follow 0.05")] * 3 + [("critic_step", "follow 0.005")]
@@ -78,22 +78,28 @@ def test_the_phase_tells_the_means_of_the_rewards_that_are_learned(
             told.append(task)
             super().build(task, source)
 
-    make = lambda: Reevaluate(  # noqa: E731
-        Told(hidden=HIDDEN, initial_value="data"), str(chain["offline"].checkpoint), earned=False
-    )
-    run = fit(make, lambda: OfflineData(dataset=pendulum, batch_size=64, reward_scale=0.5, reward_shift=1.0), 1)
+    data = lambda: OfflineData(dataset=pendulum, batch_size=64, reward_scale=0.5, reward_shift=1.0)  # noqa: E731
+
+    def make(value: Any) -> Reevaluate:
+        method = Told(hidden=HIDDEN, initial_value=value)
+        return Reevaluate(method, str(chain["offline"].checkpoint), earned=False)
+
+    run = fit(lambda: make("data"), data, 1)
     with h5py.File(pendulum) as file:
         rewards, ends = np.asarray(file["rewards"]), np.asarray(file["timeouts"]).astype(bool)
     learned = rewards[~ends]  # the successor of an episode's last row is nobody's
     assert told[0].mean_reward == pytest.approx(0.5 * learned.mean() + 1.0, rel=1e-5)
     assert told[0].ending == 0.0
+    fit(lambda: make("zero"), data, 1)
+    assert told[1].mean_reward == 0.0  # nobody reads all rewards of a large dataset for nothing
     value = run.module.method.critic(*(run.module.sampled(512)[name] for name in ("observation", "action"))).mean()
     assert float(value.detach()) == pytest.approx(told[0].mean_reward / (1 - 0.99), rel=0.1)
 
 
 def test_rewards_that_go_on_for_ever_have_no_value_without_a_discount() -> None:
     with pytest.raises(UserError, match=r"initial_value data: with --model\.discount 1"):
-        begun(td3, TASK, initial_value="data", discount=1.0)
+        begun(td3, TASK._replace(mean_reward=1.0), initial_value="data", discount=1.0)
+    begun(td3, TASK, initial_value="data", discount=1.0)  # as a checkpoint is read, without a dataset
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -88,7 +88,7 @@ class Task(NamedTuple):
         horizon, best_return: most steps of an episode, None where nobody knows; the highest of the dataset's episodes.
         environments: how many are stepped side by side, those of all processes.
         rollout: environment steps between two rounds of updates of an on-policy method.
-        mean_reward, ending: of the dataset's transitions, the mean reward and the share that terminate.
+        mean_reward, ending: of the dataset's transitions, where needed: the mean, and the share that terminate.
     """
 
     observation_dim: int
@@ -143,7 +143,7 @@ class Method(nn.Module):
 
     name: ClassVar[str]
     actor_kind: ClassVar[str | None] = None  # of the policy that it works on or makes; None for any
-    needs: ClassVar[tuple[str, ...]] = ()  # beyond a transition's own columns: "return_to_go", "window"; "priority"
+    needs: ClassVar[tuple[str, ...]] = ()  # beyond a transition: "return_to_go", "window"; "priority"; "mean_reward"
     makes_critic: ClassVar[bool] = False  # an action-value critic, which it hands on
     needs_critic: ClassVar[bool] = False  # of the checkpoint that it starts from
     needs_source: ClassVar[bool] = False  # a checkpoint: from new networks it would be another method

@@ -30,12 +30,12 @@ class Reevaluate(Converging):
         self.asks, self.earned = earned, dict[str, float]()
 
     def task(self) -> Task:
-        store = self.data.store
-        if store is None:
-            return super().task()  # the DataModule refuses in a moment, with a reason
+        task, store = super().task(), self.data.store
+        if store is None or "mean_reward" not in self.method.needs:
+            return task
         rows = slice(None) if store.td_rows is None else store.td_rows
-        mean_reward = float(self.data.rewards(store["reward"])[rows].double().mean())
-        return super().task()._replace(mean_reward=mean_reward, ending=float(store[TERMINATED][rows].double().mean()))
+        reward, ending = (column[rows].double().mean() for column in (store["reward"], store[TERMINATED]))
+        return task._replace(mean_reward=float(self.data.rewards(reward)), ending=float(ending))
 
     def on_fit_start(self) -> None:
         store = self.data.store

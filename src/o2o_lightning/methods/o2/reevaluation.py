@@ -30,10 +30,12 @@ class Hastened(ActorCritic):
         if not 0.0 < self.fast_polyak <= 1.0:
             raise UserError(f"--model.fast_polyak {self.fast_polyak:g}: a rate above 0 and at most 1 is needed.")
         at_least("--model.fast_updates", self.fast_updates, 0)
+        if self.initial_value == "data":
+            self.needs = ("mean_reward",)  # type: ignore[misc]
 
     def begun(self, critic: Critics, task: Task) -> Critics:
         """A new ``critic`` at its initial value."""
-        if self.initial_value == "zero":
+        if self.initial_value == "zero" or not task.mean_reward:  # no reward is worth nothing, discounted or not
             return critic
         if self.discount * (1.0 - task.ending) == 1.0:
             raise UserError(
