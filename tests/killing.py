@@ -126,7 +126,7 @@ def die_at(event: str, count: int) -> Callable[[], None]:
         owner, name = {
             "update": (Descent, "__call__"),
             "step": (_ManualOptimization, "_on_before_step"),  # of recorded updates too
-            "env_step": (Interaction, "step"),
+            "env_step": (Interaction, "end"),
             "write": (io._Watched, "write"),
             "replace": (os, "replace"),
             "evaluate": (Evaluator, "run"),

@@ -9,6 +9,7 @@ import signal
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import killing
@@ -17,6 +18,7 @@ import pytest
 import torch
 from conftest import HIDDEN, Fit
 
+from o2o_lightning import child
 from o2o_lightning.callbacks import worker
 from o2o_lightning.callbacks.worker import EvaluationWorker, Snapshot
 from o2o_lightning.data.module import OfflineData
@@ -55,8 +57,9 @@ def serve() -> Any:
     def start(make: Any) -> Any:
         here, there = multiprocessing.Pipe()
         found = EvaluationWorker(make)
-        found._connection = here
-        threading.Thread(target=worker._serve, args=(there, make, torch.get_num_threads()), daemon=True).start()
+        found._child = SimpleNamespace(connection=here, answer=here.recv)
+        given = (worker.serve, there, make, torch.get_num_threads())
+        threading.Thread(target=child._live, args=given, daemon=True).start()
         return found
 
     return start
@@ -109,7 +112,7 @@ def test_what_fails_over_there_is_one_line_here(serve: Any) -> None:
 def test_a_second_process_that_is_killed_is_one_line() -> None:
     remote = EvaluationWorker(pendulum_evaluator)
     remote.submit(policy())
-    os.kill(remote._process.pid, signal.SIGKILL)
+    os.kill(remote._child.process.pid, signal.SIGKILL)
     with pytest.raises(Failure, match=r"the evaluation process ended unexpectedly \(exit code -9"):
         remote.result()
     remote.close()
@@ -119,9 +122,9 @@ def test_a_signal_to_all_processes_of_a_job_leaves_the_evaluation_to_training() 
     remote = EvaluationWorker(pendulum_evaluator)
     remote.submit(policy())
     for number in (signal.SIGTERM, signal.SIGINT):  # it has not even imported what it needs
-        os.kill(remote._process.pid, number)
+        os.kill(remote._child.process.pid, number)
     assert remote.result() == pendulum_evaluator().run(policy().player())
-    process = remote._process
+    process = remote._child.process
     remote.close()
     assert process.exitcode == -signal.SIGKILL
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()

@@ -19,7 +19,7 @@ EVERY: golden_configs.Row = {
     "data.actions": "auto",
     "data.terminals": "auto",
 }
-EVERY |= {"data.device_limit_gb": 8.0}
+EVERY |= {"data.device_limit_gb": 8.0, "data.env_process": False}
 TRIALS: golden_configs.Row = {
     "model.trials.confidence": 1.0,
     "model.trials.confirmations": 20,

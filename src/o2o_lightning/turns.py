@@ -77,10 +77,18 @@ class Turns:
             if all(other in self._waiting for other in self._living):
                 self._answer(self._waiting)
             else:
-                own = Streams()
-                self._pass_on()
-                self._batons[place].acquire()
-                own.restore()
+                self._hand_over(place)
+
+    def pause(self, place: int) -> None:
+        """Lets each of the others that need not wait go on first, until it hands over as well."""
+        if any(other not in self._waiting for other in self._living if other != place):
+            self._hand_over(place)
+
+    def _hand_over(self, place: int) -> None:
+        own = Streams()
+        self._pass_on(place)
+        self._batons[place].acquire()
+        own.restore()
 
     def _live(self, place: int, job: Callable[[], None], errors: dict[int, BaseException]) -> None:
         self._batons[place].acquire()
@@ -91,10 +99,10 @@ class Turns:
         except BaseException as error:
             errors[place] = error
         self._living.remove(place)
-        self._pass_on()
+        self._pass_on(place)
 
-    def _pass_on(self) -> None:
-        """The baton goes to the first that need not wait, else to one that finds the others waiting."""
-        ready = [place for place in self._living if place not in self._waiting] or self._living
-        for place in ready[:1]:
-            self._batons[place].release()
+    def _pass_on(self, place: int = -1) -> None:
+        """The baton goes to the next after ``place`` that need not wait, else to one that finds the others waiting."""
+        ready = [other for other in self._living if other not in self._waiting] or self._living
+        if ready:
+            self._batons[min(ready, key=lambda other: (other <= place, other))].release()

@@ -15,9 +15,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from o2o_lightning.callbacks.hooks import PhaseCallback, Watched
 from o2o_lightning.callbacks.metrics import metrics_files
-from o2o_lightning.callbacks.worker import REQUESTS
 from o2o_lightning.checkpoint import side_state
 from o2o_lightning.checkpoint.handover import KEY
+from o2o_lightning.child import REQUESTS
 from o2o_lightning.engine.health import check_weights
 from o2o_lightning.envs.episodes import Evaluation
 from o2o_lightning.errors import Interrupted, UserError

@@ -42,6 +42,7 @@ class EvaluationLoop(PhaseCallback):
 
     def on_exception(self, trainer: L.Trainer, phase: Any, exception: BaseException) -> None:
         self.teardown(trainer, phase, "fit")
+        phase.end_evaluations()
 
     def teardown(self, trainer: L.Trainer, phase: Any, stage: str) -> None:
         if self._worker is not None:

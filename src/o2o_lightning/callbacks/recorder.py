@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.checkpoint.io import writing
-from o2o_lightning.envs.snapshot import simulator_state
 from o2o_lightning.recording.behaviour import LOG_PROB, Behaviour, PolicyBehaviour, UniformBehaviour
 
 
@@ -69,7 +68,7 @@ class Recorder(PhaseCallback):
 
     def _look(self, phase: Any) -> None:
         interaction = phase.data.interaction
-        state = np.concatenate([np.empty(0, np.float32), *simulator_state(interaction.env).values()])
+        state = np.concatenate([np.empty(0, np.float32), *interaction.env.simulator_state().values()])
         self._before = state, interaction.observation, copy.deepcopy(phase.data.generator)
 
     def _close(self) -> None:
@@ -80,7 +79,7 @@ class Recorder(PhaseCallback):
 
 def record_widths(env: Any) -> dict[str, int]:
     """Names and widths of a row's parts, in order; ``env`` has been reset."""
-    return {**{name: len(value) for name, value in simulator_state(env).items()}, LOG_PROB: 1}
+    return {**{name: len(value) for name, value in env.simulator_state().items()}, LOG_PROB: 1}
 
 
 def read_record(path: Path, env: Any, rows: int) -> dict[str, NDArray[np.float32]]:

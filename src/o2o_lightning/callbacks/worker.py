@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import io
-import multiprocessing
-import os
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
+from o2o_lightning.child import Child
 from o2o_lightning.envs.episodes import Evaluation, Evaluator, Player
 from o2o_lightning.errors import Failure, UserError
 from o2o_lightning.nn.actor import Policy
@@ -24,7 +20,10 @@ from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.policies.history import player_of
 
-REQUESTS = (signal.SIGINT, signal.SIGTERM)  # to stop in good order
+ADVICE = (
+    "`o2o resume RUN_DIR` goes on from the last checkpoint; without --data.eval_async and --data.env_process there is "
+    "no such process."
+)
 
 
 @dataclass(frozen=True)
@@ -56,25 +55,19 @@ class EvaluationWorker:
 
     def __init__(self, make: Callable[[], Evaluator]) -> None:
         self.make = make
-        self._connection: Connection[Any, Any] | None = None
-        self._process: Any = None
+        self._child: Child | None = None
 
-    def submit(self, policy: Snapshot) -> None:
-        """Begins an evaluation; :meth:`result` must be asked for before the next."""
-        if self._connection is None:
-            # not a fork: a process with threads, or with CUDA, must not be copied
-            context = multiprocessing.get_context("spawn")
-            self._connection, other = context.Pipe()
-            arguments = (other, self.make, torch.get_num_threads())
-            self._process = context.Process(target=_serve, args=arguments, daemon=True, name="o2o evaluation")
-            with _deaf_children():
-                self._process.start()
-            atexit.register(self.close)  # Python's own end of it is a signal that it does not hear
-            other.close()
+    def submit(self, policy: Snapshot, make: Callable[[], Evaluator] | None = None) -> None:
+        """Begins an evaluation; :meth:`result` must be asked for before the next.
+
+        ``make`` makes an evaluator for this one alone.
+        """
+        if self._child is None:
+            self._child = Child(serve, self.make, torch.get_num_threads(), name="evaluation", advice=ADVICE)
         content = io.BytesIO()
         torch.save(asdict(policy), content)
         # in a thread: while the other process starts, nobody takes what is sent
-        threading.Thread(target=_send, args=(self._connection, content.getvalue()), daemon=True).start()
+        threading.Thread(target=_send, args=(self._child.connection, (content.getvalue(), make)), daemon=True).start()
 
     def result(self) -> Evaluation:
         """Waits for the evaluation that was submitted.
@@ -82,61 +75,33 @@ class EvaluationWorker:
         Raises:
             Failure: its environment failed, or the process ended.
         """
-        assert self._connection is not None
-        try:
-            answer = self._connection.recv()
-        except (EOFError, OSError) as error:
-            self._process.join(5)
-            raise Failure(
-                f"the evaluation process ended unexpectedly (exit code {self._process.exitcode}; -9 is often a lack of "
-                "memory). `o2o resume RUN_DIR` goes on from the last checkpoint; without --data.eval_async evaluations "
-                "need no second process."
-            ) from error
+        assert self._child is not None
+        answer = self._child.answer()
         if isinstance(answer, str):
             raise Failure(answer)
         return Evaluation(*answer)
 
     def close(self) -> None:
         """Ends the process, whatever it is doing."""
-        if self._connection is not None:
-            atexit.unregister(self.close)
-            self._connection.close()
-            self._process.kill()
-            self._process.join()
-            self._connection = self._process = None
+        if self._child is not None:
+            self._child.close()
+            self._child = None
 
 
-@contextlib.contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes that are started hear neither SIGINT nor SIGTERM: they reach a whole job, and training decides.
-
-    From their first moment: to import what they need takes seconds. This process hears of them at the end.
-    """
-    resource_tracker.ensure_running()  # or it is started meanwhile, and takes the mask off
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _send(connection: Connection[Any, Any], content: bytes) -> None:
+def _send(connection: Connection[Any, Any], content: Any) -> None:
     with contextlib.suppress(OSError):  # a process that has ended is told of where its result is asked for
-        connection.send_bytes(content)
+        connection.send(content)
 
 
-def _serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], threads: int) -> None:
-    if training := multiprocessing.parent_process():
-        threading.Thread(target=_end_with, args=(training,), daemon=True).start()
+def serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], threads: int) -> None:
+    """Answers with evaluations, until nobody asks any more."""
     torch.set_num_threads(threads)  # as over there: another number may round differently
-    evaluator = None
+    usual: Evaluator | None = None
     while True:
+        content, other = connection.recv()
         try:
-            content = connection.recv_bytes()
-        except (EOFError, OSError):  # training has ended, however it did
-            return
-        try:
-            evaluator = evaluator or make()
+            evaluator = other() if other else usual or make()
+            usual = usual if other else evaluator
             policy = Snapshot(**torch.load(io.BytesIO(content), weights_only=True))
             found = evaluator.run(policy.player())
             connection.send((found.returns, found.lengths, found.score))
@@ -144,8 +109,3 @@ def _serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], thre
             connection.send(str(error))
         except Exception as error:
             connection.send(f"an evaluation raised {type(error).__name__}: {error}. See the policy's checkpoint.")
-
-
-def _end_with(training: Any) -> None:
-    training.join()
-    os._exit(1)  # whatever the environment is doing: nobody waits for it

@@ -67,12 +67,18 @@ class InteractingData(OfflineData):
     def teardown(self, stage: str) -> None:
         super().teardown(stage)
         if stage == "fit":
-            for interaction in self.interactions:
-                interaction.env.close()
+            self._close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for interaction in self.interactions:
+            interaction.env.close()
 
     def _start(self, ring: Any, seed: int) -> Interaction:
         """A training environment at its first start state, writing to ``ring``."""
         if self.env is None:
             unnamed = "it does not name its environment, and the online phase needs one. Pass --data.env_id."
             raise wrong(f"{self.dataset}", unnamed)
-        return Interaction(self.env.make, ring, seed)
+        return Interaction(self.env.make, ring, seed, self.module.others_go_on if self.env_process else None)

@@ -57,6 +57,7 @@ class OfflineData(L.LightningDataModule):
         eval_seed: start states of the evaluation; the same for every evaluation of every phase.
         eval_async: evaluate in a second process while training goes on, where it need not wait for the score; results
             are recorded at their own step, one evaluation later, and are the same.
+        env_process: environments of several seeds, or of ``num_envs``, in processes of their own, side by side.
         memmap: ``true``: transitions lie in memory-mapped files in the cache, made at the first use and shared by later
             runs; ``false``: in memory; ``auto``: mapped above ``memory_limit_gb``. The results are the same bits.
         memory_limit_gb: size of the transitions for ``auto``.
@@ -86,6 +87,7 @@ class OfflineData(L.LightningDataModule):
     eval_episodes: int = 10
     eval_seed: int = 1000
     eval_async: bool = False
+    env_process: bool = False
     memmap: bool | Literal["auto"] = "auto"
     memory_limit_gb: float = 0.5
     device_limit_gb: float = 8.0

@@ -133,6 +133,10 @@ class Lane(NamedTuple):
         self.lanes.methods[self.place] = method
         return LaneEngine(method, self)
 
+    def pause(self) -> None:
+        """Lets the others go on, while another process is at work for this seed."""
+        self.lanes.turns.pause(self.place)
+
     def captured(self, method: Method, optimizer: torch.optim.Optimizer, record: Record) -> "LaneCaptured":
         """What makes its whole updates, in one recording with those of the others."""
         together, self.lanes.methods[self.place] = self.lanes.together, method

@@ -7,8 +7,9 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from o2o_lightning.envs.checked import flagged, observed, rewarded, staying
 from o2o_lightning.envs.layout import choose_layout, join, leaves
 from o2o_lightning.envs.scores import ANTMAZES
+from o2o_lightning.envs.snapshot import restore, simulator_state, snapshot
 from o2o_lightning.errors import Failure, UserError
 from o2o_lightning.launch import note_once, search_here
 
@@ -110,6 +112,27 @@ class UnitAction(gym.ActionWrapper[Any, FloatArray, FloatArray]):
         self.steps += 1
         flags = flagged(terminated, "'terminated'", where), flagged(truncated, "'truncated'", where)
         return observed(observation, self.width, where), rewarded(reward, where), *flags, info
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return self.spec.id if self.spec else str(self)
+
+    def begin(self, action: FloatArray) -> Callable[[], Any]:
+        """What makes the step: here it is not begun before its end is waited for."""
+        return partial(self.step, action)
+
+    def snapshot(self) -> dict[str, Any]:
+        """As :func:`o2o_lightning.envs.snapshot.snapshot`."""
+        return snapshot(self)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """As :func:`o2o_lightning.envs.snapshot.restore`."""
+        restore(self, state)
+
+    def simulator_state(self) -> dict[str, FloatArray]:
+        """As :func:`o2o_lightning.envs.snapshot.simulator_state`."""
+        return simulator_state(self)
 
     def action(self, action: FloatArray) -> FloatArray:
         native = native_actions(action, self.low, self.high)

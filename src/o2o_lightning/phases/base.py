@@ -4,34 +4,29 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, cast
 
 import torch
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from o2o_lightning.callbacks.evaluation_loop import EvaluationLoop
-from o2o_lightning.callbacks.hooks import PhaseCallback
 from o2o_lightning.callbacks.monitors import Monitors, saving_steps
 from o2o_lightning.checkpoint.handover import check_dataset, read_handover
-from o2o_lightning.data.module import OfflineData
 from o2o_lightning.engine.compiled import CompiledEngine
 from o2o_lightning.engine.engine import Ask, Engine, Update
-from o2o_lightning.engine.lanes import Lane
 from o2o_lightning.engine.noise import NoiseBlocks
-from o2o_lightning.envs.episodes import Evaluation, Player
 from o2o_lightning.errors import at_least
 from o2o_lightning.methods.method import Loss, Method, Moment, Task
-from o2o_lightning.nn.actor import Policy
 from o2o_lightning.phases import hardware
-from o2o_lightning.phases.contract import Contract, check_sizes
+from o2o_lightning.phases.contract import check_sizes
 from o2o_lightning.phases.descent import Descent, Draw
+from o2o_lightning.phases.evaluating import Evaluating
 from o2o_lightning.phases.replays import Compile, Replays, replay_note, replays_of, wanted
-from o2o_lightning.policies.history import player_of
 from o2o_lightning.ranks import Ranks
 from o2o_lightning.seeds import noise_seed
 
 
-class Phase(Contract):
+class Phase(Evaluating):
     """Base of all phases: where a method's batches come from, when it ends, what it hands on.
 
     **Clock.** One gradient update is one :meth:`learn`, whatever number of losses it descends: ``trainer.global_step``
@@ -61,25 +56,17 @@ class Phase(Contract):
         self.method, self.init_from, self.compiling, self.products = method, init_from, compile, products
         self.updates = 0
         self.env_steps = 0
-        self.eval_env_steps = 0
-        self.curve: list[list[float | None]] = []
         self.scores: dict[str, float | None] = {}
         self.returns: dict[str, float] = {}
         self.config: dict[str, Any] = {}
         self.source = None
         self.ranks = Ranks()
-        self.lane: Lane | None = None  # among several seeds in one process
         self._replays: Replays | None = None
         self._engine: Engine | None = None
         self._noise: NoiseBlocks | None = None
         self.keep_hyperparameters()
 
     # ---- Lightning -----------------------------------------------------------------------------------------------
-
-    @property
-    def data(self) -> OfflineData:
-        """The DataModule; every phase needs one of ours."""
-        return cast(OfflineData, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     @property
     def compiles(self) -> bool:
@@ -231,6 +218,7 @@ class Phase(Contract):
 
     def teardown(self, stage: str) -> None:
         self._replays = None
+        self.end_evaluations()
         hardware.set_products("highest" if self.products and self.lane is None else None)
 
     def learn(
@@ -279,10 +267,6 @@ class Phase(Contract):
         """The inverse of :meth:`local_state`, when training starts."""
         self.noise.load_state(state["noise"])
 
-    def policy(self) -> Policy:
-        """The policy that evaluations and exports use."""
-        return getattr(self.method, self.method.stands_for)  # type: ignore[no-any-return]
-
     def facts(self) -> dict[str, Any]:
         """What ``summary.json`` says of this phase beyond what it says of all."""
         return self.method.facts()
@@ -312,39 +296,3 @@ class Phase(Contract):
         """Transitions ``[count]`` of the dataset, ready for the networks, and always the same: a measurement's own."""
         store = self.data.needed("what an option asks for is measured on its states")
         return self.data.prepare(store.gather(store.sample_rows(count, torch.Generator().manual_seed(0))), self.device)
-
-    def evaluate(self, policy: Policy | None = None) -> Evaluation:
-        """Evaluates ``policy`` (default: the phase's) off the training environment; its steps are counted as a cost."""
-        return self.evaluate_player(player_of(policy or self.policy(), self.normalizer))
-
-    def evaluate_player(self, player: Player) -> Evaluation:
-        """As :meth:`evaluate`, of anything that can play episodes."""
-        result = self.data.evaluate(player)
-        self.eval_env_steps += result.env_steps
-        return result
-
-    def before_evaluation(self) -> None:
-        """What a phase measures of its networks whenever its policy is evaluated."""
-
-    def run_evaluation(self) -> Evaluation:
-        """Evaluates the policy now."""
-        self.before_evaluation()
-        result = self.evaluate()
-        self.record_evaluation(result, (self.updates, self.env_steps))
-        return result
-
-    def record_evaluation(self, result: Evaluation, moment: tuple[int, int]) -> None:
-        """Keeps the point of the curve at ``moment`` (updates, environment steps), logs it, and tells the callbacks."""
-        clock = moment[self.clock_name == "env_steps"]
-        self.curve.append([clock, result.return_mean, result.score])
-        row = {"eval_env_steps": float(self.eval_env_steps), "return_mean": result.return_mean}
-        self.log_now(row if result.score is None else {**row, "score": result.score}, moment)
-        self.show({"score": result.value})  # the mean return, where no reference score is known
-        self.tell("on_evaluation", result)
-
-    def tell(self, hook: str, *args: Any) -> None:
-        """Calls one of the hooks of :class:`o2o_lightning.callbacks.hooks.PhaseCallback`; bars show what it brought."""
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        for callback in sorted(callbacks, key=lambda callback: isinstance(callback, ProgressBar)):
-            if isinstance(callback, PhaseCallback):
-                getattr(callback, hook)(self.trainer, self, *args)

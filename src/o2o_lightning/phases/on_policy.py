@@ -24,7 +24,9 @@ class OnPolicy(Online):
         data, method = self.rollouts, cast(PPO, self.method)
         for _ in range(chunk // data.stride):
             for interaction in data.interactions:
-                interaction.step(self.explore)
+                interaction.begin(self.explore)
+            for interaction in data.interactions:
+                interaction.end()
                 self.on_env_step(self.ranks.count)
                 if self._gated:
                     self.gate.ended(interaction)

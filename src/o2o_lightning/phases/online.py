@@ -17,7 +17,6 @@ from o2o_lightning.errors import UserError
 from o2o_lightning.methods.method import Loss, Method
 from o2o_lightning.methods.o2.constraint import Constrained
 from o2o_lightning.methods.o2.reference import Referenced
-from o2o_lightning.nn.actor import Policy
 from o2o_lightning.nn.targets import differ, hard_update
 from o2o_lightning.objectives.diagnostics import ONE_SIDED, standardized_gap
 from o2o_lightning.phases.base import Phase
@@ -25,7 +24,6 @@ from o2o_lightning.phases.descent import Draw
 from o2o_lightning.phases.gate import Gate
 from o2o_lightning.phases.probe import safe_divergence
 from o2o_lightning.phases.trial import Court
-from o2o_lightning.policies.history import player_of
 from o2o_lightning.replay.balanced import Balanced
 
 FloatArray = NDArray[np.float32]
@@ -256,13 +254,6 @@ class Online(Phase):
         self.scores |= {"aligned": aligned.score, "offline": offline.score}
         self.returns |= {"aligned": aligned.return_mean, "offline": offline.return_mean}
         return offline
-
-    def judge(self, policy: Policy, episodes: int, round: int = 0) -> Evaluation:
-        """Evaluates ``policy`` by so many episodes from start states that no evaluation, or other round, begins at."""
-        make = self.data.evaluator(episodes, self.data.eval_seed + self.data.eval_episodes + round * episodes)
-        result = make(ranks=self.ranks).run(player_of(policy, self.normalizer))
-        self.eval_env_steps += result.env_steps
-        return result
 
     def set_reference(self, actor: nn.Module, score: float) -> None:
         """π_ref becomes a copy of ``actor``, which was evaluated at ``score``."""

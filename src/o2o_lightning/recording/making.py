@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from o2o_lightning.checkpoint import inert
 from o2o_lightning.checkpoint.io import save_atomically
 from o2o_lightning.envs.make import UnitAction, native_actions
-from o2o_lightning.envs.snapshot import pack, simulator_state, unpack
+from o2o_lightning.envs.snapshot import pack, unpack
 from o2o_lightning.errors import refusing
 from o2o_lightning.recording.behaviour import LOG_PROB, Behaviour
 from o2o_lightning.recording.writer import Block
@@ -78,7 +78,7 @@ class Rollouts:
         states: list[dict[str, NDArray[np.float32]]] = []
         for done in range(1, count + 1):
             noises.append(self.behaviour.draw(self.generator))
-            states.append(simulator_state(self.interaction.env))
+            states.append(self.interaction.env.simulator_state())
             self.interaction.step(lambda observation: self.behaviour.act(observation, noises[-1]))
             if done % 100 == 0 or done == count:
                 progress(self.recorded + done)

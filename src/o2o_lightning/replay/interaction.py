@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from o2o_lightning.envs.make import UnitAction
-from o2o_lightning.envs.snapshot import can_restore, restore, snapshot
+from o2o_lightning.envs.remote import RemoteEnv
+from o2o_lightning.envs.snapshot import can_restore
 from o2o_lightning.errors import Failure, UserError
 from o2o_lightning.seeds import restart_seed
 
@@ -22,12 +23,16 @@ class Interaction:
 
     ``explore`` maps a raw observation ``[S]`` to the executed action ``[A]`` in ``[-1, 1]``: the same action goes
     into the ``buffer`` (the official code stores it without its noise, D3), a ring or what takes transitions alike.
+
+    With ``meanwhile`` the environment is in a process of its own, and this is what is done while it is at work.
     """
 
-    def __init__(self, make: Callable[[], UnitAction], buffer: Any, seed: int) -> None:
+    def __init__(
+        self, make: Callable[[], UnitAction], buffer: Any, seed: int, meanwhile: Callable[[], None] | None = None
+    ) -> None:
         self.make, self.buffer, self.seed = make, buffer, seed
-        self.env = make()
-        self.name = self.env.spec.id if self.env.spec else str(self.env)
+        self.env = make() if meanwhile is None else RemoteEnv(make, seed, meanwhile)
+        self.name = self.env.label
         self.observation: FloatArray = self._guarded(lambda: self.env.reset(seed=seed))[0]
         self.episode_return, self.episode_length = 0.0, 0
         self.episodes, self.steps, self.last_length = 0, 0, 0
@@ -36,9 +41,18 @@ class Interaction:
 
     def step(self, explore: Callable[[FloatArray], FloatArray]) -> None:
         """One environment step."""
-        action = explore(self.observation)
-        observation, reward, terminated, truncated, _ = self._guarded(lambda: self.env.step(action))
-        self.buffer.add(self.observation, action, reward, observation, terminated, truncated)
+        self.begin(explore)
+        self.end()
+
+    def begin(self, explore: Callable[[FloatArray], FloatArray]) -> None:
+        """Chooses the action of a step, which an environment of another process begins."""
+        self.action = explore(self.observation)
+        self._result = self.env.begin(self.action)
+
+    def end(self) -> None:
+        """Stores what came of the step that was begun."""
+        observation, reward, terminated, truncated, _ = self._guarded(self._result)
+        self.buffer.add(self.observation, self.action, reward, observation, terminated, truncated)
         self.observation = observation
         self.episode_return += reward
         self.episode_length += 1
@@ -59,7 +73,7 @@ class Interaction:
                 )
         return {
             "buffer": self.buffer.state(),
-            "environment": snapshot(self.env) if self._restorable else None,
+            "environment": self.env.snapshot() if self._restorable else None,
             "observation": torch.from_numpy(self.observation.copy()),
             "counters": [self.episode_return, self.episode_length, self.episodes, self.steps, self.last_return],
         }
@@ -69,7 +83,7 @@ class Interaction:
         self.buffer.load_state(state["buffer"])
         self.episode_return, self.episode_length, self.episodes, self.steps, self.last_return = state["counters"]
         if state["environment"] is not None:
-            restore(self.env, state["environment"])
+            self.env.restore(state["environment"])
             self.observation = state["observation"].numpy()
             return
         self._note("its state was not saved; a new episode starts.")

@@ -19,7 +19,7 @@ from o2o_lightning.errors import UserError, reason
 SUMMARY = "summary.json"
 # options that say where and how fast a run runs, or that the summary says better
 UNTOLD = {
-    "init_from", "dataset", "env_id", "compile", "chunk", "memmap", "memory_limit_gb", "eval_async",
+    "init_from", "dataset", "env_id", "compile", "chunk", "memmap", "memory_limit_gb", "eval_async", "env_process",
 }  # fmt: skip
 NAMES = {
     "td3_bc": "TD3+BC", "cal_ql": "Cal-QL", "odt": "Online DT", "bc10": "10 %-BC", "rebrac": "ReBRAC",

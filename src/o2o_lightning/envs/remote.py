@@ -1,0 +1,113 @@
+"""An environment in a process of its own: it steps while this process does something else."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from o2o_lightning.child import Child
+from o2o_lightning.envs.make import UnitAction
+from o2o_lightning.errors import Failure, UserError
+
+FloatArray = NDArray[np.float32]
+KINDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (UserError, Failure)}
+ADVICE = "Check the simulator; `o2o resume RUN_DIR` goes on from the last checkpoint."
+
+
+class RemoteEnv:
+    """The environment that ``make`` makes, a picklable function that is called over there.
+
+    Its observations, rewards and errors are those of the same environment here. What it draws from the process's global
+    generators, and not from its own, is of the other process.
+
+    Args:
+        meanwhile: what is done between a request and its answer.
+    """
+
+    def __init__(self, make: Callable[[], UnitAction], seed: int, meanwhile: Callable[[], None]) -> None:
+        self.meanwhile = meanwhile
+        self._child = Child(serve, make, seed, torch.get_num_threads(), name="environment", advice=ADVICE)
+        self.label: str = self._ask("label")
+
+    def reset(self, *, seed: int | None = None) -> tuple[FloatArray, dict[str, Any]]:
+        """As Gymnasium has it, without what the environment tells beside the observation."""
+        return self._ask("reset", seed), {}
+
+    def begin(self, action: FloatArray) -> Callable[[], Any]:
+        """Begins a step, and returns what waits for its end."""
+        self._send("step", action)
+        return self._answer
+
+    def snapshot(self) -> dict[str, Any]:
+        """As :func:`o2o_lightning.envs.snapshot.snapshot`."""
+        return torch.load(io.BytesIO(self._ask("snapshot")), weights_only=True)  # type: ignore[no-any-return]
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """As :func:`o2o_lightning.envs.snapshot.restore`."""
+        self._ask("restore", _bytes(state))
+
+    def simulator_state(self) -> dict[str, FloatArray]:
+        """As :func:`o2o_lightning.envs.snapshot.simulator_state`."""
+        return self._ask("simulator_state")  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Ends the process, whatever it is doing."""
+        self._child.close()
+
+    def _ask(self, name: str, *given: Any) -> Any:
+        self._send(name, *given)
+        return self._answer()
+
+    def _send(self, name: str, *given: Any) -> None:
+        try:
+            self._child.connection.send((name, given))
+        except OSError as error:
+            raise self._child.ended() from error
+
+    def _answer(self) -> Any:
+        self.meanwhile()
+        failed, answer = self._child.answer()
+        if failed:
+            raise KINDS.get(failed, type(failed, (Exception,), {}))(answer)
+        return answer
+
+
+def serve(connection: Connection[Any, Any], make: Callable[[], UnitAction], seed: int, threads: int) -> None:
+    """Answers requests with a kind of error, empty for none, and its text or what was asked for."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    env: UnitAction | None = None
+    while True:
+        name, given = connection.recv()
+        try:
+            env = env or make()
+            answer = "", ANSWERS[name](env, *given)
+        except Exception as error:
+            answer = type(error).__name__, str(error)
+        connection.send(answer)
+
+
+def _bytes(state: dict[str, Any]) -> bytes:
+    """Tensors would be sent as memory that both processes share."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getvalue()
+
+
+ANSWERS: dict[str, Callable[..., Any]] = {
+    "label": lambda env: env.label,
+    "reset": lambda env, seed: env.reset(seed=seed)[0],
+    "step": lambda env, action: (*env.step(action)[:4], {}),
+    "snapshot": lambda env: _bytes(env.snapshot()),
+    "restore": lambda env, state: env.restore(torch.load(io.BytesIO(state), weights_only=True)),
+    "simulator_state": lambda env: env.simulator_state(),
+}
