@@ -58,7 +58,7 @@ def serve() -> Any:
         here, there = multiprocessing.Pipe()
         found = EvaluationWorker(make)
         found._child = SimpleNamespace(connection=here, answer=here.recv)
-        given = (worker.serve, there, make, torch.get_num_threads())
+        given = (worker.serve, there, make, worker.arithmetic())
         threading.Thread(target=child._live, args=given, daemon=True).start()
         return found
 

@@ -6,6 +6,8 @@ import sys
 
 from o2o_lightning.errors import visible
 
+SPEAKS = True  # unless another process does for this one
+
 
 def first_process() -> bool:
     """Whether this process writes and speaks for all."""
@@ -23,7 +25,7 @@ def launched_with_others() -> bool:
 @functools.cache
 def note_once(line: str) -> None:
     """``o2o: <line>`` on stderr, once a process, from a run's first one only, where no command line is at hand."""
-    if first_process():
+    if SPEAKS and first_process():
         print(f"o2o: {visible(line)}", file=sys.stderr)
 
 

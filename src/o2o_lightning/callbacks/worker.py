@@ -8,13 +8,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from o2o_lightning.child import Child
+from o2o_lightning.child import Child, retold, told
 from o2o_lightning.envs.episodes import Evaluation, Evaluator, Player
 from o2o_lightning.errors import Failure, UserError
+from o2o_lightning.nn import linear
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.normalizer import Normalizer
@@ -63,7 +64,7 @@ class EvaluationWorker:
         ``make`` makes an evaluator for this one alone.
         """
         if self._child is None:
-            self._child = Child(serve, self.make, torch.get_num_threads(), name="evaluation", advice=ADVICE)
+            self._child = Child(serve, self.make, arithmetic(), name="evaluation", advice=ADVICE)
         content = io.BytesIO()
         torch.save(asdict(policy), content)
         # in a thread: while the other process starts, nobody takes what is sent
@@ -76,9 +77,13 @@ class EvaluationWorker:
             Failure: its environment failed, or the process ended.
         """
         assert self._child is not None
-        answer = self._child.answer()
-        if isinstance(answer, str):
-            raise Failure(answer)
+        error, answer = self._child.answer()
+        if error is not None:
+            failure = retold(error)
+            if isinstance(failure, UserError):
+                raise failure
+            said = f"an evaluation raised {type(failure).__name__}: {failure}. See the policy's checkpoint."
+            raise Failure(said) from failure
         return Evaluation(*answer)
 
     def close(self) -> None:
@@ -93,9 +98,24 @@ def _send(connection: Connection[Any, Any], content: Any) -> None:
         connection.send(content)
 
 
-def serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], threads: int) -> None:
-    """Answers with evaluations, until nobody asks any more."""
-    torch.set_num_threads(threads)  # as over there: another number may round differently
+class Arithmetic(NamedTuple):
+    """What the last bits of a product depend on."""
+
+    threads: int
+    onednn: tuple[bool, ...]
+    precision: str
+
+
+def arithmetic() -> Arithmetic:
+    """This process's."""
+    return Arithmetic(torch.get_num_threads(), tuple(linear.ONEDNN), torch.get_float32_matmul_precision())
+
+
+def serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], computed: Arithmetic) -> None:
+    """Answers with an error, None for none, and an evaluation, until nobody asks any more."""
+    torch.set_num_threads(computed.threads)
+    torch.set_float32_matmul_precision(computed.precision)
+    linear.ONEDNN = linear.Onednn(*computed.onednn)
     usual: Evaluator | None = None
     while True:
         content, other = connection.recv()
@@ -104,8 +124,6 @@ def serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], threa
             usual = usual if other else evaluator
             policy = Snapshot(**torch.load(io.BytesIO(content), weights_only=True))
             found = evaluator.run(policy.player())
-            connection.send((found.returns, found.lengths, found.score))
-        except UserError as error:
-            connection.send(str(error))
+            connection.send((None, (found.returns, found.lengths, found.score)))
         except Exception as error:
-            connection.send(f"an evaluation raised {type(error).__name__}: {error}. See the policy's checkpoint.")
+            connection.send((told(error), None))

@@ -138,6 +138,7 @@ def _short(work: Mapping[str, Work], pace: Path) -> list[str]:
         "--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.profiler=null",
         "--trainer.callbacks=null", f"--trainer.callbacks={PACE}", f"--trainer.callbacks.path={pace}",
         f"--data.eval_every_updates={NEVER}", f"--data.eval_episodes={EPISODES}",
+        "--data.env_process=false",  # whose processes take longer to start than a rehearsal to run
     ]  # fmt: skip
     for phase, found in work.items():
         if phase == "online":

@@ -36,7 +36,7 @@ options that may change on the way, e.g. `--data.env_steps 200000`:
 LENGTH = ("trainer.max_steps", "data.env_steps")
 SAFE = (
     *LENGTH, "trainer.logger", "trainer.log_every_n_steps", "trainer.enable_progress_bar",
-    "data.eval_every", "data.eval_every_updates", "data.memmap", "data.memory_limit_gb",
+    "data.eval_every", "data.eval_every_updates", "data.memmap", "data.memory_limit_gb", "data.env_process",
 )  # fmt: skip
 
 

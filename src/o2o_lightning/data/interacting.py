@@ -1,5 +1,6 @@
 """What the DataModules that step an environment have in common."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,14 +68,13 @@ class InteractingData(OfflineData):
     def teardown(self, stage: str) -> None:
         super().teardown(stage)
         if stage == "fit":
-            self._close()
+            for interaction in self.interactions:
+                interaction.env.close()
 
     def on_exception(self, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
         for interaction in self.interactions:
-            interaction.env.close()
+            with contextlib.suppress(Exception):  # what is wrong has been said
+                interaction.env.close()
 
     def _start(self, ring: Any, seed: int) -> Interaction:
         """A training environment at its first start state, writing to ``ring``."""

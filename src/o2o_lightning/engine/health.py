@@ -40,21 +40,22 @@ class ChunkRecord:
 
     def add(self, update: int, batch: TensorDictBase, loss: Tensor, metrics: dict[str, Tensor]) -> None:
         """Remembers one loss of gradient update ``update``, and what it was made of."""
-        self._losses.append(loss.detach())
         # as they are: detaching each costs more than the rest, and their graphs are empty after the backward pass
+        self._losses.append(loss)
         self._rows.append((update, batch, metrics))
 
     def admit(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Keeps ``optimizer`` from its next step where ``loss``, the mean of all processes, is not finite."""
-        self._verdicts.append(loss.detach())
+        self._verdicts.append(loss)
         if readable(loss):
-            if not math.isfinite(loss):
+            if not math.isfinite(loss.item()):
                 self.check()
             return
-        bad = (~torch.isfinite(self._verdicts[-1])).float()
+        bad = (~torch.isfinite(loss.detach())).float()
         self._bad = bad if self._bad is None else torch.maximum(self._bad, bad)
         optimizer.found_inf = self._bad  # type: ignore[attr-defined]
 
+    @torch.no_grad()
     def check(self, last: bool = False) -> None:
         """Raises :class:`NonFinite` that names the first offending update and tensor; of the ``last`` loss at least."""
         if not self._verdicts:
@@ -84,7 +85,7 @@ class ChunkRecord:
 
 def readable(loss: Tensor) -> bool:
     """Whether a look at ``loss`` waits for nothing."""
-    return loss.device.type == "cpu"
+    return loss.is_cpu
 
 
 def check_weights(phase: str, module: nn.Module) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from o2o_lightning.envs.checked import flagged, observed, rewarded, staying
 from o2o_lightning.envs.layout import choose_layout, join, leaves
 from o2o_lightning.envs.scores import ANTMAZES
-from o2o_lightning.envs.snapshot import restore, simulator_state, snapshot
+from o2o_lightning.envs.snapshot import can_restore, restore, simulator_state, snapshot
 from o2o_lightning.errors import Failure, UserError
 from o2o_lightning.launch import note_once, search_here
 
@@ -129,6 +129,10 @@ class UnitAction(gym.ActionWrapper[Any, FloatArray, FloatArray]):
     def restore(self, state: dict[str, Any]) -> None:
         """As :func:`o2o_lightning.envs.snapshot.restore`."""
         restore(self, state)
+
+    def can_restore(self, make: "Callable[[], UnitAction]") -> bool:
+        """As :func:`o2o_lightning.envs.snapshot.can_restore`."""
+        return can_restore(make)
 
     def simulator_state(self) -> dict[str, FloatArray]:
         """As :func:`o2o_lightning.envs.snapshot.simulator_state`."""

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from o2o_lightning.child import Child
+from o2o_lightning.child import Child, retold, told
 from o2o_lightning.envs.make import UnitAction
-from o2o_lightning.errors import Failure, UserError
+from o2o_lightning.envs.snapshot import can_restore
+from o2o_lightning.errors import UserError
 
 FloatArray = NDArray[np.float32]
-KINDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (UserError, Failure)}
+PATIENCE = 5.0  # seconds that it has to end what it has begun
 ADVICE = "Check the simulator; `o2o resume RUN_DIR` goes on from the last checkpoint."
 
 
@@ -32,9 +33,18 @@ class RemoteEnv:
     """
 
     def __init__(self, make: Callable[[], UnitAction], seed: int, meanwhile: Callable[[], None]) -> None:
-        self.meanwhile = meanwhile
+        self.meanwhile, self._asked = meanwhile, ""
         self._child = Child(serve, make, seed, torch.get_num_threads(), name="environment", advice=ADVICE)
-        self.label: str = self._ask("label")
+        try:
+            self.label: str = self._ask("label")
+        except BaseException as error:
+            self.close()
+            if type(error) is UserError:
+                raise UserError(
+                    f"{error} With --data.env_process another process makes it, which knows an id that a script has "
+                    "registered as `package.module:Env-v0`."
+                ) from error
+            raise
 
     def reset(self, *, seed: int | None = None) -> tuple[FloatArray, dict[str, Any]]:
         """As Gymnasium has it, without what the environment tells beside the observation."""
@@ -57,43 +67,60 @@ class RemoteEnv:
         """As :func:`o2o_lightning.envs.snapshot.simulator_state`."""
         return self._ask("simulator_state")  # type: ignore[no-any-return]
 
+    def can_restore(self, make: Callable[[], UnitAction]) -> bool:
+        """As :func:`o2o_lightning.envs.snapshot.can_restore`."""
+        return self._ask("can_restore", make)  # type: ignore[no-any-return]
+
     def close(self) -> None:
-        """Ends the process, whatever it is doing."""
-        self._child.close()
+        """Ends the process, which closes its environment if it is not at work."""
+        self._child.close(PATIENCE)
 
     def _ask(self, name: str, *given: Any) -> Any:
         self._send(name, *given)
         return self._answer()
 
     def _send(self, name: str, *given: Any) -> None:
+        if self._asked:
+            raise RuntimeError(f"the environment is asked to {name}, and has not answered to {self._asked} yet")
+        if self._child.connection.closed:
+            raise UserError(
+                "the environment of this DataModule was closed, and its process has ended (--data.env_process). Make "
+                "another DataModule for another fit."
+            )
         try:
             self._child.connection.send((name, given))
         except OSError as error:
             raise self._child.ended() from error
+        self._asked = name
 
     def _answer(self) -> Any:
         self.meanwhile()
-        failed, answer = self._child.answer()
-        if failed:
-            raise KINDS.get(failed, type(failed, (Exception,), {}))(answer)
+        error, answer = self._child.answer()
+        self._asked = ""
+        if error is not None:
+            raise retold(error)
         return answer
 
 
 def serve(connection: Connection[Any, Any], make: Callable[[], UnitAction], seed: int, threads: int) -> None:
-    """Answers requests with a kind of error, empty for none, and its text or what was asked for."""
+    """Answers requests: with the error, None for none, and what was asked for; at the end closes the environment."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
     env: UnitAction | None = None
-    while True:
-        name, given = connection.recv()
-        try:
-            env = env or make()
-            answer = "", ANSWERS[name](env, *given)
-        except Exception as error:
-            answer = type(error).__name__, str(error)
-        connection.send(answer)
+    try:
+        while True:
+            name, given = connection.recv()
+            try:
+                env = env or make()
+                answer: tuple[Any, Any] = (None, ANSWERS[name](env, *given))
+            except Exception as error:
+                answer = told(error), None
+            connection.send(answer)
+    finally:
+        if env is not None:
+            env.close()
 
 
 def _bytes(state: dict[str, Any]) -> bytes:
@@ -110,4 +137,5 @@ ANSWERS: dict[str, Callable[..., Any]] = {
     "snapshot": lambda env: _bytes(env.snapshot()),
     "restore": lambda env, state: env.restore(torch.load(io.BytesIO(state), weights_only=True)),
     "simulator_state": lambda env: env.simulator_state(),
+    "can_restore": lambda _, make: can_restore(make),
 }

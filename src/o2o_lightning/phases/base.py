@@ -193,6 +193,7 @@ class Phase(Evaluating):
         return []
 
     def on_train_start(self) -> None:
+        self._noise = self.noise  # of this run's seed, and not of another's in whose thread an update may be made
         self._replays = replays_of(self)
 
     def training_step(self, chunk: Any, batch_idx: int) -> None:
@@ -208,7 +209,6 @@ class Phase(Evaluating):
 
     def make(self, draws: Iterable[Draw]) -> None:
         """Makes gradient updates, one after the other: replayed whole, or loss by loss."""
-        self._noise = self.noise  # of this run's seed, and not of another's in whose thread an update may be made
         (self._replays or self.descent).make(draws)
 
     def end_replays(self) -> None:
@@ -228,19 +228,19 @@ class Phase(Evaluating):
 
         For ``place`` and ``new_steps`` see :class:`~o2o_lightning.methods.method.Moment`.
         """
-        due = self.logs_at(self.updates + 1)
+        method, descent, due = self.method, self.descent, self.logs_at(self.updates + 1)
         moment = Moment(self.updates, self.env_steps, place, new_steps)
         metrics: dict[str, Tensor] = {}
-        rates = self.method.rates(moment)
-        for group in cast(LightningOptimizer, self.optimizers()).param_groups if rates else ():
-            group["lr"] = rates.get(group["name"], group["lr"])
-        for name, value in self.method.schedules(moment).items():
-            self.method.get_buffer(name).fill_(value)
-        noise = noise or self.noise.draw(self.method.noise(tuple(batch["action"].shape)))
+        if rates := method.rates(moment):
+            for group in cast(LightningOptimizer, self.optimizers()).param_groups:
+                group["lr"] = rates.get(group["name"], group["lr"])
+        for name, value in method.schedules(moment).items():
+            method.get_buffer(name).fill_(value)
+        noise = noise or self.noise.draw(method.noise(tuple(batch["action"].shape)))
         for i, step in enumerate(self.engine.steps(moment)):
             loss = yield Ask(step, batch, noise)
-            self.descent.record.add(self.updates, batch, loss.value, loss.metrics)
-            self.descent(loss.value, counted=i == 0)
+            descent.record.add(moment.update, batch, loss.value, loss.metrics)
+            descent(loss.value, counted=i == 0)
             self.settle(loss)
             if due:
                 metrics.update(loss.metrics)
@@ -255,7 +255,8 @@ class Phase(Evaluating):
 
     def settle(self, loss: Loss) -> None:
         """Takes over what a descended loss brings beside its gradient."""
-        self.engine.settle(loss)
+        if loss.state:
+            self.engine.settle(loss)
 
     # ---- for subclasses and callbacks ----------------------------------------------------------------------------
 

@@ -62,9 +62,12 @@ class Descent:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             self._backward(loss)
-        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        self.record.admit(phase.ranks.average_gradients(parameters, loss), optimizer)
-        clip_gradients(optimizer, self.limits, phase.trainer.precision_plugin)
+        if phase.ranks.count > 1:
+            parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            loss = phase.ranks.average_gradients(parameters, loss)
+        self.record.admit(loss, optimizer)
+        if self.limits:
+            clip_gradients(optimizer, self.limits, phase.trainer.precision_plugin)
         self._step(counted)
 
     def _backward(self, loss: Tensor) -> None:
@@ -101,8 +104,6 @@ def is_heard(trainer: L.Trainer) -> bool:
 
 def clip_gradients(optimizer: torch.optim.Optimizer, limits: dict[str, float], precision: Any) -> None:
     """Clips the gradient norm of each group that ``limits`` names."""
-    if not limits:
-        return
     scaler = getattr(precision, "scaler", None)
     scale = 1.0 if scaler is None else scaler.get_scale()  # fused Adam itself undoes the scale of 16-mixed
     for group in optimizer.param_groups:

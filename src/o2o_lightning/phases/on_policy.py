@@ -27,6 +27,7 @@ class OnPolicy(Online):
                 interaction.begin(self.explore)
             for interaction in data.interactions:
                 interaction.end()
+            for interaction in data.interactions:
                 self.on_env_step(self.ranks.count)
                 if self._gated:
                     self.gate.ended(interaction)

@@ -136,7 +136,7 @@ class Online(Phase):
 
     def settle(self, loss: Loss) -> None:
         super().settle(loss)
-        if isinstance(rule := self.data.buffer.rule, Balanced):
+        if "priority" in loss.metrics and isinstance(rule := self.data.buffer.rule, Balanced):
             loss.metrics.update(rule.prioritize(loss.metrics["priority"]))
 
     def _warms_up_at_random(self) -> bool:

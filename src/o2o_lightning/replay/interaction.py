@@ -1,5 +1,6 @@
 """The training environment's side of online learning: one step at a time, every transition into the buffer."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 
 from o2o_lightning.envs.make import UnitAction
 from o2o_lightning.envs.remote import RemoteEnv
-from o2o_lightning.envs.snapshot import can_restore
 from o2o_lightning.errors import Failure, UserError
 from o2o_lightning.seeds import restart_seed
 
@@ -33,7 +33,12 @@ class Interaction:
         self.make, self.buffer, self.seed = make, buffer, seed
         self.env = make() if meanwhile is None else RemoteEnv(make, seed, meanwhile)
         self.name = self.env.label
-        self.observation: FloatArray = self._guarded(lambda: self.env.reset(seed=seed))[0]
+        try:
+            self.observation: FloatArray = self._guarded(lambda: self.env.reset(seed=seed))[0]
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self.env.close()
+            raise
         self.episode_return, self.episode_length = 0.0, 0
         self.episodes, self.steps, self.last_length = 0, 0, 0
         self.last_return: float | None = None
@@ -65,7 +70,7 @@ class Interaction:
     def state(self) -> dict[str, Any]:
         """Buffer, environment and counters: tensors and primitives. ``environment`` is None where it hides state."""
         if self._restorable is None:
-            self._restorable = can_restore(self.make)
+            self._restorable = self.env.can_restore(self.make)
             if not self._restorable:
                 self._note(
                     "its state cannot be saved. A resumed run starts a new episode, always the same, and so is not "

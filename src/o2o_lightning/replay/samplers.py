@@ -70,7 +70,7 @@ class Mixed(Uniform):
 
     def __init__(self, store: TransitionStore, *cached: str, share: float | None = 0.5) -> None:
         self.store, self.cached, self.share = store, cached, share
-        self._drawn = torch.empty(0, 0, dtype=torch.int64)  # those that come next first
+        self._drawn: list[Tensor] = []  # those that come next last
 
     def draw(self, tables: Sequence[Table], count: int) -> Tensor:
         store, ring = tables
@@ -82,10 +82,9 @@ class Mixed(Uniform):
         ring = tables[1]
         offline = self.offline(count, ring)
         online = ring.sample_rows(count - offline, generator)
-        if not len(self._drawn) or self._drawn.shape[1] != offline:
-            self._drawn = self.store.sample_rows((BLOCK, offline), generator)
-        mine, self._drawn = self._drawn[0], self._drawn[1:]
-        return online, mine
+        if not self._drawn or len(self._drawn[-1]) != offline:
+            self._keep(self.store.sample_rows((BLOCK, offline), generator))
+        return online, self._drawn.pop()
 
     def pick(self, tables: Sequence[Table], numbers: Numbers) -> Tensor:
         (store, ring), (online, offline) = tables, numbers
@@ -97,7 +96,11 @@ class Mixed(Uniform):
         return int(count * (known / (known + len(ring)) if self.share is None else self.share))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self._drawn.clone()}
+        rows = [*reversed(self._drawn)]
+        return {"rows": torch.stack(rows) if rows else torch.empty(0, 0, dtype=torch.int64)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._drawn = state_dict["rows"]
+        self._keep(state_dict["rows"])
+
+    def _keep(self, rows: Tensor) -> None:
+        self._drawn = [*reversed(rows.unbind())]
