@@ -17,14 +17,20 @@ import killing
 import pytest
 import torch
 from test_resume import PENDULUM, PIPELINES, SIZES
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from o2o_lightning.checkpoint.run import read_config, write_config
+from o2o_lightning.data.mapped import opened_once
 from o2o_lightning.data.module import OfflineData
+from o2o_lightning.data.near import NearGather
 from o2o_lightning.data.online import OnlineData
-from o2o_lightning.engine.record import Watch
+from o2o_lightning.engine.gather import Gather
+from o2o_lightning.engine.record import Watch, is_view
 from o2o_lightning.nn.mlp import fetched
+from o2o_lightning.nn.normalizer import Normalizer
 from o2o_lightning.replay.interaction import Interaction
 from o2o_lightning.replay.mirror import Mirror, mirror
+from o2o_lightning.replay.rewards import RewardMap
 from o2o_lightning.replay.ring import Ring
 
 RECORD = ["--model.compile", "record"]
@@ -275,6 +281,57 @@ def test_a_batch_of_mirrored_tables_is_gathered_without_the_host(kind: type[Offl
     data.let_go()
     data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device=torch.device("cpu"), lane=None))  # type: ignore[assignment]
     assert next(data.batches(drawn))["reward"].device.type == "cpu"
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations by name, but for those that show memory in another form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not is_view(func):
+            self.counts[name] = self.counts.get(name := func.overloadpacket.__name__, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("online", [False, True])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_rows_of_all_seeds_are_made_batches_at_once_with_the_bits_of_each(
+    seeds: int, online: bool, pendulum: str
+) -> None:
+    opened, gathers, drawn = opened_once(), [], []
+    for seed in range(seeds):
+        data = (OnlineData if online else OfflineData)(pendulum, batch_size=8, reward_scale=2.0)
+        data.open = opened
+        data.setup("fit")
+        assert data.store is not None
+        data.normalizer = Normalizer(torch.full((3,), 0.1 * seed), torch.full((3,), 1.0 + seed), clip=1.5)
+        data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device=torch.device("cpu"), lane=None))  # type: ignore[assignment]
+        data.rows.manual_seed(seed)
+        if isinstance(data, OnlineData):
+            data.buffer.extend(data.store.gather(torch.arange(9 + seed)))
+        else:
+            data.store.attach("anchor", torch.full((len(data.store), 2), float(seed)))
+        gathers.append(NearGather(data))
+        drawn.append(data.numbers((4, 8)))
+    expected = [*Gather().of_all([Gather()] * seeds, [[*own(part)] for own, part in zip(gathers, drawn, strict=True)])]
+    with Counted() as counted:
+        found = [*gathers[0].of_all(gathers, drawn)]
+    assert len(found) == len(expected) == (1 if online else 4)
+    for one, other in zip(found, expected, strict=True):
+        assert {*one} == {*other} and one["observation"].shape == (seeds, 8, 3)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert [counted.counts[name] for name in ("sub_", "div_", "mul_", "add_")] == [1, 1, 1, 1]
+    assert counted.counts["embedding"] == (
+        2 * seeds if online else 1 + seeds
+    )  # ring and dataset; rows of all, and caches
+    other = gathers[1].data
+    other.rewards = RewardMap(3.0)
+    assert torch.equal(
+        next(gathers[0].of_all(gathers, drawn))["reward"][1], next(iter(other.batches(drawn[1])))["reward"]
+    )
 
 
 def test_tables_beyond_the_limit_stay_with_the_host() -> None:

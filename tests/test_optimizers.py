@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from o2o_lightning.nn import optimizers
 from o2o_lightning.nn.optimizers import Adam, step_together
 
 SEEDS = 3
@@ -45,8 +46,10 @@ def state(made: list[tuple[nn.Module, Adam]]) -> list[Tensor]:
     return [tensor.clone() for tensor in found]
 
 
+@pytest.mark.parametrize("way", ["_step_in_one_call", "_step_side_by_side"])  # on a CPU, and as on a GPU
 @pytest.mark.parametrize("bad", [(0, 0, 0), (0, 1, 0), (1, 1, 1)])
-def test_steps_of_all_are_those_of_each(bad: tuple[int, ...]) -> None:
+def test_steps_of_all_are_those_of_each(bad: tuple[int, ...], way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "_step_in_one_call", getattr(optimizers, way))
     ours = seeds()
     flags = [torch.tensor(float(one)) for one in bad]
     none = [torch.tensor(0.0)] * SEEDS
@@ -61,6 +64,24 @@ def test_steps_of_all_are_those_of_each(bad: tuple[int, ...]) -> None:
             adam.found_inf = flag  # type: ignore[attr-defined]
             adam.step()
     assert all(map(torch.equal, state(ours), state(theirs)))
+
+
+def test_counts_of_all_stay_where_they_are_until_a_seed_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "_step_in_one_call", optimizers._step_side_by_side)
+    ours, none = seeds(1), [torch.tensor(0.0)] * SEEDS
+    adams, places = [adam for _, adam in ours], []
+    for round in range(4):
+        give(ours, round)
+        step_together(adams, none)
+        places.append([value["step"].data_ptr() for adam in adams for value in adam.state.values()])
+    assert places[1] == places[2] == places[3] and len({*places[3]}) == 2 * SEEDS
+    with torch.no_grad():
+        for value in adams[1].state.values():
+            value["step"].zero_()  # as a method forgets the moments of one seed's policy
+    give(ours, 5)
+    step_together([adams[1], adams[2]], none[:2])
+    counts = [[float(value["step"]) for value in adam.state.values()] for adam in adams]
+    assert counts == [[4.0, 4.0], [1.0, 1.0], [5.0, 5.0]]
 
 
 def test_they_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from o2o_lightning.replay.buffer import Replay
 from o2o_lightning.replay.mirror import mirror
 from o2o_lightning.replay.rewards import RewardMap, return_range_scale
 from o2o_lightning.replay.store import TransitionStore
-from o2o_lightning.replay.table import Key, Table, nested
+from o2o_lightning.replay.table import Key, Table, nested, pick_of_all
 from o2o_lightning.seeds import rows_seed
 from o2o_lightning.settings import plain as as_plain
 
@@ -215,6 +215,12 @@ class OfflineData(L.LightningDataModule):
             columns |= store.caches.layout.columns(store.caches.pick(numbers).to(self.module.device))
         for parts in zip(*(column.unbind(0) for column in columns.values()), strict=True):
             yield self.complete(nested(dict(zip(columns, parts, strict=True)), numbers.shape[1:]))
+
+    def picked_of_all(self, each: Sequence[OfflineData], numbers: Sequence[Any]) -> list[Tensor]:
+        """Raw rows ``[S, K, B, W]`` of several seeds by the ``numbers`` of each, and those of caches."""
+        near = [data.needed("batches are gathered of one").near for data in each]
+        caches = [table.caches for table in near if table.caches is not None]
+        return [pick_of_all(tables, numbers) for tables in (near, caches) if tables]
 
     def keep_near(self, device: torch.device) -> bool:
         """Keeps what batches are gathered of on the ``device`` too; False if that can't be, and the host gathers."""

@@ -1,10 +1,11 @@
 """The environment-interacting DataModule of the online phase."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -140,6 +141,10 @@ class OnlineData(InteractingData):
         """The one batch ``[B]`` of those ``numbers``, ready for the networks."""
         rows = self.buffer.pick(numbers).to(self.module.device)
         yield nested(self.prepare_rows(rows), rows.shape[:1])
+
+    def picked_of_all(self, each: Sequence[Any], numbers: Sequence[Numbers]) -> list[Tensor]:
+        rows = [data.buffer.pick(own) for data, own in zip(each, numbers, strict=True)]
+        return [torch.stack(rows).unsqueeze(1)]
 
     def local_state(self) -> dict[str, Any]:
         own = {"replay": self.buffer.rule.state_dict(), "interaction": self.interaction.state()}

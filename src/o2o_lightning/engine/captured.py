@@ -12,7 +12,7 @@ from o2o_lightning.engine.whole import Rates, Row, WholeUpdates, kept_as_it_is, 
 from o2o_lightning.errors import reason
 from o2o_lightning.methods.method import Batch, Moment
 
-Gather = Callable[[Any], Iterable[Batch]]
+Batches = Callable[[Any], Iterable[Batch]]
 MOST = 64  # recordings; the oldest goes first
 Values = list[Rates]  # of each update
 
@@ -46,7 +46,7 @@ class Captured:
             self._recorded = {}
 
     def __call__(
-        self, moments: Sequence[Moment], drawn: Any, noises: Sequence[Any], gather: Gather, measured: bool = True
+        self, moments: Sequence[Moment], drawn: Any, noises: Sequence[Any], gather: Batches, measured: bool = True
     ) -> list[Row]:
         """As :class:`WholeUpdates`, on the batches that ``gather`` makes of ``drawn``, tensors in any structure.
 
@@ -69,7 +69,13 @@ class Captured:
         return rows
 
     def _made(
-        self, moments: Sequence[Moment], leaves: list[Tensor], form: Any, values: Values, gather: Gather, means: bool
+        self,
+        moments: Sequence[Moment],
+        leaves: list[Tensor],
+        form: Any,
+        values: Values,
+        gather: Batches,
+        means: bool,
     ) -> "Recorded":
         inputs, rates = Inputs(leaves, self.updates.device), RateMemory(values, self.updates.device)
         inputs.fill(leaves)

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from o2o_lightning.engine.captured import Gather
 from o2o_lightning.engine.compiled import KnownGradients
 from o2o_lightning.engine.engine import Ask, Engine, Update
+from o2o_lightning.engine.gather import Gather, side_by_side
 from o2o_lightning.engine.record import Record
 from o2o_lightning.engine.stacked import StackedEngine, joined
-from o2o_lightning.engine.together import Together, Wish, side_by_side
+from o2o_lightning.engine.together import Together, Wish
 from o2o_lightning.engine.whole import Row, order_of
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods.method import Loss, Method, Moment, Noise

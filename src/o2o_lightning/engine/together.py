@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
 
-from o2o_lightning.engine.captured import Captured, Gather
+from o2o_lightning.engine.captured import Captured
+from o2o_lightning.engine.gather import Gather
 from o2o_lightning.engine.record import Record
 from o2o_lightning.engine.stacked import StackedEngine
 from o2o_lightning.engine.whole import Row, WholeUpdates
-from o2o_lightning.methods.method import Batch, Method, Moment, Noise
+from o2o_lightning.methods.method import Method, Moment, Noise
 
 
 @dataclass
@@ -61,11 +62,7 @@ class Together:
             seeds = range(*captured.updates.engine.shape)
             each = [wishes.get(place, first) for place in seeds]  # what an empty lane does, nobody looks at
             gathers = [wish.gather for wish in each]
-
-            def gather(drawn: Any) -> Iterator[Batch]:
-                for batches in zip(*(own(part) for own, part in zip(gathers, drawn, strict=True)), strict=True):
-                    yield side_by_side(batches)
-
+            gather = partial(first.gather.of_all, gathers)
             drawn, noises = [wish.drawn for wish in each], [wish.noises for wish in each]
             rows = captured(first.moments, drawn, noises, gather, first.measured)
         except BaseException as failure:
@@ -88,9 +85,3 @@ class Together:
             before.forget_if_moved()
         self.loaded = False
         return self._captured  # type: ignore[return-value]
-
-
-def side_by_side(batches: Sequence[Batch]) -> Batch:
-    """Those of all seeds as one."""
-    each = [dict(batch.items(True, True) if isinstance(batch, TensorDictBase) else batch) for batch in batches]
-    return {key: torch.stack([one[key] for one in each]) for key in each[0]}

@@ -1,12 +1,15 @@
 """Optimizers, whose steps a CUDA graph may hold: Adam with less to do between its kernels, AdamW and LAMB."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SIDES = 8  # streams for steps that need not wait for each other
 
 
 def laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
@@ -93,30 +96,89 @@ class Adam(torch.optim.Adam):
 
 
 def step_together(optimizers: Sequence[torch.optim.Optimizer], bad: Sequence[Tensor]) -> None:
-    """A step of each seed's optimizer, but of one whose ``bad`` is 1; on a CPU Adam's are one call for all seeds.
+    """A step of each seed's optimizer, but of one whose ``bad`` is 1; Adam's are few calls for all seeds.
 
     They are of equal networks, and have the learning rates of the first.
     """
     adams = [optimizer for optimizer in optimizers if isinstance(optimizer, Adam)]
     gradients = [[[p.grad for p in group["params"]] for group in adam.param_groups] for adam in adams]
-    on_cpu = bad[0].device.type == "cpu" and isinstance(optimizers[0].param_groups[0]["lr"], Tensor)
-    if on_cpu and len(adams) == len(optimizers) > 1 and all(map(Adam._is_plain, adams, gradients)):
-        for i, group in enumerate(adams[0].param_groups):
-            if gradients[0][i][0] is None:
-                continue
-            lists = [adam._listed(i, adam.param_groups[i]) for adam in adams]
-            parameters = [p for adam in adams for p in adam.param_groups[i]["params"]]
-            found = [gradient for own in gradients for gradient in own[i]]
-            joined = [[tensor for own in lists for tensor in own[k]] for k in (1, 2, 3)]
-            with torch.no_grad():
-                torch.ops.o2o_lightning.adam_of_all(
-                    bad, parameters, found, *joined, [own[0] for own in lists],
-                    group["lr"], *group["betas"], group["eps"], group["weight_decay"],
-                )  # fmt: skip
+    alike = len(adams) == len(optimizers) > 1 and all(map(Adam._is_plain, adams, gradients))
+    if not alike or not isinstance(optimizers[0].param_groups[0]["lr"], Tensor):
+        for optimizer, own in zip(optimizers, bad, strict=True):
+            optimizer.found_inf = own  # type: ignore[attr-defined]
+            optimizer.step()
         return
-    for optimizer, own in zip(optimizers, bad, strict=True):
-        optimizer.found_inf = own  # type: ignore[attr-defined]
-        optimizer.step()
+    step = _step_in_one_call if bad[0].device.type == "cpu" else _step_side_by_side
+    for i in range(len(adams[0].param_groups)):
+        if gradients[0][i][0] is not None:
+            step(adams, i, [own[i] for own in gradients], bad)
+
+
+@torch.no_grad()
+def _step_in_one_call(adams: Sequence[Adam], i: int, gradients: Sequence[list[Tensor]], bad: Sequence[Tensor]) -> None:
+    """On a CPU, where it shows at once whether one of the seeds is bad."""
+    group, lists = adams[0].param_groups[i], [adam._listed(i, adam.param_groups[i]) for adam in adams]
+    parameters = [p for adam in adams for p in adam.param_groups[i]["params"]]
+    joined = [[tensor for own in lists for tensor in own[k]] for k in (1, 2, 3)]
+    torch.ops.o2o_lightning.adam_of_all(
+        bad, parameters, [gradient for own in gradients for gradient in own], *joined, [own[0] for own in lists],
+        group["lr"], *group["betas"], group["eps"], group["weight_decay"],
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _step_side_by_side(adams: Sequence[Adam], i: int, gradients: Sequence[list[Tensor]], bad: Sequence[Tensor]) -> None:
+    """A call a seed, which its own ``bad`` keeps from its step; on a GPU they need not wait for each other."""
+    counts, group = _counts_of_all(adams, i), adams[0].param_groups[i]
+    counts.add_(1)
+    with _forked(bad[0].device, len(adams)) as branches:
+        for adam, own, found_inf, branch in zip(adams, gradients, bad, branches, strict=True):
+            _, means, squares, steps = adam._lists[i]
+            with branch:
+                torch._fused_adam_(
+                    adam.param_groups[i]["params"], own, means, squares, [], steps,
+                    lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
+                    weight_decay=group["weight_decay"], amsgrad=False, maximize=False, grad_scale=None,
+                    found_inf=found_inf,
+                )  # fmt: skip
+    counts.sub_(torch.stack(list(bad)).unsqueeze(1))
+
+
+def _counts_of_all(adams: Sequence[Adam], i: int) -> Tensor:
+    """The counts of steps ``[S, L]`` of a group of each, of which theirs are views from now on."""
+    lists = [adam._listed(i, adam.param_groups[i]) for adam in adams]
+    joint = lists[0][0]._base
+    if (
+        joint is None
+        or joint.shape != (len(lists), len(lists[0][0]))
+        or any(own[0]._base is not joint for own in lists)
+    ):
+        joint = torch.stack([own[0] for own in lists])
+        for adam, counts, (_, means, squares, _) in zip(adams, joint.unbind(), lists, strict=True):
+            steps = [*counts.unbind()]
+            for parameter, count in zip(adam.param_groups[i]["params"], steps, strict=True):
+                adam.state[parameter]["step"] = count
+            adam._lists[i] = (counts, means, squares, steps)
+    return joint
+
+
+@contextmanager
+def _forked(device: torch.device, count: int) -> Iterator[list[AbstractContextManager[Any]]]:
+    """For each of ``count`` calls, where it runs: on a GPU on one of a few streams, which the current one waits for."""
+    if device.type != "cuda":
+        yield [nullcontext()] * count
+        return
+    now, sides = torch.cuda.current_stream(device), _sides(device)[:count]
+    for side in sides:
+        side.wait_stream(now)
+    yield [torch.cuda.stream(sides[k % len(sides)]) for k in range(count)]
+    for side in sides:
+        now.wait_stream(side)
+
+
+@cache
+def _sides(device: torch.device) -> list[Any]:
+    return [torch.cuda.Stream(device) for _ in range(SIDES)]  # type: ignore[no-untyped-call]
 
 
 def _adam_of_all(

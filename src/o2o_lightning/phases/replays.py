@@ -10,14 +10,16 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
+from o2o_lightning.data.near import NearGather
 from o2o_lightning.engine.captured import Captured
 from o2o_lightning.engine.engine import Engine
+from o2o_lightning.engine.gather import Gather
 from o2o_lightning.engine.health import ChunkRecord
 from o2o_lightning.engine.lanes import LaneCaptured
 from o2o_lightning.engine.record import CannotRecord, CudaGraphs, tape
 from o2o_lightning.engine.whole import WholeUpdates
 from o2o_lightning.launch import note_once
-from o2o_lightning.methods.method import Batch, Follow, Moment, Noise
+from o2o_lightning.methods.method import Follow, Moment, Noise
 from o2o_lightning.nn.optimizers import LAMB, Adam, AdamW
 from o2o_lightning.phases.descent import Draw, is_heard
 
@@ -49,6 +51,7 @@ class Replays:
         self.optimizer = cast(LightningOptimizer, phase.optimizers())
         self.captured = _captured(phase, self.optimizer.optimizer)
         self.near = self.data.keep_near(phase.device)
+        self.gather = NearGather(self.data) if self.near else Gather()
         self.count = 0
         self._made: list[Made] = []
 
@@ -85,9 +88,9 @@ class Replays:
         due = phase.logs_at(phase.updates + 1) and len(noises) == 1
         if self.near:
             self.data.refresh()
-        rows = self.captured(moments, part, noises, self._gathered, due)
+        rows = self.captured(moments, part, noises, self.gather, due)
         if rows is None:  # the other seeds are somewhere else
-            batches = self._gathered(part)
+            batches = self.gather(part)
             phase.descent.run(phase.learn(b, *draw[1:], n) for b, n in zip(batches, noises, strict=True))
             phase.descent.check()
             return
@@ -102,9 +105,6 @@ class Replays:
 
     def _logs_within(self, count: int) -> bool:
         return any(self.phase.logs_at(self.phase.updates + k) for k in range(1, count + 1))
-
-    def _gathered(self, part: Any) -> Iterable[Batch]:
-        return self.data.batches(part) if self.near else part
 
     def _noises(self, part: Any, count: int) -> list[Noise]:
         shape = (self.data.batch_size, self.data.sizes()[1]) if self.near else tuple(part[0]["action"].shape)
@@ -126,7 +126,7 @@ class Replays:
     def _blame(self, made: Made) -> None:
         """Finds the batch again, and says what was wrong with it: the networks are as they were before its step."""
         phase, moment = self.phase, made.moment
-        batch = list(self._gathered(made.batches))[made.number]
+        batch = list(self.gather(made.batches))[made.number]
         record = ChunkRecord(phase.phase)
         for step in phase.method.update(moment):
             if not isinstance(step, Follow):

@@ -52,18 +52,25 @@ class Layout:
 
     def normalize_(self, rows: Tensor, normalizer: Normalizer) -> Tensor:
         """``rows`` ``[…, W]`` with their observations normalised in place, to the bits of ``normalizer`` itself."""
-        if self._constants is None or self._constants[0] is not normalizer or self._constants[1].device != rows.device:
+        return self.standardize_(rows, *self.constants(normalizer, rows.device), normalizer.clip)
+
+    def standardize_(self, rows: Tensor, mean: Tensor, scale: Tensor, clip: float | None) -> Tensor:
+        """The same by the :meth:`constants` of a normalizer, or of several, in a shape that goes with the rows."""
+        rows.sub_(mean).div_(scale)
+        if clip is not None:
+            for key in OBSERVATIONS:
+                self.columns(rows)[key].clamp_(-clip, clip)
+        return rows
+
+    def constants(self, normalizer: Normalizer, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What is subtracted from a row, and what it is divided by, ``[W]`` each."""
+        if self._constants is None or self._constants[0] is not normalizer or self._constants[1].device != device:
             zero, one = torch.zeros(self.width), torch.ones(self.width)
             for row, constant in ((zero, normalizer.mean), (one, normalizer.std + normalizer.eps)):
                 for key in OBSERVATIONS:
                     self.columns(row)[key].copy_(constant)
-            self._constants = normalizer, zero.to(rows.device), one.to(rows.device)
-        _, mean, scale = self._constants
-        rows.sub_(mean).div_(scale)
-        if normalizer.clip is not None:
-            for key in OBSERVATIONS:
-                self.columns(rows)[key].clamp_(-normalizer.clip, normalizer.clip)
-        return rows
+            self._constants = normalizer, zero.to(device), one.to(device)
+        return self._constants[1:]
 
 
 class Table:
@@ -181,6 +188,13 @@ class Table:
 
     def _cached(self, index: Any) -> dict[Any, Tensor]:
         return {} if self.caches is None else self.caches.layout.columns(self.caches.rows[index])
+
+
+def pick_of_all(tables: Sequence[Table], numbers: Sequence[Tensor]) -> Tensor:
+    """Rows ``[S, …, W]`` of each table by its own ``numbers``; in one gather where their memory is the same."""
+    if all(table.matrix is tables[0].matrix for table in tables):
+        return tables[0].pick(torch.stack(list(numbers)))
+    return torch.stack([table.pick(own) for table, own in zip(tables, numbers, strict=True)])
 
 
 def nested(columns: dict[Any, Tensor], shape: torch.Size) -> TensorDict:
