@@ -53,8 +53,8 @@ class Subject:
         methods = [make().to(device) for _ in range(seeds)]
         self.method = method = methods[0]
         self.data = cases.offline_data()
-        self.data.precompute(method.cache)
         self.data.trainer.lightning_module.device = device
+        self.data.precompute(method.cache)
         assert self.data.keep_near(device)
         learners = {place: (one, _optimizer(one)) for place, one in enumerate(methods)}
         self.optimizer = learners[0][1]

@@ -107,7 +107,7 @@ def online_data(filled: int = 20_000) -> OnlineData:
 def _set_up(data: Any) -> Any:
     data.setup("fit")
     data.normalizer = data.fit_normalizer()
-    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device=CPU))  # says where batches belong
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device=CPU, lane=None))  # says where batches belong
     return data
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 
+if "PYTEST_XDIST_WORKER" not in os.environ and not any("gpu" in argument for argument in sys.argv):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # numbers are compared that a GPU would compute otherwise
 # A product's last bits depend on where in memory its numbers lie, unless MKL is told otherwise when it is loaded, and
 # recorded updates, which are compared to the bit, have theirs at other places.
 os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")

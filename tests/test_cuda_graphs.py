@@ -18,11 +18,13 @@ import torch
 from every_method import METHODS, batches, built, noises, optimizer_of
 from every_phase import CASES, SEQUENCES
 from test_captured import PHASES, RECORD
+from test_engine import SEEDS, at, each, one_by_one
 from test_resume import PENDULUM, PIPELINES, SIZES
 
 from o2o_lightning.engine.captured import Captured
 from o2o_lightning.engine.engine import Engine
 from o2o_lightning.engine.record import CannotRecord, CudaGraphs
+from o2o_lightning.engine.stacked import StackedEngine, joined
 from o2o_lightning.engine.whole import WholeUpdates
 from o2o_lightning.errors import Failure
 from o2o_lightning.methods.method import Moment
@@ -89,6 +91,25 @@ def train(name: str, dataset: str, starts: Path, how: Any, save: bool = False, *
     if save:
         trainer.save_checkpoint(starts / f"{name}.ckpt")
     return phase
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_captured_updates_of_stacked_seeds_are_those_of_each(name: str) -> None:
+    own, seeds = ([built(name, seed).to("cuda") for seed in range(SEEDS)] for _ in range(2))
+    learners = {place: (method, optimizer_of(method)) for place, method in enumerate(seeds)}
+    whole = WholeUpdates(StackedEngine(joined(dict(enumerate(seeds)), SEEDS), SEEDS), learners)
+    captured, optimizers = Captured(whole, CudaGraphs()), [optimizer_of(method) for method in own]
+    for turn in range(1, 4):
+        given, drawn = ({name: part.to("cuda") for name, part in parts.items()} for parts in
+                        (batches(own[0], K, SEEDS), noises(own[0], K, SEEDS)))  # fmt: skip
+        noise = [[at(one, s) for one in each(drawn)] for s in range(SEEDS)]
+        found = captured(MOMENTS, each(given), noise, lambda batch: batch)
+        assert whole.made.tolist() == [turn * K] * SEEDS
+        for s, (method, optimizer) in enumerate(zip(own, optimizers, strict=True)):
+            mine = [{key: part[:, s] for key, part in parts.items()} for parts in (given, drawn)]
+            for row, expected in zip(found, one_by_one(method, optimizer, *mine), strict=True):
+                for key, value in expected.items():
+                    torch.testing.assert_close(row[key][s], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -117,24 +117,30 @@ class OnAnotherDevice(Watch):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
+@pytest.mark.parametrize("seeds", [(), (SEEDS,)], ids=["alone", "stacked"])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_whole_update_reads_no_number_and_touches_no_tensor_of_the_host(name: str, monkeypatch: Any) -> None:
+def test_a_whole_update_reads_no_number_and_touches_no_tensor_of_the_host(
+    name: str, seeds: tuple[int, ...], monkeypatch: Any
+) -> None:
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # it knows no such device
     monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None)
-    meta, method = torch.device("meta"), built(name)
+    meta, methods = torch.device("meta"), [built(name, seed) for seed in range(*seeds or (1,))]
     given, drawn = (
         [{key: part.to(meta) for key, part in one.items()} for one in each(parts)]
-        for parts in (batches(method, K), noises(method, K))
+        for parts in (batches(methods[0], K, *seeds), noises(methods[0], K, *seeds))
     )
-    method.to(meta)
-    optimizer = optimizer_of(method)
-    names = [group["name"] for group in optimizer.param_groups]
-    rates = [dict.fromkeys([*names, *method.schedules(one)], torch.empty((), device=meta)) for one in MOMENTS]
-    whole = WholeUpdates(Engine(method), {0: (method, optimizer)})
+    for method in methods:
+        method.to(meta)
+    learners = {place: (method, optimizer_of(method)) for place, method in enumerate(methods)}
+    names = [group["name"] for group in learners[0][1].param_groups]
+    rates = [dict.fromkeys([*names, *methods[0].schedules(one)], torch.empty(seeds, device=meta)) for one in MOMENTS]
+    engine = StackedEngine(joined(dict(enumerate(methods)), SEEDS), SEEDS) if seeds else Engine(methods[0])
+    whole = WholeUpdates(engine, learners)
     with OnAnotherDevice(meta):
         for _ in range(2):
             rows = whole(MOMENTS, given, drawn, rates)
     assert {value.device for row in rows for value in row.values()} == {meta}
+    assert all(value.shape == seeds for row in rows for value in row.values())
 
 
 class Looking(every_method.TD3):

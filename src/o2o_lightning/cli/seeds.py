@@ -122,6 +122,7 @@ class Together:
             errors = {self.seeds[place]: error for place, error in sorted(lanes.turns.run(jobs).items())}
         finally:
             signals.release()
+            lanes.end()
             set_products("highest" if any(built.model.products for built, _ in starts.values()) else None)
         if len(errors) < len(starts):
             write_summary(self.run_dir, self.seeds)

@@ -28,6 +28,8 @@ class Captured:
     def __init__(self, updates: WholeUpdates, record: Record) -> None:
         self.updates, self.record = updates, record
         self._recorded: dict[Any, Recorded] = {}
+        self._forms: list[Any] = []
+        self._held: list[tuple[Any, str, Any]] = []
         self._memory: list[int] = []
 
     @property
@@ -42,7 +44,9 @@ class Captured:
 
     def forget_if_moved(self) -> None:
         """Drops the recordings if networks or moments are in another memory by now, as after a load."""
-        if self._recorded and self._addresses() != self._memory:
+        if not self._recorded:
+            return
+        if any(table[name] is not value for table, name, value in self._held) or _addresses(self._held) != self._memory:
             self._recorded = {}
 
     def __call__(
@@ -58,15 +62,22 @@ class Captured:
         rates = [self.updates.rates(moment) for moment in moments]
         leaves, form = pytree.tree_flatten((drawn, list(noises)))
         order = tuple(order_of(self.updates.guide, moment) for moment in moments)
-        key = order, measured, str(form), tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        key = order, measured, self._number_of(form), tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         if key not in self._recorded:
             if len(self._recorded) == MOST:
                 del self._recorded[next(iter(self._recorded))]
             self._recorded[key] = self._made(moments, leaves, form, rates, gather, measured)
-            self._memory = self._addresses()
+            self._held = self._holders()
+            self._memory = _addresses(self._held)
         rows = self._recorded[key](leaves, rates)
         self.updates.set_rates(rates[-1])
         return rows
+
+    def _number_of(self, form: Any) -> int:
+        """Of a structure of inputs; the text of a large one takes four times as long as to compare it."""
+        if form not in self._forms:
+            self._forms.append(form)
+        return self._forms.index(form)
 
     def _made(
         self,
@@ -90,12 +101,19 @@ class Captured:
         except Exception as error:  # what is wrong with the updates themselves shows when they are made one by one
             raise CannotRecord(reason(error)) from error
 
-    def _addresses(self) -> list[int]:
-        found = [*self.updates.engine.method.parameters(), *self.updates.engine.method.buffers()]
-        for method, optimizer in self.updates.learners.values():
-            found += [*method.parameters(), *method.buffers()]
-            found += [value for state in optimizer.state.values() for value in state.values()]
-        return [tensor.data_ptr() for tensor in found]
+    def _holders(self) -> list[tuple[Any, str, Any]]:
+        """Every table that holds a tensor, its name there, and the tensor; and those that hold a table of moments."""
+        learners = self.updates.learners.values()
+        found: list[tuple[Any, str, Any]] = [(vars(optimizer), "state", optimizer.state) for _, optimizer in learners]
+        tables: list[dict[str, Any]] = [state for _, optimizer in learners for state in optimizer.state.values()]
+        for method in (self.updates.engine.method, *(method for method, _ in learners)):
+            for module in method.modules():
+                tables += [module._parameters, module._buffers]
+        return found + [(table, name, value) for table in tables for name, value in table.items() if value is not None]
+
+
+def _addresses(held: list[tuple[Any, str, Any]]) -> list[int]:
+    return [value.data_ptr() for _, _, value in held if isinstance(value, Tensor)]
 
 
 class Recorded:

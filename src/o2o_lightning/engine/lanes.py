@@ -47,6 +47,10 @@ class Lanes:
         self._engine: StackedEngine | None = None
         self.together = Together(self._stacked)
 
+    def end(self) -> None:
+        """Gives back what recordings and stacked networks took of memory."""
+        self._engine, self.together = None, Together(self._stacked)
+
     def _answer(self, waiting: dict[int, Waiting | Wish]) -> None:
         wishes = {place: wish for place, wish in waiting.items() if isinstance(wish, Wish)}
         if len(wishes) == len(waiting):

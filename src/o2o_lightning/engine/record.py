@@ -54,6 +54,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise CannotRecord("a tensor is made of the host's numbers")
         if "attention" in func.overloadpacket.__name__:  # its seed is the host's, but inside a capture
             tensors = [tensor for tensor in tensors if tensor.dim()]
+        if torch.Tag.pointwise in func.tags:  # whose kernels take a number of the host by value, as vmap makes them
+            tensors = [tensor for tensor in tensors if tensor.dim() or tensor.device.type != "cpu"]
         elsewhere = {tensor.device for tensor in tensors} - {self.device}
         target = kwargs.get("device")
         if elsewhere or (target is not None and torch.device(target).type != self.device.type):

@@ -48,7 +48,7 @@ class Adam(torch.optim.Adam):
     # as torch marks a step that it has wrapped in hooks and a profiler's range, which cost a third of the arithmetic
     step.hooked = True  # type: ignore[attr-defined]
 
-    def _cuda_graph_capture_health_check(self) -> None:
+    def _accelerator_graph_capture_health_check(self) -> None:
         """Nothing: the fused kernel counts its steps in a tensor, on a CPU too."""
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -171,9 +171,11 @@ def _forked(device: torch.device, count: int) -> Iterator[list[AbstractContextMa
     now, sides = torch.cuda.current_stream(device), _sides(device)[:count]
     for side in sides:
         side.wait_stream(now)
-    yield [torch.cuda.stream(sides[k % len(sides)]) for k in range(count)]
-    for side in sides:
-        now.wait_stream(side)
+    try:
+        yield [torch.cuda.stream(sides[k % len(sides)]) for k in range(count)]
+    finally:
+        for side in sides:
+            now.wait_stream(side)
 
 
 @cache
@@ -216,7 +218,7 @@ class AdamW(torch.optim.AdamW):
     def __init__(self, groups: list[dict[str, Any]], weight_decay: float) -> None:
         super().__init__(groups, weight_decay=weight_decay, fused=True)
 
-    def _cuda_graph_capture_health_check(self) -> None:
+    def _accelerator_graph_capture_health_check(self) -> None:
         """Nothing, as in :class:`Adam`."""
 
 

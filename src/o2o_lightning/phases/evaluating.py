@@ -45,7 +45,7 @@ class Evaluating(Contract):
         policy = policy or self.policy()
         if self._beside():
             return self._counted(self._away(policy, None))
-        return self.evaluate_player(player_of(policy, self.normalizer))
+        return self.evaluate_player(self._player(policy))
 
     def evaluate_player(self, player: Player) -> Evaluation:
         """As :meth:`evaluate`, of anything that can play episodes."""
@@ -56,7 +56,7 @@ class Evaluating(Contract):
         make = self.data.evaluator(episodes, self.data.eval_seed + self.data.eval_episodes + round * episodes)
         if self._beside():
             return self._counted(self._away(policy, make))
-        return self._counted(make(ranks=self.ranks).run(player_of(policy, self.normalizer)))
+        return self._counted(make(ranks=self.ranks).run(self._player(policy)))
 
     def before_evaluation(self) -> None:
         """What a phase measures of its networks whenever its policy is evaluated."""
@@ -105,6 +105,12 @@ class Evaluating(Contract):
         self._worker.submit(Snapshot.of(policy, self.normalizer), make)
         self.others_go_on()
         return self._worker.result()
+
+    def _player(self, policy: Policy) -> Player:
+        """The policy, ready for episodes; off a GPU, which would be asked for its weights at every step."""
+        if self.device.type == "cpu":
+            return player_of(policy, self.normalizer)
+        return Snapshot.of(policy, self.normalizer).player()
 
     def _counted(self, evaluation: Evaluation) -> Evaluation:
         self.eval_env_steps += evaluation.env_steps
