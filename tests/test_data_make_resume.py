@@ -117,10 +117,10 @@ def test_an_environment_that_hides_its_state_goes_on_with_a_new_episode(tmp_path
     path, log = tmp_path / "a.hdf5", tmp_path / "log"
 
     def hides() -> None:
-        from o2o_lightning.replay import interaction
+        from o2o_lightning.envs import make
 
         small_chunks()
-        interaction.can_restore = lambda make: False
+        make.can_restore = lambda make: False
 
     def hides_and_dies() -> None:
         hides()

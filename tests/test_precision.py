@@ -83,13 +83,13 @@ def test_every_phase_learns_in_mixed_precision_with_its_losses_in_full(name, pre
         return result
 
     def watch(phase: Phase) -> None:
-        settle = phase.engine.settle
+        settle = phase.settle
 
         def watched(loss: Loss) -> None:
             seen.append(loss)
             settle(loss)
 
-        phase.engine.settle = watched  # type: ignore[method-assign]
+        phase.settle = watched  # type: ignore[method-assign]
 
     monkeypatch.setattr(functional, "linear", counted)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import killing
 import numpy as np
@@ -185,19 +184,19 @@ def test_a_run_takes_every_step_and_moves_what_learns(made: Made) -> None:
 
 def interrupt_and_resume(whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the online phase of a ``whole`` run once more in ``folder``, and loses its power in between."""
-    step, taken = Interaction.step, [0]
+    end, taken = Interaction.end, [0]
     shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("*.state"))
     shutil.rmtree(folder / "online")
     (folder / "summary.json").unlink()
 
-    def power_cut(self: Interaction, *arguments: Any) -> None:
+    def power_cut(self: Interaction) -> None:
         taken[0] += 1
         if taken[0] == KILLED:
             raise Failure("the power is gone")
-        step(self, *arguments)
+        end(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Interaction, "step", power_cut)
+        patched.setattr(Interaction, "end", power_cut)
         assert main(["resume", str(folder)]) == 1
     assert torch.load(folder / "online/checkpoints/last.ckpt", weights_only=True)["o2o_progress"]["env_steps"] == SAVED
     assert main(["resume", str(folder)]) == 0
