@@ -334,6 +334,30 @@ def test_rows_of_all_seeds_are_made_batches_at_once_with_the_bits_of_each(
     )
 
 
+class Doubled(OfflineData):
+    """A user's own, which makes batches in its own way."""
+
+    def batches(self, numbers: Any) -> Any:
+        for batch in super().batches(numbers):
+            yield {"reward": 2.0 * batch["reward"]}
+
+
+def test_a_datamodule_of_ones_own_makes_its_batches_for_several_seeds_too(pendulum: str) -> None:
+    gathers, drawn = [], []
+    for seed in range(2):
+        data = Doubled(pendulum, batch_size=8)
+        data.setup("fit")
+        data.normalizer = data.fit_normalizer()
+        data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device=torch.device("cpu"), lane=None))  # type: ignore[assignment]
+        data.rows.manual_seed(seed)
+        gathers.append(NearGather(data))
+        drawn.append(data.numbers((1, 8)))
+    found = next(gathers[0].of_all(gathers, drawn))["reward"]
+    for seed, gather in enumerate(gathers):
+        assert gather.data.store is not None
+        assert torch.equal(found[seed], 2.0 * gather.data.store["reward"][drawn[seed][0]])
+
+
 def test_tables_beyond_the_limit_stay_with_the_host() -> None:
     meta = torch.device("meta")
     ring = filled(5, 3)

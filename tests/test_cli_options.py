@@ -110,7 +110,7 @@ def test_a_phases_help_explains_its_own_options_and_the_trainers(
     for option in ("--model.curvature", "--data.batch_size", "--trainer.max_steps", "--trainer.precision"):
         assert option in page
     assert "--method" not in page and ":class:" not in page and "``" not in page  # as it is typed, as it is read
-    assert len(page.splitlines()) < 98
+    assert len(page.splitlines()) < 96
     assert o2o("fit", "--phase", "online", "-h") == 0
     assert "--model.threshold.end" in capsys.readouterr().out
     assert o2o("fit", "--model.help", "Online") == 0

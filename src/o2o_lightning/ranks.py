@@ -74,8 +74,6 @@ class Ranks:
         phase's losses reach one network each. The loss travels along: where one is not finite, all processes know.
         """
         loss = loss.detach()
-        if self.count == 1:
-            return loss
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), loss.reshape(1).to(gradients[0].dtype)])
         dist.all_reduce(flat)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ import torch
 
 from o2o_lightning.child import Child, retold, told
 from o2o_lightning.envs.episodes import Evaluation, Evaluator, Player
+from o2o_lightning.envs.snapshot import opened, stored
 from o2o_lightning.errors import Failure, UserError
 from o2o_lightning.nn import linear
 from o2o_lightning.nn.actor import Policy
@@ -65,10 +65,10 @@ class EvaluationWorker:
         """
         if self._child is None:
             self._child = Child(serve, self.make, arithmetic(), name="evaluation", advice=ADVICE)
-        content = io.BytesIO()
-        torch.save(asdict(policy), content)
         # in a thread: while the other process starts, nobody takes what is sent
-        threading.Thread(target=_send, args=(self._child.connection, (content.getvalue(), make)), daemon=True).start()
+        threading.Thread(
+            target=_send, args=(self._child.connection, (stored(asdict(policy)), make)), daemon=True
+        ).start()
 
     def result(self) -> Evaluation:
         """Waits for the evaluation that was submitted.
@@ -122,7 +122,7 @@ def serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], compu
         try:
             evaluator = other() if other else usual or make()
             usual = usual if other else evaluator
-            policy = Snapshot(**torch.load(io.BytesIO(content), weights_only=True))
+            policy = Snapshot(**opened(content))
             found = evaluator.run(policy.player())
             connection.send((None, (found.returns, found.lengths, found.score)))
         except Exception as error:

@@ -55,9 +55,9 @@ class OfflineData(L.LightningDataModule):
             end, and at its end alone where the reference policy looks at no score.
         eval_episodes: episodes an evaluation; 0: none is ever made.
         eval_seed: start states of the evaluation; the same for every evaluation of every phase.
-        eval_async: evaluate in a second process while training goes on, where it need not wait for the score; results
-            are recorded at their own step, one evaluation later, and are the same.
-        env_process: environments of several seeds, or of ``num_envs``, in processes of their own, side by side.
+        eval_async: evaluate in a second process while training goes on, where it need not wait for the score; the same
+            results, one evaluation later.
+        env_process: environments in processes of their own, those of several seeds side by side.
         memmap: ``true``: transitions lie in memory-mapped files in the cache, made at the first use and shared by later
             runs; ``false``: in memory; ``auto``: mapped above ``memory_limit_gb``. The results are the same bits.
         memory_limit_gb: size of the transitions for ``auto``.

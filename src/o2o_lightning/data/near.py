@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from o2o_lightning.data.module import OfflineData
+from o2o_lightning.data.stream import named
 from o2o_lightning.engine.gather import Gather
 from o2o_lightning.methods.method import Batch
 from o2o_lightning.nn.normalizer import Normalizer
@@ -26,7 +27,8 @@ class NearGather(Gather):
     def of_all(self, gathers: Sequence[Gather], drawn: Sequence[Any]) -> Iterator[Batch]:
         """As there; what a seed would do to its rows is done to those of all, in as many operations."""
         each = [cast(NearGather, gather).data for gather in gathers]
-        if any(form_of(data) != form_of(each[0]) for data in each):
+        of_ours = type(self.data).__module__.startswith("o2o_lightning.")  # another's may make batches in its own way
+        if not of_ours or any(form_of(data) != form_of(each[0]) for data in each):
             return super().of_all(gathers, drawn)
         return self._batches(each, drawn)
 
@@ -36,8 +38,7 @@ class NearGather(Gather):
         normalizers = [cast(Normalizer, data.normalizer) for data in each]
         pairs = [data.buffer.layout.constants(own, device) for data, own in zip(each, normalizers, strict=True)]
         mean, scale = (torch.stack(part).view(-1, 1, 1, layout.width) for part in zip(*pairs, strict=True))
-        columns = layout.columns(layout.standardize_(rows, mean, scale, normalizers[0].clip))
-        self.data.rewards.map_(columns["reward"])
+        columns = named(layout.standardize_(rows, mean, scale, normalizers[0].clip), layout, self.data.rewards)
         for part in cached:
             columns |= cast(Table, self.data.needed("it has caches").near.caches).layout.columns(part)
         for parts in zip(*(column.unbind(1) for column in columns.values()), strict=True):

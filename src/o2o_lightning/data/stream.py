@@ -14,7 +14,12 @@ from o2o_lightning.replay.table import TRUNCATED, Key, Layout, nested
 
 def prepare_rows(rows: Tensor, layout: Layout, normalizer: Normalizer, rewards: RewardMap) -> dict[Key, Tensor]:
     """Raw rows ``[…, W]`` to what networks take, in place and by name: normalised observations, mapped rewards."""
-    columns = layout.columns(layout.normalize_(rows, normalizer))
+    return named(layout.normalize_(rows, normalizer), layout, rewards)
+
+
+def named(rows: Tensor, layout: Layout, rewards: RewardMap) -> dict[Key, Tensor]:
+    """Normalised rows ``[…, W]`` by name, their rewards mapped in place."""
+    columns = layout.columns(rows)
     rewards.map_(columns["reward"])
     return columns
 

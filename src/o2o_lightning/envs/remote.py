@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from o2o_lightning.child import Child, retold, told
 from o2o_lightning.envs.make import UnitAction
-from o2o_lightning.envs.snapshot import can_restore
+from o2o_lightning.envs.snapshot import can_restore, opened, stored
 from o2o_lightning.errors import UserError
 
 FloatArray = NDArray[np.float32]
@@ -57,11 +56,11 @@ class RemoteEnv:
 
     def snapshot(self) -> dict[str, Any]:
         """As :func:`o2o_lightning.envs.snapshot.snapshot`."""
-        return torch.load(io.BytesIO(self._ask("snapshot")), weights_only=True)  # type: ignore[no-any-return]
+        return opened(self._ask("snapshot"))
 
     def restore(self, state: dict[str, Any]) -> None:
         """As :func:`o2o_lightning.envs.snapshot.restore`."""
-        self._ask("restore", _bytes(state))
+        self._ask("restore", stored(state))
 
     def simulator_state(self) -> dict[str, FloatArray]:
         """As :func:`o2o_lightning.envs.snapshot.simulator_state`."""
@@ -123,19 +122,12 @@ def serve(connection: Connection[Any, Any], make: Callable[[], UnitAction], seed
             env.close()
 
 
-def _bytes(state: dict[str, Any]) -> bytes:
-    """Tensors would be sent as memory that both processes share."""
-    content = io.BytesIO()
-    torch.save(state, content)
-    return content.getvalue()
-
-
 ANSWERS: dict[str, Callable[..., Any]] = {
     "label": lambda env: env.label,
     "reset": lambda env, seed: env.reset(seed=seed)[0],
     "step": lambda env, action: (*env.step(action)[:4], {}),
-    "snapshot": lambda env: _bytes(env.snapshot()),
-    "restore": lambda env, state: env.restore(torch.load(io.BytesIO(state), weights_only=True)),
+    "snapshot": lambda env: stored(env.snapshot()),
+    "restore": lambda env, state: env.restore(opened(state)),
     "simulator_state": lambda env: env.simulator_state(),
     "can_restore": lambda _, make: can_restore(make),
 }

@@ -62,7 +62,7 @@ def can_restore(make: Callable[[], gym.Env[Any, Any]]) -> bool:
         _advance(original, actions[:PROBE_STEPS])
         # half-way through the copy's own, different episode, so that what is not overwritten shows
         _advance(copy, actions[: PROBE_STEPS // 2])
-        restore(copy, _stored(snapshot(original)))
+        restore(copy, _as_from_a_file(snapshot(original)))
         return _rest(original, actions) == _rest(copy, actions)
     except Exception:
         return False
@@ -237,8 +237,21 @@ def _flat(observation: Any) -> list[bytes]:
     return [np.asarray(part).tobytes() for part in parts]
 
 
-def _stored(state: dict[str, Any]) -> dict[str, Any]:
+def _as_from_a_file(state: dict[str, Any]) -> dict[str, Any]:
     """``state`` as it would come back from a file."""
+    return opened(stored(state))
+
+
+# ---- as bytes, for another process or a file ---------------------------------------------------------------------
+
+
+def stored(state: dict[str, Any]) -> bytes:
+    """Tensors and primitives as bytes: between processes, tensors themselves would be memory that both share."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    return cast(dict[str, Any], torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
+    return buffer.getvalue()
+
+
+def opened(content: bytes) -> dict[str, Any]:
+    """The inverse of :func:`stored`."""
+    return cast(dict[str, Any], torch.load(io.BytesIO(content), weights_only=True))

@@ -168,9 +168,7 @@ class MLP(Network):
 def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copies on the CPU, by one transfer: on a GPU each would have to be waited for."""
     away = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    flat = torch.empty(away.shape, dtype=away.dtype, pin_memory=away.is_cuda).copy_(
-        away
-    )  # thrice as quick as any memory
+    flat = torch.empty(away.shape, dtype=away.dtype, pin_memory=away.is_cuda).copy_(away)
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 

@@ -86,13 +86,26 @@ class Adam(torch.optim.Adam):
         # as a GradScaler sets them: what all gradients were multiplied by, and whether the step is not to be made
         scale, found_inf = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
         counts.add_(1)
-        torch._fused_adam_(
-            group["params"], gradients, means, squares, [], steps,
-            lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
-            weight_decay=group["weight_decay"], amsgrad=False, maximize=False, grad_scale=scale, found_inf=found_inf,
-        )  # fmt: skip
+        _fused(group["params"], gradients, means, squares, steps, *_settings(group), found_inf, scale)
         if found_inf is not None:
             counts.sub_(found_inf)
+
+
+def _settings(group: dict[str, Any]) -> tuple[Any, float, float, float, float]:
+    """Of Adam: rate, β1, β2, ε and weight decay."""
+    return group["lr"], *group["betas"], group["eps"], group["weight_decay"]
+
+
+def _fused(
+    parameters: list[Tensor], gradients: list[Tensor], means: list[Tensor], squares: list[Tensor], steps: list[Tensor],
+    lr: Any, beta1: float, beta2: float, eps: float, weight_decay: float, found_inf: Tensor | None,
+    scale: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Torch's kernel: one step of all ``parameters``, but where ``found_inf`` is 1."""
+    torch._fused_adam_(
+        parameters, gradients, means, squares, [], steps, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
+        weight_decay=weight_decay, amsgrad=False, maximize=False, grad_scale=scale, found_inf=found_inf,
+    )  # fmt: skip
 
 
 def step_together(optimizers: Sequence[torch.optim.Optimizer], bad: Sequence[Tensor]) -> None:
@@ -122,7 +135,7 @@ def _step_in_one_call(adams: Sequence[Adam], i: int, gradients: Sequence[list[Te
     joined = [[tensor for own in lists for tensor in own[k]] for k in (1, 2, 3)]
     torch.ops.o2o_lightning.adam_of_all(
         bad, parameters, [gradient for own in gradients for gradient in own], *joined, [own[0] for own in lists],
-        group["lr"], *group["betas"], group["eps"], group["weight_decay"],
+        *_settings(group),
     )  # fmt: skip
 
 
@@ -135,12 +148,7 @@ def _step_side_by_side(adams: Sequence[Adam], i: int, gradients: Sequence[list[T
         for adam, own, found_inf, branch in zip(adams, gradients, bad, branches, strict=True):
             _, means, squares, steps = adam._lists[i]
             with branch:
-                torch._fused_adam_(
-                    adam.param_groups[i]["params"], own, means, squares, [], steps,
-                    lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
-                    weight_decay=group["weight_decay"], amsgrad=False, maximize=False, grad_scale=None,
-                    found_inf=found_inf,
-                )  # fmt: skip
+                _fused(adam.param_groups[i]["params"], own, means, squares, steps, *_settings(group), found_inf)
     counts.sub_(torch.stack(list(bad)).unsqueeze(1))
 
 
@@ -188,11 +196,8 @@ def _adam_of_all(
     steps: list[Tensor], counts: list[Tensor], lr: Tensor, beta1: float, beta2: float, eps: float, weight_decay: float,
 ) -> None:  # fmt: skip
     def step(part: slice, found_inf: Tensor | None) -> None:
-        torch._fused_adam_(
-            parameters[part], gradients[part], means[part], squares[part], [], steps[part],
-            lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, amsgrad=False, maximize=False,
-            grad_scale=None, found_inf=found_inf,
-        )  # fmt: skip
+        lists = (parameters[part], gradients[part], means[part], squares[part], steps[part])
+        _fused(*lists, lr, beta1, beta2, eps, weight_decay, found_inf)
 
     torch._foreach_add_(counts, 1)
     if not any(own.item() for own in bad):
