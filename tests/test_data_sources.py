@@ -9,7 +9,7 @@ import pytest
 import torch
 from data_files import write
 from gymnasium import spaces
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from o2o_lightning.data.build import build_store
@@ -253,12 +253,15 @@ def test_references_are_found_by_dataset_and_by_environment(name: str, reference
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 200), st.integers(1, 5), st.integers(0, 2**31 - 1))
+@example(2, 2, 6764694)
 def test_normalised_observations_have_mean_0_and_std_1(rows: int, size: int, seed: int) -> None:
     observation = torch.from_numpy(np.random.default_rng(seed).normal(3, 5, (rows, size)).astype(np.float32))
     fitted = Normalizer.fit(observation, eps=0.0)
     normal = fitted(observation).double()
-    torch.testing.assert_close(normal.mean(0), torch.zeros(size).double(), atol=1e-4, rtol=0)
-    torch.testing.assert_close(normal.std(0, unbiased=False), torch.ones(size).double(), atol=1e-3, rtol=0)
+    # of rows that lie close together, the digits of a float32 that they share are lost
+    lost = 1e-5 + 2.0**-22 * observation.abs().amax(0).double() / observation.double().std(0, unbiased=False)
+    assert (normal.mean(0).abs() <= lost).all()
+    assert ((normal.std(0, unbiased=False) - 1.0).abs() <= lost).all()
 
 
 def test_the_constants_are_those_of_numpy_and_a_constant_column_stays_finite() -> None:
