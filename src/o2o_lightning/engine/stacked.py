@@ -10,6 +10,8 @@ from torch.func import functional_call, vmap
 
 from o2o_lightning.engine.engine import Engine
 from o2o_lightning.methods.method import Batch, Loss, Method, Noise, Step
+from o2o_lightning.nn.at_once import laid_side_by_side
+from o2o_lightning.nn.critics import lay_ensembles_side_by_side
 
 
 def stacked(methods: Sequence[Method]) -> Method:
@@ -20,9 +22,11 @@ def stacked(methods: Sequence[Method]) -> Method:
             tables = [getattr(method.get_submodule(name), lists) for method in methods]
             for leaf, value in getattr(module, lists).items():
                 if value is not None:
-                    joined = laid_side_by_side([table[leaf].detach() for table in tables])
+                    joined = laid_side_by_side([table[leaf] for table in tables])
                     learns = value.requires_grad
                     getattr(module, lists)[leaf] = nn.Parameter(joined, learns) if lists == "_parameters" else joined
+    if any(tensor.device.type != "cpu" for tensor in together.parameters()):
+        lay_ensembles_side_by_side(together)
     return together
 
 
@@ -43,13 +47,6 @@ def joined(methods: Mapping[int, Method], count: int) -> Method:
 def tensors(method: Method) -> list[Tensor]:
     """Parameters and buffers."""
     return [*method.parameters(), *method.buffers()]
-
-
-def laid_side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    """``parts`` as ``[S, …]``, each in the memory layout of the first."""
-    first = parts[0]
-    joined = first.new_empty_strided((len(parts), *first.shape), (first.numel(), *first.stride()))
-    return torch.stack(list(parts), out=joined)
 
 
 class StackedEngine(Engine):

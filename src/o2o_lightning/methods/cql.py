@@ -116,10 +116,11 @@ class CQL(SAC):
     def sampled_values(self, batch: Batch, actions: Tensor) -> Tensor:
         """A seam: Q ``[E, 3N, B]`` of uniform actions, of the policy's at s' and of its at s, ``[3N, B, A]``, all at s.
 
-        In blocks that stay in the cache: a tenth faster than all rows at once.
+        On a CPU in blocks that stay in the cache: a tenth faster than all rows at once.
         """
         observation = batch["observation"]
-        blocks = torch.split(actions, max(1, BLOCK_ROWS // len(observation)))
+        size = BLOCK_ROWS // len(observation) if observation.device.type == "cpu" else len(actions)
+        blocks = torch.split(actions, max(1, size))
         return torch.cat([self.critic(_repeat(observation, len(block)), block) for block in blocks], 1)
 
     def penalty(self, gap: Tensor) -> Tensor:

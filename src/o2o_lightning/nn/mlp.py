@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from o2o_lightning.nn.linear import linear
+from o2o_lightning.nn.at_once import as_one, layer_norm_of_all, linear_of_all
+from o2o_lightning.nn.linear import layer_norm, linear
 
 IN_CACHE = 1 << 17  # numbers
 
@@ -93,8 +94,8 @@ class MLP(Network):
             act = torch.relu_
         for weight, bias, scale, shift in hidden:
             x = linear(x, weight, bias)
-            if scale is not None:
-                x = torch.layer_norm(x, scale.shape, scale, shift)
+            if scale is not None and shift is not None:
+                x = layer_norm(x, scale, shift)
             x = act(x)
         return output_layer(x, last_weight, last_bias)
 
@@ -163,6 +164,19 @@ class MLP(Network):
 
     def _linears(self) -> list[nn.Linear]:
         return cast(list[nn.Linear], list(self.linears))
+
+
+def outputs_of_all(networks: Sequence[MLP], x: Tensor, frozen: bool = False) -> Tensor:
+    """What networks of one shape make of the same ``x``, all of a layer at once: ``[…, in_dim] → [N, …, out_dim]``."""
+    lists = [network._layers(frozen) for network in networks]
+    act = ACTIVATIONS[networks[0].activation]
+    y = x.reshape(-1, x.shape[-1]).expand(len(networks), -1, -1)
+    for same in zip(*(hidden for hidden, _ in lists), strict=True):
+        weights, biases, scales, shifts = zip(*same, strict=True)
+        y = linear_of_all(y, as_one(weights), as_one(biases))
+        y = act(y if scales[0] is None else layer_norm_of_all(y, as_one(scales), as_one(shifts)))
+    weight, bias = (as_one(same) for same in zip(*(last for _, last in lists), strict=True))
+    return linear_of_all(y, weight, bias).view(len(networks), *x.shape[:-1], -1)
 
 
 def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:

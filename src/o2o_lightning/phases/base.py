@@ -17,6 +17,7 @@ from o2o_lightning.engine.engine import Ask, Engine, Update
 from o2o_lightning.engine.noise import NoiseBlocks
 from o2o_lightning.errors import at_least
 from o2o_lightning.methods.method import Loss, Method, Moment, Task
+from o2o_lightning.nn.critics import lay_ensembles_side_by_side
 from o2o_lightning.phases import hardware
 from o2o_lightning.phases.contract import check_sizes
 from o2o_lightning.phases.descent import Descent, Draw
@@ -193,6 +194,8 @@ class Phase(Evaluating):
         return []
 
     def on_train_start(self) -> None:
+        if hardware.forms_at_once(self.trainer, self.compiles):
+            lay_ensembles_side_by_side(self.method)
         self._noise = self.noise  # of this run's seed, and not of another's in whose thread an update may be made
         self._replays = replays_of(self)
 

@@ -74,6 +74,12 @@ def check_stackable(trainer: Any, compiles: bool) -> None:
         raise UserError("seeds=: a process is one run of W&B. Pass logger=csv or logger=tensorboard.")
 
 
+def forms_at_once(trainer: Any, compiles: bool) -> bool:
+    """Whether one product forms a layer of all members of an ensemble: where a launch takes longer than the product."""
+    alone = not isinstance(trainer.strategy, ParallelStrategy)
+    return trainer.strategy.root_device.type != "cpu" and alone and str(trainer.precision) == "32-true" and not compiles
+
+
 def compile_note(device: torch.device, compiles: bool, pays_back: int | None, updates: int) -> str | None:
     """What to say of compiling, or of not, in a phase of so many ``updates``, of which ``pays_back`` earn it."""
     if device.type != "cpu":
