@@ -18,18 +18,19 @@ import torch
 from rich.table import Table as RichTable
 from torch import Tensor, nn
 
-from o2o_lightning.engine.captured import Captured
+from o2o_lightning.engine.captured import Captured, Piece, parts_of
 from o2o_lightning.engine.compiled import CompiledEngine
 from o2o_lightning.engine.engine import Engine
 from o2o_lightning.engine.noise import NoiseBlocks
 from o2o_lightning.engine.record import CudaGraphs, tape
 from o2o_lightning.engine.stacked import StackedEngine, joined
-from o2o_lightning.engine.whole import WholeUpdates
+from o2o_lightning.engine.whole import WholeUpdates, order_of
 from o2o_lightning.methods.cql import CQL
 from o2o_lightning.methods.iql import IQL
 from o2o_lightning.methods.method import Method, Moment
 from o2o_lightning.methods.o2 import sac, td3
 from o2o_lightning.methods.td3_bc import TD3BC
+from o2o_lightning.nn.critics import lay_ensembles_side_by_side
 
 WIDE, NARROW, K = cases.WIDE, cases.NARROW, cases.CHUNK
 METHODS: dict[str, Callable[[], Method]] = {
@@ -60,6 +61,8 @@ class Subject:
         self.optimizer = learners[0][1]
         self.noise, self.updates = NoiseBlocks(0, device), 0
         engine: Engine = Engine(method)
+        if device.type != "cpu" and way not in ("compiled", "stacked"):
+            lay_ensembles_side_by_side(method)
         if self.lead:
             engine = StackedEngine(joined(dict(enumerate(methods)), seeds), seeds)
         self.engine = CompiledEngine(method) if way == "compiled" else engine
@@ -72,13 +75,14 @@ class Subject:
         moments = [Moment(self.updates + k, self.updates + k) for k in range(K)]
         numbers = self.data.store.sample_rows((K, *self.lead, cases.BATCH), self.data.rows)  # type: ignore[union-attr]
         wanted = self.method.noise((cases.BATCH, cases.A))
-        each = [[self.noise.draw(wanted) for _ in moments] for _ in range(*self.lead or (1,))]
-        noises = each if self.lead else each[0]
+        each = [self.noise.draw_many(wanted, K) for _ in range(*self.lead or (1,))]
         self.updates += K
         if self.captured is not None:
-            self.captured(moments, numbers, noises, self._batches, False)
+            drawn = (numbers, each) if self.lead else (numbers, each[0])
+            order = tuple(order_of(self.method, moment) for moment in moments)
+            self.captured.replay(Piece(moments, order, *drawn, [False] * K), self._batches)
             return
-        for moment, batch, noise in zip(moments, self.data.batches(numbers), noises, strict=True):
+        for moment, batch, noise in zip(moments, self.data.batches(numbers), parts_of(each[0], K), strict=True):
             for loss in self.engine.losses(moment, batch, noise):
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.value.backward()

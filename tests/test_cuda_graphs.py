@@ -18,16 +18,17 @@ import torch
 from every_method import METHODS, batches, built, noises, optimizer_of
 from every_phase import CASES, SEQUENCES
 from test_captured import PHASES, RECORD
-from test_engine import SEEDS, at, each, one_by_one
+from test_engine import SEEDS, each, one_by_one, replayed
 from test_resume import PENDULUM, PIPELINES, SIZES
 
-from o2o_lightning.engine.captured import Captured
+from o2o_lightning.engine.captured import Captured, Piece, parts_of
 from o2o_lightning.engine.engine import Engine
 from o2o_lightning.engine.record import CannotRecord, CudaGraphs
 from o2o_lightning.engine.stacked import StackedEngine, joined
-from o2o_lightning.engine.whole import WholeUpdates
+from o2o_lightning.engine.whole import WholeUpdates, order_of
 from o2o_lightning.errors import Failure
 from o2o_lightning.methods.method import Moment
+from o2o_lightning.nn.critics import lay_ensembles_side_by_side
 from o2o_lightning.phases.base import Phase
 
 pytestmark = pytest.mark.gpu
@@ -41,19 +42,19 @@ TESTS = Path(__file__).parent
 # ---- every rule, every phase ---------------------------------------------------------------------------------------
 
 
-def on(device: str, parts: Any) -> list[dict[Any, torch.Tensor]]:
-    count = len(next(iter(parts.values()), range(K)))
-    return [{name: part[k].to(device) for name, part in parts.items()} for k in range(count)]
+def there(parts: Any) -> dict[Any, torch.Tensor]:
+    return {name: part.to("cuda") for name, part in parts.items()}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_captured_updates_of_every_rule_are_the_eager_ones(name: str) -> None:
     eager, method = built(name).to("cuda"), built(name).to("cuda")
+    lay_ensembles_side_by_side(method)
     plain = WholeUpdates(Engine(eager), {0: (eager, optimizer_of(eager))})
     captured = Captured(WholeUpdates(Engine(method), {0: (method, optimizer_of(method))}), CudaGraphs())
     for _ in range(3):
-        given, drawn = on("cuda", batches(method, K)), on("cuda", noises(method, K))
-        rows = captured(MOMENTS, given, drawn, lambda batch: batch)
+        given, drawn = each(there(batches(method, K))), there(noises(method, K))
+        rows = replayed(captured, given, drawn)
         names = [group["name"] for group in plain.learners[0][1].param_groups]
         usual = {key: rate for key, (_, rate) in eager.learners().items()}
         rates = [
@@ -61,10 +62,10 @@ def test_captured_updates_of_every_rule_are_the_eager_ones(name: str) -> None:
              ({name: eager.rates(moment).get(name, usual[name]) for name in names} | eager.schedules(moment)).items()}
             for moment in MOMENTS
         ]  # fmt: skip
-        for row, expected in zip(rows, plain(MOMENTS, given, drawn, rates), strict=True):
+        for row, expected in zip(rows, plain(MOMENTS, given, parts_of(drawn, K), rates), strict=True):
             for key, value in expected.items():
                 torch.testing.assert_close(row[key], value, rtol=1e-5, atol=1e-6, msg=lambda text, k=key: k + text)
-    assert captured.count == 1 and int(captured.updates.made) == 3 * K
+    assert captured.count == 1 and int(captured.made()) == 3 * K
     for key, value in eager.state_dict().items():
         torch.testing.assert_close(method.state_dict()[key], value, rtol=1e-5, atol=1e-6)
 
@@ -100,10 +101,9 @@ def test_captured_updates_of_stacked_seeds_are_those_of_each(name: str) -> None:
     whole = WholeUpdates(StackedEngine(joined(dict(enumerate(seeds)), SEEDS), SEEDS), learners)
     captured, optimizers = Captured(whole, CudaGraphs()), [optimizer_of(method) for method in own]
     for turn in range(1, 4):
-        given, drawn = ({name: part.to("cuda") for name, part in parts.items()} for parts in
-                        (batches(own[0], K, SEEDS), noises(own[0], K, SEEDS)))  # fmt: skip
-        noise = [[at(one, s) for one in each(drawn)] for s in range(SEEDS)]
-        found = captured(MOMENTS, each(given), noise, lambda batch: batch)
+        given, drawn = there(batches(own[0], K, SEEDS)), there(noises(own[0], K, SEEDS))
+        noise = [{key: part[:, s] for key, part in drawn.items()} for s in range(SEEDS)]
+        found = replayed(captured, each(given), noise)
         assert whole.made.tolist() == [turn * K] * SEEDS
         for s, (method, optimizer) in enumerate(zip(own, optimizers, strict=True)):
             mine = [{key: part[:, s] for key, part in parts.items()} for parts in (given, drawn)]
@@ -117,14 +117,14 @@ def test_every_phase_captured_follows_its_eager_run(
     name: str, starts: Path, pendulum: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    replay = Captured.__call__
+    replay = Captured.replay
 
-    def watched(self: Any, moments: Any, *rest: Any) -> Any:
-        sizes.append(len(moments))
-        return replay(self, moments, *rest)
+    def watched(self: Any, piece: Any, gather: Any) -> Any:
+        sizes.append(len(piece.moments))
+        return replay(self, piece, gather)
 
     eager = train(name, pendulum, starts, False).state_dict()
-    monkeypatch.setattr(Captured, "__call__", watched)
+    monkeypatch.setattr(Captured, "replay", watched)
     found = train(name, pendulum, starts, "auto")
     assert sum(sizes) == found.updates > 0
     for key, value in eager.items():
@@ -135,16 +135,18 @@ def test_a_chunk_of_sixteen_updates_is_a_handful_of_launches() -> None:
     method = built("sac").to("cuda")
     captured = Captured(WholeUpdates(Engine(method), {0: (method, optimizer_of(method))}), CudaGraphs())
     moments = [Moment(i) for i in range(16)]
-    given, drawn = on("cuda", batches(method, 16)), on("cuda", noises(method, 16))
+    given, drawn = each(there(batches(method, 16))), there(noises(method, 16))
+    order = tuple(order_of(method, moment) for moment in moments)
+    piece = Piece(moments, order, given, drawn, [False] * 16)
 
     def launches() -> int:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU,
                                                 torch.profiler.ProfilerActivity.CUDA]) as profile:  # fmt: skip
-            captured(moments, given, drawn, lambda batch: batch, False)
+            captured.replay(piece, lambda batch: batch)
             torch.cuda.synchronize()
         return sum("Launch" in event.name for event in profile.events())
 
-    captured(moments, given, drawn, lambda batch: batch, False)
+    captured.replay(piece, lambda batch: batch)
     assert launches() <= 16  # one an update; an eager one makes hundreds
 
 
@@ -161,7 +163,7 @@ def test_a_step_that_looks_at_a_number_is_refused_before_a_capture_begins_and_th
     before = copy.deepcopy(method.state_dict())
     captured = Captured(WholeUpdates(Engine(method), {0: (method, optimizer_of(method))}), CudaGraphs())
     with pytest.raises(CannotRecord, match="waits for a number"):
-        captured(MOMENTS, on("cuda", batches(method, K)), on("cuda", noises(method, K)), lambda batch: batch)
+        replayed(captured, each(there(batches(method, K))), there(noises(method, K)))
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert torch.randn(3, device="cuda").isfinite().all()
@@ -170,13 +172,13 @@ def test_a_step_that_looks_at_a_number_is_refused_before_a_capture_begins_and_th
 def test_a_loss_that_is_not_finite_stops_all_later_steps() -> None:
     method = built("td3_bc").to("cuda")
     captured = Captured(WholeUpdates(Engine(method), {0: (method, optimizer_of(method))}), CudaGraphs())
-    given, drawn = on("cuda", batches(method, K)), on("cuda", noises(method, K))
-    captured(MOMENTS, given, drawn, lambda batch: batch)
+    given, drawn = each(there(batches(method, K))), there(noises(method, K))
+    replayed(captured, given, drawn)
     given[1]["reward"] = torch.full_like(given[1]["reward"], torch.nan)
-    captured(MOMENTS, given, drawn, lambda batch: batch)
-    assert int(captured.updates.made) == K + 1
+    replayed(captured, given, drawn)
+    assert int(captured.made()) == K + 1
     before = copy.deepcopy(method.critic.state_dict())
-    captured(MOMENTS, on("cuda", batches(method, K)), drawn, lambda batch: batch)
+    replayed(captured, each(there(batches(method, K))), drawn)
     assert all(torch.equal(value, before[key]) for key, value in method.critic.state_dict().items())
 
 
@@ -187,7 +189,7 @@ def test_a_run_names_the_batch_of_which_no_loss_came(starts: Path, pendulum: str
 
     def spoiled(self: Any, shape: Any) -> Any:
         drawn.append(numbers(self, shape))
-        if len(drawn) == 4:
+        if len(drawn) == 1:
             self.store.matrix[drawn[-1][0, 0], 3:5] = torch.nan
             self.store.changes += 1
         return drawn[-1]

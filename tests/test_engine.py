@@ -12,7 +12,7 @@ import torch
 from every_method import METHODS, batches, built, noises, optimizer_of
 from torch import Tensor
 
-from o2o_lightning.engine.captured import Captured
+from o2o_lightning.engine.captured import Captured, Piece
 from o2o_lightning.engine.engine import Engine
 from o2o_lightning.engine.record import CannotRecord, Watch, tape
 from o2o_lightning.engine.stacked import StackedEngine, joined
@@ -45,6 +45,12 @@ def given_as_it_is(batches: Any) -> Any:
     return batches
 
 
+def replayed(captured: Captured, given: Any, noise: Any, moments: Any = tuple(MOMENTS)) -> list[dict[str, Tensor]]:
+    """The rows of updates that are one piece."""
+    order = tuple(order_of(captured.updates.guide, moment) for moment in moments)
+    return captured.replay(Piece(moments, order, given, noise, [True] * len(moments)), given_as_it_is)
+
+
 def one_by_one(method: Method, optimizer: torch.optim.Optimizer, given: Any, drawn: Any) -> list[dict[str, Tensor]]:
     """K updates as a phase makes them: backward passes, clipping, the optimizer's steps."""
     engine, rows = Engine(method), []
@@ -73,11 +79,11 @@ def test_four_updates_recorded_as_one_graph_and_replayed_equal_the_same_updates_
     captured, optimizer = recorded(method), optimizer_of(plain)
     for _ in range(3):
         given, drawn = batches(method, K), noises(method, K)
-        found = captured(MOMENTS, each(given), each(drawn), given_as_it_is)
+        found = replayed(captured, each(given), drawn)
         for row, expected in zip(found, one_by_one(plain, optimizer, given, drawn), strict=True):
             assert row.keys() == expected.keys()
             assert all(torch.equal(row[key], value) for key, value in expected.items())
-    assert captured.count == 1 and int(captured.updates.made) == 3 * K
+    assert captured.count == 1 and int(captured.made()) == 3 * K
     assert moved(plain, built(name))
     for key, value in plain.state_dict().items():
         assert torch.equal(value, method.state_dict()[key]), key
@@ -93,8 +99,8 @@ def test_stacked_seeds_follow_their_own_runs(name: str) -> None:
     optimizers = [optimizer_of(method) for method in own]
     for turn in range(1, 3):
         given, drawn = batches(own[0], K, SEEDS), noises(own[0], K, SEEDS)
-        noise = [[at(one, s) for one in each(drawn)] for s in range(SEEDS)]
-        found = captured(MOMENTS, each(given), noise, given_as_it_is)
+        noise = [{key: part[:, s] for key, part in drawn.items()} for s in range(SEEDS)]
+        found = replayed(captured, each(given), noise)
         assert whole.made.tolist() == [turn * K] * SEEDS
         assert all(value.shape == (SEEDS,) for row in found for value in row.values())
         for s, (method, own_optimizer) in enumerate(zip(own, optimizers, strict=True)):
@@ -171,7 +177,7 @@ def test_a_step_that_no_gpu_could_replay_is_refused_by_the_recording(look: Any, 
     method.build(every_method.TASK)
     before = copy.deepcopy(method.state_dict())
     with pytest.raises(CannotRecord, match=says):
-        recorded(method)(MOMENTS, each(batches(method, K)), each(noises(method, K)), given_as_it_is)
+        replayed(recorded(method), each(batches(method, K)), noises(method, K))
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
 
 
@@ -188,9 +194,9 @@ def test_recording_leaves_networks_moments_and_generators_as_they_were() -> None
 
     torch.set_rng_state(stream)
     whole = WholeUpdates(Engine(method), {0: (method, optimizer)})
-    given, drawn = each(batches(method, K)), each(noises(method, K))
+    given, drawn = each(batches(method, K)), noises(method, K)
     stream = torch.get_rng_state()
-    Captured(whole, record)(MOMENTS, given, drawn, given_as_it_is)
+    replayed(Captured(whole, record), given, drawn)
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
     assert all(not value.any() for state in optimizer.state.values() for value in state.values())
     assert [group["lr"] for group in optimizer.param_groups] == rates and not whole.made
@@ -202,7 +208,7 @@ def test_each_order_of_steps_has_a_recording_of_its_own() -> None:
     captured = recorded(method)
     for env_steps in range(1, 5):
         moments = [Moment(env_steps - 1, env_steps)]  # one update an environment step, every second one of the policy
-        captured(moments, each(batches(method, 1)), each(noises(method, 1)), given_as_it_is)
+        replayed(captured, each(batches(method, 1)), noises(method, 1), moments)
     assert captured.count == 2
     assert order_of(method, Moment(0, 1)) == ("critic_step",)
     assert order_of(method, Moment(1, 2)) == (
@@ -223,7 +229,7 @@ def test_recordings_are_made_anew_when_what_they_work_on_has_moved(load: Any) ->
 
     def make() -> None:
         captured.forget_if_moved()
-        captured(MOMENTS, each(batches(method, K)), each(noises(method, K)), given_as_it_is)
+        replayed(captured, each(batches(method, K)), noises(method, K))
 
     make()
     kept = next(iter(captured._recorded.values()))
@@ -238,14 +244,14 @@ def test_no_step_is_made_from_a_loss_that_is_not_finite_on() -> None:
     method = built("td3_bc")
     captured = recorded(method)
     given, drawn = batches(method, K), noises(method, K)
-    captured(MOMENTS, each(given), each(drawn), given_as_it_is)
+    replayed(captured, each(given), drawn)
     given["reward"][1] = torch.nan
-    captured(MOMENTS, each(given), each(drawn), given_as_it_is)
-    assert int(captured.updates.made) == K + 1
+    replayed(captured, each(given), drawn)
+    assert int(captured.made()) == K + 1
     before = copy.deepcopy(method.critic.state_dict())
     given["reward"][1] = 0.0
-    captured(MOMENTS, each(given), each(drawn), given_as_it_is)
-    assert int(captured.updates.made) == K + 1
+    replayed(captured, each(given), drawn)
+    assert int(captured.made()) == K + 1
     assert all(torch.equal(value, before[key]) for key, value in method.critic.state_dict().items())
 
 

@@ -227,16 +227,19 @@ def spoil_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def spoil_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of seed 2's eighth update: one that is made together with those of the other seeds."""
-    draw, left = NoiseBlocks.draw, [8]
+    draw, left = NoiseBlocks.draw_many, [8]
 
-    def spoiled(self: NoiseBlocks, wanted: Any) -> dict[str, torch.Tensor]:
-        found = draw(self, wanted)
+    def spoiled(self: NoiseBlocks, wanted: Any, count: int) -> dict[str, torch.Tensor]:
+        found = draw(self, wanted, count)
         if self.generator.initial_seed() == 2 * 1009 + 1:
-            left[0] -= 1
-            found = {name: noise * (torch.nan if left[0] == 0 else 1.0) for name, noise in found.items()}
+            if 0 < left[0] <= count:
+                found = {name: noise.clone() for name, noise in found.items()}
+                for noise in found.values():
+                    noise[left[0] - 1] = torch.nan
+            left[0] -= count
         return found
 
-    monkeypatch.setattr(NoiseBlocks, "draw", spoiled)
+    monkeypatch.setattr(NoiseBlocks, "draw_many", spoiled)
 
 
 @pytest.mark.parametrize("spoil, compiled, wrong", [

@@ -173,6 +173,7 @@ class PhaseCheckpoint(PhaseCallback, ModelCheckpoint):
     # ---- how ---------------------------------------------------------------------------------------------------
 
     def _save(self, trainer: L.Trainer, phase: Any, name: str) -> None:
+        phase.make_sure()
         check_weights(phase.phase, phase)
         path = self._path(name)
         self.best_model_path = str(path)

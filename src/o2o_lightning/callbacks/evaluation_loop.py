@@ -51,6 +51,7 @@ class EvaluationLoop(PhaseCallback):
     def _evaluate(self, trainer: L.Trainer, phase: Any, background: bool = False) -> None:
         if phase.data.env_id is None or not phase.data.eval_episodes or self.evaluated_at == phase.clock:
             return
+        phase.make_sure()
         self._collect(trainer, phase)
         self.evaluated_at = phase.clock
         if not background:

@@ -34,12 +34,14 @@ class Work:
         episodes: of all its evaluations.
         before: environment steps before the first update.
         rollout: environment steps between two rounds of updates of an on-policy method, 0 of any other.
+        chunk: updates that are made at once.
     """
 
     steps: int
     episodes: int
     before: int = 0
     rollout: int = 0
+    chunk: int = 16
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def _work(config: Any) -> Work:
     every = data["eval_every" if online else "eval_every_updates"]
     evaluations = (steps // every if every else 0) + 1
     rollout = min(data.get("rollout", 0), steps)
-    return Work(steps, evaluations * data["eval_episodes"], min(data.get("warmup_steps", 0), steps), rollout)
+    before = min(data.get("warmup_steps", 0), steps)
+    return Work(steps, evaluations * data["eval_episodes"], before, rollout, data["chunk"])
 
 
 def _measurable(config: Any) -> bool:
@@ -147,6 +150,7 @@ def _short(work: Mapping[str, Work], pace: Path) -> list[str]:
             options += [f"--{phase}.trainer.callbacks.whole=true"] if found.rollout else []
         else:
             options.append(f"--{phase}.trainer.max_steps={min(found.steps, UPDATES)}")
+            options.append(f"--{phase}.data.chunk={min(found.chunk, UPDATES // 16)}")  # what is replayed comes by fours
     return options
 
 

@@ -45,7 +45,7 @@ class OfflineData(L.LightningDataModule):
         env_id: Gymnasium id to evaluate in; the dataset's own by default.
         env_kwargs: what ``gymnasium.make`` gets beside the id, plain values by name; checkpoints keep them.
         batch_size: transitions a gradient update, of each process.
-        chunk: gradient updates a ``training_step``; changes speed, never results' counts.
+        chunk: gradient updates that are made at once; changes speed, never results' counts.
         normalize: standardise observations with the dataset's mean and deviation.
         normalize_eps: added to the deviation.
         reward_scale, reward_shift: affine map of rewards for learning; scores use raw rewards.
@@ -148,7 +148,7 @@ class OfflineData(L.LightningDataModule):
         if total <= 0:
             raise UserError("--trainer.max_steps: pass how many gradient updates this phase makes.")
         cadences = self.eval_every_updates, *module.cadences
-        clock = {"clock": lambda: module.updates, "total": total, "chunk": self.chunk, "cadences": cadences}
+        clock = {"clock": lambda: module.updates, "total": total, "chunk": module.chunk, "cadences": cadences}
         return OfflineStream(self.numbers, self.batch_size, **clock)
 
     def val_dataloader(self) -> range:

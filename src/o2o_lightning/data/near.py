@@ -22,7 +22,9 @@ class NearGather(Gather):
         self.data = data
 
     def __call__(self, drawn: Any) -> Iterator[Batch]:
-        return self.data.batches(drawn)
+        """Of the numbers of many batches at once, or of a list of those of one each."""
+        each = drawn if isinstance(drawn, list) else [drawn]
+        return (batch for numbers in each for batch in self.data.batches(numbers))
 
     def of_all(self, gathers: Sequence[Gather], drawn: Sequence[Any]) -> Iterator[Batch]:
         """As there; what a seed would do to its rows is done to those of all, in as many operations."""
@@ -30,7 +32,8 @@ class NearGather(Gather):
         of_ours = type(self.data).__module__.startswith("o2o_lightning.")  # another's may make batches in its own way
         if not of_ours or any(form_of(data) != form_of(each[0]) for data in each):
             return super().of_all(gathers, drawn)
-        return self._batches(each, drawn)
+        lists = drawn if isinstance(drawn[0], list) else [[numbers] for numbers in drawn]
+        return (batch for same in zip(*lists, strict=True) for batch in self._batches(each, same))
 
     def _batches(self, each: Sequence[OfflineData], drawn: Sequence[Any]) -> Iterator[Batch]:
         layout, device = self.data.buffer.layout, self.data.module.device

@@ -1,20 +1,57 @@
 """Whole updates, recorded when an order of steps first comes and replayed from then on."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from o2o_lightning.engine.record import CannotRecord, Function, Record
-from o2o_lightning.engine.whole import Rates, Row, WholeUpdates, kept_as_it_is, order_of
+from o2o_lightning.engine.whole import Order, Rates, Row, WholeUpdates, kept_as_it_is
 from o2o_lightning.errors import reason
-from o2o_lightning.methods.method import Batch, Moment
+from o2o_lightning.methods.method import Batch, Moment, Noise
 
 Batches = Callable[[Any], Iterable[Batch]]
 MOST = 64  # recordings; the oldest goes first
 Values = list[Rates]  # of each update
+
+
+class Piece(NamedTuple):
+    """Updates that are replayed as one.
+
+    Attributes:
+        moments: where each of the K stands.
+        order: of the steps of each.
+        drawn: what their batches are made of, tensors in any structure; of stacked seeds, what each has.
+        noise: of all, ``[K, …]`` by name; of stacked seeds, what each has.
+        due: whose metrics are wanted.
+    """
+
+    moments: Sequence[Moment]
+    order: Sequence[Order]
+    drawn: Any
+    noise: Any
+    due: Sequence[bool]
+
+
+class Later:
+    """A number that a device is at work on: who asks waits for it, and for nothing that comes after it."""
+
+    def __init__(self, number: Tensor) -> None:
+        self._event: Any = None
+        if number.is_cuda:
+            self._number = torch.empty(number.shape, dtype=number.dtype, pin_memory=True)
+            self._number.copy_(number, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+        else:
+            self._number = number.clone()
+
+    def __int__(self) -> int:
+        if self._event is not None:
+            self._event.synchronize()
+        return int(self._number)
 
 
 class Captured:
@@ -32,10 +69,9 @@ class Captured:
         self._held: list[tuple[Any, str, Any]] = []
         self._memory: list[int] = []
 
-    @property
-    def made(self) -> int:
-        """How many updates there have been before the first loss that was not finite."""
-        return int(self.updates.made)
+    def made(self) -> Later:
+        """How many updates there will have been, of those asked for, before the first loss that is not finite."""
+        return Later(self.updates.made)
 
     @property
     def count(self) -> int:
@@ -49,20 +85,22 @@ class Captured:
         if any(table[name] is not value for table, name, value in self._held) or _addresses(self._held) != self._memory:
             self._recorded = {}
 
-    def __call__(
-        self, moments: Sequence[Moment], drawn: Any, noises: Sequence[Any], gather: Batches, measured: bool = True
-    ) -> list[Row]:
-        """As :class:`WholeUpdates`, on the batches that ``gather`` makes of ``drawn``, tensors in any structure.
+    def __call__(self, pieces: Iterable[Piece], gather: Batches) -> Iterator[list[Row]]:
+        """Makes the updates of one piece after the other, as :meth:`replay` does."""
+        return (self.replay(piece, gather) for piece in pieces)
 
-        The gather is part of the recording. Of stacked seeds, ``drawn`` and ``noises`` are those of each.
+    def replay(self, piece: Piece, gather: Batches) -> list[Row]:
+        """As :class:`WholeUpdates`, on the batches that ``gather`` makes of what was drawn; rows of what is due.
+
+        The gather is part of the recording.
 
         Raises:
             CannotRecord: these updates have not come yet and can't be recorded; nothing of them has been made.
         """
-        rates = [self.updates.rates(moment) for moment in moments]
-        leaves, form = pytree.tree_flatten((drawn, list(noises)))
-        order = tuple(order_of(self.updates.guide, moment) for moment in moments)
-        key = order, measured, self._number_of(form), tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        moments, measured = piece.moments, any(piece.due)
+        rates = self.updates.rates(moments)
+        leaves, form = pytree.tree_flatten((piece.drawn, piece.noise))
+        key = piece.order, measured, self._number_of(form), tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         if key not in self._recorded:
             if len(self._recorded) == MOST:
                 del self._recorded[next(iter(self._recorded))]
@@ -71,7 +109,7 @@ class Captured:
             self._memory = _addresses(self._held)
         rows = self._recorded[key](leaves, rates)
         self.updates.set_rates(rates[-1])
-        return rows
+        return [_kept(row) if due else {} for row, due in zip(rows, piece.due, strict=True)] if measured else rows
 
     def _number_of(self, form: Any) -> int:
         """Of a structure of inputs; the text of a large one takes four times as long as to compare it."""
@@ -92,8 +130,9 @@ class Captured:
         inputs.fill(leaves)
 
         def run() -> list[Row]:
-            drawn, noises = pytree.tree_unflatten(inputs.leaves, form)
-            return self.updates(moments, gather(drawn), self.updates.engine.joined(noises), rates.views, means)
+            drawn, noise = pytree.tree_unflatten(inputs.leaves, form)
+            each = parts_of(self.updates.engine.joined(noise), len(moments))
+            return self.updates(moments, gather(drawn), each, rates.views, means)
 
         try:
             with kept_as_it_is(self.updates):  # to record a function is to run it
@@ -112,6 +151,11 @@ class Captured:
         return found + [(table, name, value) for table in tables for name, value in table.items() if value is not None]
 
 
+def _kept(row: Row) -> Row:
+    """A copy: the next replay writes to the same memory."""
+    return dict(zip(row, torch.stack([*row.values()]).unbind(), strict=True)) if row else row
+
+
 def _addresses(held: list[tuple[Any, str, Any]]) -> list[int]:
     return [value.data_ptr() for _, _, value in held if isinstance(value, Tensor)]
 
@@ -126,6 +170,11 @@ class Recorded:
         self.inputs.fill(leaves)
         self.rates.fill(rates)
         return self.replay()  # type: ignore[no-any-return]
+
+
+def parts_of(noise: Mapping[str, Tensor], count: int) -> list[Noise]:
+    """The noise of each of K updates, of theirs by name ``[K, …]``."""
+    return [{name: part[k] for name, part in noise.items()} for k in range(count)]
 
 
 class Inputs:
@@ -149,7 +198,9 @@ class Inputs:
         if self._near:
             torch._foreach_copy_([self.leaves[i] for i in self._near], [leaves[i] for i in self._near])
         for places, joined in self._away:
-            joined.copy_(torch.cat([leaves[i].reshape(-1) for i in places]))
+            flat = torch.empty(joined.shape, dtype=joined.dtype, pin_memory=joined.is_cuda)
+            torch.cat([leaves[i].reshape(-1) for i in places], out=flat)
+            joined.copy_(flat, non_blocking=True)  # from other memory it would wait for all that is under way
 
 
 class RateMemory:
@@ -167,5 +218,6 @@ class RateMemory:
         """Copies the ``values`` there, if they are others."""
         if values != self._held:
             rows = [[*row.values()] for row in values]
-            self.memory.copy_(torch.tensor(rows, dtype=self.memory.dtype))
+            flat = torch.tensor(rows, dtype=self.memory.dtype, pin_memory=self.memory.is_cuda)
+            self.memory.copy_(flat, non_blocking=True)
             self._held = values

@@ -1,6 +1,6 @@
 """One update function: a method's steps in order, and who evaluates them."""
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -86,9 +86,9 @@ class Engine:
         """What of it is each seed's."""
         return (tensor,)
 
-    def joined(self, noises: Any) -> Sequence[Noise]:
-        """The noise of each update; of stacked seeds, what each has of them is given."""
-        return noises  # type: ignore[no-any-return]
+    def joined(self, noise: Any) -> Mapping[str, Tensor]:
+        """The noise of K updates, ``[K, …]`` by name; of stacked seeds, where what each has of it is given."""
+        return noise  # type: ignore[no-any-return]
 
 
 def one_after_another(updates: Iterable[Update]) -> Update:

@@ -4,21 +4,22 @@ A seed keeps its lane: networks ``[i]`` of tensors ``[S, …]``, whoever else is
 is in another, so that a seed follows the same bits when others have stopped, or are behind it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from o2o_lightning.engine.captured import Later, Piece
 from o2o_lightning.engine.compiled import KnownGradients
 from o2o_lightning.engine.engine import Ask, Engine, Update
 from o2o_lightning.engine.gather import Gather, side_by_side
 from o2o_lightning.engine.record import Record
 from o2o_lightning.engine.stacked import StackedEngine, joined
 from o2o_lightning.engine.together import Together, Wish
-from o2o_lightning.engine.whole import Row, order_of
+from o2o_lightning.engine.whole import Row
 from o2o_lightning.errors import UserError
-from o2o_lightning.methods.method import Loss, Method, Moment, Noise
+from o2o_lightning.methods.method import Loss, Method
 from o2o_lightning.nn.optimizers import laid_out_as
 from o2o_lightning.turns import Turns
 
@@ -168,8 +169,7 @@ class LaneCaptured:
     def __init__(self, method: Method, lane: Lane) -> None:
         self.method, self.lane = method, lane
 
-    @property
-    def made(self) -> int:
+    def made(self) -> Later:
         """As there."""
         return self.lane.lanes.together.made(self.lane.place)
 
@@ -177,16 +177,17 @@ class LaneCaptured:
         """As there, before the next updates."""
         self.lane.lanes.together.loaded = True
 
-    def __call__(
-        self, moments: Sequence[Moment], drawn: Any, noises: Sequence[Noise], gather: Gather, measured: bool = True
-    ) -> list[Row] | None:
+    def __call__(self, pieces: Sequence[Piece], gather: Gather) -> Iterator[list[Row]] | None:
         """As there; None where the others make other updates now, and each has to make its own."""
-        point = (*moments, *(order_of(self.method, moment) for moment in moments), measured)
-        wish = Wish(point, moments, drawn, noises, gather, measured)
+        wish = Wish([(piece.moments, piece.order, piece.due) for piece in pieces], pieces, gather)
         self.lane.lanes.turns.meet(self.lane.place, wish)
-        if wish.failure is not None:
-            raise wish.failure
-        return wish.rows
+        return None if wish.rows is None else _given(wish.rows, wish.failure)
+
+
+def _given(rows: Sequence[list[Row]], failure: BaseException | None) -> Iterator[list[Row]]:
+    yield from rows
+    if failure is not None:
+        raise failure
 
 
 def learners(method: Method) -> list[Tensor]:

@@ -66,11 +66,12 @@ class StackedEngine(Engine):
         return vmap(one, randomness="different")(state, batch, noise)
 
     def mean(self, metric: Tensor) -> Tensor:
+        if metric.device.type != "cpu":
+            return metric.reshape(*self.shape, -1).mean(1)
         return torch.stack([part.mean() for part in metric.unbind()])  # to the bit as each seed's own
 
     def parts(self, tensor: Tensor) -> Sequence[Tensor]:
         return tensor.unbind()
 
-    def joined(self, noises: Any) -> Sequence[Noise]:
-        each = zip(*noises, strict=True)
-        return [{name: torch.stack([own[name] for own in update]) for name in update[0]} for update in each]
+    def joined(self, noise: Any) -> Mapping[str, Tensor]:
+        return {name: torch.stack([own[name] for own in noise], 1) for name in noise[0]}

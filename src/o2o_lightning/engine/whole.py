@@ -20,6 +20,7 @@ from o2o_lightning.nn.optimizers import laid_out_as, step_together
 Row = dict[str, Tensor]  # the means of an update's metrics
 Learner = tuple[Method, torch.optim.Optimizer]
 Rates = dict[str, float | list[float]]
+Order = tuple[str, ...]
 
 
 class WholeUpdates:
@@ -50,19 +51,31 @@ class WholeUpdates:
     def device(self) -> torch.device:
         return self.parameters[0].device
 
-    def rates(self, moment: Moment) -> Rates:
+    def rates(self, moments: Sequence[Moment]) -> list[Rates]:
         """The learning rates of all groups, and the values of buffers that follow a schedule; of each seed, if stacked.
 
         Rates are the optimizer's, or those of the method's schedules.
         """
-        each = {}
-        for place, (method, optimizer) in self.learners.items():
-            usual = {group["name"]: group["lr"] for group in optimizer.param_groups}
-            each[place] = {**usual, **method.rates(moment), **method.schedules(moment)}
-        first = next(iter(each.values()))
+        usual = {
+            place: {group["name"]: group["lr"] for group in optimizer.param_groups}
+            for place, (_, optimizer) in self.learners.items()
+        }
+        kind = type(self.guide)
+        if kind.rates is Method.rates and kind.schedules is Method.schedules:
+            return [self._of_each(usual)] * len(moments)
+        return [
+            self._of_each({
+                place: {**usual[place], **method.rates(moment), **method.schedules(moment)}
+                for place, (method, _) in self.learners.items()
+            })
+            for moment in moments
+        ]  # fmt: skip
+
+    def _of_each(self, rates: Mapping[int, Mapping[str, float]]) -> Rates:
+        first = next(iter(rates.values()))
         if not self.engine.shape:
             return {**first}
-        return {name: [each.get(place, first)[name] for place in range(*self.engine.shape)] for name in first}
+        return {name: [rates.get(place, first)[name] for place in range(*self.engine.shape)] for name in first}
 
     def set_rates(self, rates: Mapping[str, Any]) -> None:
         """Gives each optimizer its own of them."""
@@ -132,16 +145,16 @@ def clip(gradients: list[Tensor], limit: float) -> None:
     torch._foreach_mul_(gradients, (limit / (total + 1e-6)).clamp(max=1.0))
 
 
-def order_of(method: Method, moment: Moment) -> tuple[str, ...]:
+def order_of(method: Method, moment: Moment) -> Order:
     """The names of an update's steps, and the rates of what follows, which decide what a recording of it holds.
 
     A rate that is a tensor is read when the recording is replayed, as the networks are.
     """
-    return tuple(
+    return tuple([
         item.__name__ if not isinstance(item, Follow) else "follow" if isinstance(item.rate, Tensor)
         else f"follow {item.rate}"
         for item in method.update(moment)
-    )  # fmt: skip
+    ])  # fmt: skip
 
 
 @contextmanager

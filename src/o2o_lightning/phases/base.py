@@ -22,7 +22,7 @@ from o2o_lightning.phases import hardware
 from o2o_lightning.phases.contract import check_sizes
 from o2o_lightning.phases.descent import Descent, Draw
 from o2o_lightning.phases.evaluating import Evaluating
-from o2o_lightning.phases.replays import Compile, Replays, replay_note, replays_of, wanted
+from o2o_lightning.phases.replays import CHUNKS, Compile, Replays, replay_note, replays_of, wanted
 from o2o_lightning.ranks import Ranks
 from o2o_lightning.seeds import noise_seed
 
@@ -130,6 +130,11 @@ class Phase(Evaluating):
         return [self.cadence, *saving_steps(self.trainer)]
 
     @property
+    def chunk(self) -> int:
+        """Gradient updates of a ``training_step`` that learns from a dataset alone."""
+        return int(self.data.chunk) * (CHUNKS if wanted(self) else 1)
+
+    @property
     def is_built(self) -> bool:
         """Whether there are networks: since another run of a Trainer's, or as a checkpoint had them."""
         return hasattr(self, "normalizer")
@@ -193,6 +198,9 @@ class Phase(Evaluating):
         """What the phase itself needs of callbacks, beside its evaluations."""
         return []
 
+    def on_train_end(self) -> None:
+        self.make_sure()
+
     def on_train_start(self) -> None:
         if hardware.forms_at_once(self.trainer, self.compiles):
             lay_ensembles_side_by_side(self.method)
@@ -204,7 +212,7 @@ class Phase(Evaluating):
         if self._replays is not None:
             self._replays.begin()
         self.train_chunk(chunk)
-        (self._replays or self.descent).check()
+        (self._replays or self.descent).end_chunk()
 
     def train_chunk(self, chunk: Any) -> None:
         """Learns from a chunk of what the DataModule streams: here, the rows of batches."""
@@ -213,6 +221,11 @@ class Phase(Evaluating):
     def make(self, draws: Iterable[Draw]) -> None:
         """Makes gradient updates, one after the other: replayed whole, or loss by loss."""
         (self._replays or self.descent).make(draws)
+
+    def make_sure(self) -> None:
+        """Raises where a loss was not finite: before anything is said of the networks, or saved."""
+        if self._replays is not None:
+            self._replays.check()
 
     def end_replays(self) -> None:
         """From now on updates are made loss by loss; what they took of a GPU's memory is free."""

@@ -83,7 +83,8 @@ class Contract(Rows):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         phase: Any = self
-        if phase.lane is not None:  # whose networks lie in the same memory, and would be written with it
+        phase.make_sure()
+        if phase.lane is not None or phase.device.type != "cpu":  # some share a memory, which would be written whole
             checkpoint["state_dict"] = {name: value.clone() for name, value in checkpoint["state_dict"].items()}
         critic, value = getattr(self.method, "critic", None), getattr(self.method, "value", None)
         checkpoint[KEY] = Handover(

@@ -54,6 +54,8 @@ class Descent:
         """Raises where a loss was not finite, and no step was made any more."""
         self.record.check()
 
+    end_chunk = check
+
     def __call__(self, loss: Tensor, counted: bool) -> None:
         """Descends ``loss``; ``counted`` steps move Lightning's ``global_step``."""
         phase, optimizer = self.phase, self.optimizer

@@ -48,6 +48,7 @@ class Reevaluate(Converging):
         super().on_fit_start()
 
     def on_train_end(self) -> None:
+        super().on_train_end()
         method, data = self.method, self.data
         if self.asks and data.env_id is not None and data.eval_episodes and isinstance(method, ActorCritic):
             play = Play(player_of(self.policy(), self.normalizer))

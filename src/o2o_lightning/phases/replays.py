@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice, repeat
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
@@ -11,15 +11,15 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from o2o_lightning.data.near import NearGather
-from o2o_lightning.engine.captured import Captured
+from o2o_lightning.engine.captured import Captured, Later, Piece, parts_of
 from o2o_lightning.engine.engine import Engine
 from o2o_lightning.engine.gather import Gather
 from o2o_lightning.engine.health import ChunkRecord
 from o2o_lightning.engine.lanes import LaneCaptured
 from o2o_lightning.engine.record import CannotRecord, CudaGraphs, tape
-from o2o_lightning.engine.whole import WholeUpdates
+from o2o_lightning.engine.whole import Row, WholeUpdates, order_of
 from o2o_lightning.launch import note_once
-from o2o_lightning.methods.method import Follow, Moment, Noise
+from o2o_lightning.methods.method import Follow, Moment
 from o2o_lightning.nn.optimizers import LAMB, Adam, AdamW
 from o2o_lightning.phases.descent import Draw, is_heard
 
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 Compile = bool | Literal["auto", "record"]
 STEP_BY_STEP = "updates are made step by step"
+CHUNKS = 4  # of the DataModule's in one of training's: so the host does less between replays
 
 
-class Made(NamedTuple):
-    """An update of this chunk, and what it was made of."""
+class Asked(NamedTuple):
+    """Updates that were asked for, the count of those before, and what tells how many have been made."""
 
-    moment: Moment
-    batches: Any
-    number: int  # among them
-    noise: Noise
+    before: int
+    pieces: list[Piece]
+    made: Later
 
 
 class Replays:
-    """The updates of a phase by replays, a full chunk at once; one by one where a row of metrics comes.
+    """The updates of a phase by replays, of a chunk as one or as few.
 
     The numbers of rows and the noise are drawn as without it, so that a run has the same ones. Where the data can be
     kept near the networks, the gather is part of the recording; else the batches are its inputs.
@@ -52,8 +52,10 @@ class Replays:
         self.captured = _captured(phase, self.optimizer.optimizer)
         self.near = self.data.keep_near(phase.device)
         self.gather = NearGather(self.data) if self.near else Gather()
+        self.cadences = [every for every in (self.data.eval_every_updates, *phase.cadences) if every > 0]
         self.count = 0
-        self._made: list[Made] = []
+        self._pieces: list[Piece] = []  # of this chunk
+        self._asked: list[Asked] = []
 
     def begin(self) -> None:
         """Before a chunk: what callbacks have loaded since may be in another memory."""
@@ -61,79 +63,138 @@ class Replays:
 
     def make(self, draws: Iterable[Draw]) -> None:
         """Makes the updates of ``draws``, one after the other."""
-        rest = iter(draws)
-        for draw in rest:
-            batches = draw.numbers if self.near else [_plain(batch) for batch in self.data.batches(draw.numbers)]
-            count = 1 if isinstance(batches, tuple) else len(batches)
-            size = count if count == self.data.chunk and not self._logs_within(count) else 1
-            for at in range(0, count, size):
-                part = batches if count == 1 else batches[at : at + size]
-                noises = self._noises(part, size)
-                try:
-                    self._replay(draw, part, noises)
-                except CannotRecord as error:
-                    self._give_up(draw, at, noises, rest, error)
-                    return
-
-    def check(self) -> None:
-        """Raises :class:`NonFinite` where a loss was not finite, and no step was made any more."""
-        made, self._made = self._made, []
-        good = self.captured.made
-        if good < self.count:
-            self._blame(made[good - self.count + len(made)])
-
-    def _replay(self, draw: Draw, part: Any, noises: Sequence[Noise]) -> None:
-        phase = self.phase
-        moments = [Moment(phase.updates + k, phase.env_steps, *draw[1:]) for k in range(len(noises))]
-        due = phase.logs_at(phase.updates + 1) and len(noises) == 1
+        phase, rest = self.phase, iter(draws)
         if self.near:
             self.data.refresh()
-        rows = self.captured(moments, part, noises, self.gather, due)
-        if rows is None:  # the other seeds are somewhere else
-            batches = self.gather(part)
-            phase.descent.run(phase.learn(b, *draw[1:], n) for b, n in zip(batches, noises, strict=True))
-            phase.descent.check()
-            return
-        self.count += len(moments)
-        for k, (moment, noise) in enumerate(zip(moments, noises, strict=True)):
-            self._made.append(Made(moment, part, k, noise))
+        while pieces := self._next(rest):
+            made = self.captured(pieces, self.gather)
+            if made is None:  # the other seeds are somewhere else
+                self._one_by_one(pieces)
+                phase.descent.check()
+                continue
+            done = 0
+            try:
+                for piece, rows in zip(pieces, made, strict=True):
+                    self._count(piece, rows)
+                    done += 1
+            except CannotRecord as error:
+                self._give_up(pieces[done:], rest, error)
+                return
+
+    def check(self, last: bool = True) -> None:
+        """Raises :class:`NonFinite` where a loss was not finite, and no step was made any more.
+
+        A device need not be waited for: the ``last`` chunk is asked after when the next one is under way, unless
+        something looks at the networks before.
+        """
+        if self._pieces:
+            before = self.count - sum(len(piece.moments) for piece in self._pieces)
+            self._asked.append(Asked(before, self._pieces, self.captured.made()))
+            self._pieces = []
+        while len(self._asked) > (0 if last else 1):
+            before, pieces, made = self._asked.pop(0)
+            good = int(made) - before
+            for piece in pieces:
+                if good < len(piece.moments):
+                    self._blame(piece, good)
+                good -= len(piece.moments)
+
+    def end_chunk(self) -> None:
+        """As :meth:`check`, of the chunk before this one where nobody looks at the networks after it."""
+        phase = self.phase
+        ends = [*self.cadences, phase.total]
+        self.check(last=phase.clock_name != "updates" or any(phase.updates % every == 0 for every in ends))
+
+    def _next(self, draws: Iterator[Draw]) -> list[Piece]:
+        """Those of the next draws, of a few chunks at most; none at their end."""
+        given: list[Any] = []
+        of: list[tuple[int, int]] = []
+        for draw in draws:
+            batches = draw.numbers if self.near else [_plain(batch) for batch in self.data.batches(draw.numbers)]
+            if isinstance(batches, Tensor):  # numbers of many
+                return self._cut(batches, [draw[1:]] * len(batches), self.phase.updates)
+            own = [batches] if isinstance(batches, tuple) else batches
+            given, of = [*given, *own], [*of, *[draw[1:]] * len(own)]
+            if len(given) >= CHUNKS * self.data.chunk:
+                break
+        runs = groupby(range(len(given)), key=lambda k: self._shape(given[k]))  # the last minibatch may be shorter
+        parts = [[*numbers] for _, numbers in runs]
+        return [
+            piece
+            for part in parts
+            for piece in self._cut([given[k] for k in part], [of[k] for k in part], self.phase.updates + part[0])
+        ]
+
+    def _cut(self, given: Any, of: Sequence[tuple[int, int]], first: int) -> list[Piece]:
+        """Updates of one form, of which number ``first`` is the first."""
+        phase, pieces, at = self.phase, [], 0
+        wanted = phase.method.noise(self._shape(given[0]))
+        for size in sizes(len(given), self.data.chunk):
+            numbers = range(first + at, first + at + size)
+            moments = [Moment(n, phase.env_steps, *own) for n, own in zip(numbers, of[at : at + size], strict=True)]
+            due = [phase.logs_at(number + 1) for number in numbers]
+            order = tuple([order_of(phase.method, moment) for moment in moments])
+            pieces.append(Piece(moments, order, given[at : at + size], phase.noise.draw_many(wanted, size), due))
+            at += size
+        return pieces
+
+    def _shape(self, given: Any) -> tuple[int, ...]:
+        return (self.data.batch_size, self.data.sizes()[1]) if self.near else tuple(given["action"].shape)
+
+    def _count(self, piece: Piece, rows: Sequence[Row]) -> None:
+        """What has been replayed, and the rows of it that are due."""
+        phase, start, count = self.phase, self.phase.updates, len(piece.moments)
+        self._pieces.append(piece)
+        self.count += count
+        if any(piece.due):
+            self.check()  # no row is written of updates that were not made
+        for k, (due, row) in enumerate(zip(piece.due, rows, strict=True), start=1):
             self.optimizer._on_before_step()  # Lightning's clock
             self.optimizer._on_after_step()
-        phase.updates += len(moments)
-        if due:
-            phase.log_means(rows[0])
+            if due:
+                phase.updates = start + k
+                phase.log_means(row)
+        phase.updates = start + count
 
-    def _logs_within(self, count: int) -> bool:
-        return any(self.phase.logs_at(self.phase.updates + k) for k in range(1, count + 1))
+    def _one_by_one(self, pieces: Iterable[Piece]) -> None:
+        """Makes them step by step, with the same rows and noise."""
+        self.phase.descent.run(
+            self.phase.learn(batch, moment.place, moment.new_steps, noise)
+            for piece in pieces
+            for moment, batch, noise in zip(
+                piece.moments, self.gather(piece.drawn), parts_of(piece.noise, len(piece.moments)), strict=True
+            )
+        )
 
-    def _noises(self, part: Any, count: int) -> list[Noise]:
-        shape = (self.data.batch_size, self.data.sizes()[1]) if self.near else tuple(part[0]["action"].shape)
-        return [self.phase.noise.draw(self.phase.method.noise(shape)) for _ in range(count)]
-
-    def _give_up(self, draw: Draw, at: int, noises: list[Noise], rest: Iterator[Draw], error: CannotRecord) -> None:
-        """Makes this update and all that follow step by step, with the same rows and noise."""
+    def _give_up(self, pieces: Sequence[Piece], rest: Iterator[Draw], error: CannotRecord) -> None:
+        """Makes these updates and all that follow step by step."""
         self.check()
         phase = self.phase
         note_once(f"{phase.phase}: {phase.method.name} can't be recorded ({error}): {STEP_BY_STEP}")
         phase.end_replays()
-        batches = islice(self.data.batches(draw.numbers), at, None)
-        drawn = chain(noises, repeat(None))
-        updates = (phase.learn(batch, *draw[1:], noise) for batch, noise in zip(batches, drawn, strict=False))
-        more = (phase.learn(batch, *one[1:]) for one in rest for batch in self.data.batches(one.numbers))
-        phase.descent.run(chain(updates, more))
+        self._one_by_one(pieces)
+        phase.descent.make(rest)
 
     @torch.no_grad()
-    def _blame(self, made: Made) -> None:
+    def _blame(self, piece: Piece, number: int) -> None:
         """Finds the batch again, and says what was wrong with it: the networks are as they were before its step."""
-        phase, moment = self.phase, made.moment
-        batch = list(self.gather(made.batches))[made.number]
+        phase, moment = self.phase, piece.moments[number]
+        batch, noise = list(self.gather(piece.drawn))[number], parts_of(piece.noise, len(piece.moments))[number]
         record = ChunkRecord(phase.phase)
         for step in phase.method.update(moment):
             if not isinstance(step, Follow):
-                loss = step(batch, made.noise)
+                loss = step(batch, noise)
                 record.add(moment.update, batch, loss.value, loss.metrics)
                 record.admit(loss.value, self.optimizer.optimizer)
         record.check(last=True)
+
+
+def sizes(count: int, most: int) -> Iterator[int]:
+    """Of pieces of so many updates: each of the ``most``, and of what is left powers of two, which are few."""
+    while count:
+        size = most if count >= most else 1 << (count.bit_length() - 1)
+        yield size
+        count -= size
 
 
 def _plain(batch: Any) -> dict[Any, Tensor]:
