@@ -120,3 +120,15 @@ def test_pieces_are_full_ones_and_then_powers_of_two(count: int, most: int) -> N
     assert sum(found) == count and found[: count // most] == [most] * (count // most)
     rest = found[count // most :]
     assert rest == sorted(set(rest), reverse=True) and all(size & (size - 1) == 0 for size in rest)
+
+
+def test_a_batch_that_the_host_gathered_is_named_too_and_whoever_asks_again_hears_the_same(
+    spoilt: list[int], pendulum: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OfflineData, "keep_near", lambda self, device: False)
+    keeping = Keeping()
+    with pytest.raises(NonFinite, match=f"phase offline, update {BAD}: ") as failure:
+        phase_of(pendulum, "record", 64, 1000, callbacks=[keeping])
+    assert failure.value.dump["batch"]["observation"].shape[0] == 16
+    with pytest.raises(NonFinite, match=f"phase offline, update {BAD}: "):
+        keeping.phase.make_sure()

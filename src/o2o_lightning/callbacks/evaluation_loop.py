@@ -36,6 +36,7 @@ class EvaluationLoop(PhaseCallback):
             self._evaluate(trainer, phase, phase.data.eval_async and not phase.waits_for_scores)
 
     def on_train_end(self, trainer: L.Trainer, phase: Any) -> None:
+        phase.make_sure()
         if phase.evaluates:
             self._collect(trainer, phase)
             self._evaluate(trainer, phase)

@@ -144,13 +144,13 @@ def _short(work: Mapping[str, Work], pace: Path) -> list[str]:
         "--data.env_process=false",  # whose processes take longer to start than a rehearsal to run
     ]  # fmt: skip
     for phase, found in work.items():
+        options.append(f"--{phase}.data.chunk={min(found.chunk, UPDATES // 16)}")  # recordings are soon made
         if phase == "online":
             steps = found.rollout or min(found.before + ENV_STEPS, found.steps)
             options += [f"--{phase}.data.env_steps={steps}", f"--{phase}.data.eval_every={steps * NEVER}"]
             options += [f"--{phase}.trainer.callbacks.whole=true"] if found.rollout else []
         else:
             options.append(f"--{phase}.trainer.max_steps={min(found.steps, UPDATES)}")
-            options.append(f"--{phase}.data.chunk={min(found.chunk, UPDATES // 16)}")  # what is replayed comes by fours
     return options
 
 

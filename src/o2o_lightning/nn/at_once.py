@@ -95,6 +95,8 @@ class _Products(torch.autograd.Function):
 
 
 class _Norms(torch.autograd.Function):
+    """Once differentiable."""
+
     @staticmethod
     def forward(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, ...]:
         plain, mean, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, EPSILON)
@@ -141,7 +143,8 @@ class _AsOne(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, dims: Any, *parts: Tensor) -> tuple[Tensor, int]:
-        return as_one(_all_seeds(info, dims, [part.dim() - 1 for part in parts], parts)), 1
+        own = [part.dim() - (dim is not None) for part, dim in zip(parts, dims, strict=True)]
+        return as_one(_all_seeds(info, dims, own, parts)), 1
 
 
 def _flat(tensor: Tensor) -> Tensor:

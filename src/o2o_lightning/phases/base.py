@@ -22,7 +22,7 @@ from o2o_lightning.phases import hardware
 from o2o_lightning.phases.contract import check_sizes
 from o2o_lightning.phases.descent import Descent, Draw
 from o2o_lightning.phases.evaluating import Evaluating
-from o2o_lightning.phases.replays import CHUNKS, Compile, Replays, replay_note, replays_of, wanted
+from o2o_lightning.phases.replays import CHUNKS, Compile, Replays, replay_note, replays_of, wanted, why_not
 from o2o_lightning.ranks import Ranks
 from o2o_lightning.seeds import noise_seed
 
@@ -131,8 +131,11 @@ class Phase(Evaluating):
 
     @property
     def chunk(self) -> int:
-        """Gradient updates of a ``training_step`` that learns from a dataset alone."""
-        return int(self.data.chunk) * (CHUNKS if wanted(self) else 1)
+        """Gradient updates of a ``training_step`` on a dataset alone; at most one of many brings a row of metrics."""
+        size, rows = int(self.data.chunk), self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not wanted(self) or why_not(self) is not None:
+            return size
+        return size * max(1, min(CHUNKS, rows // size if rows else CHUNKS))
 
     @property
     def is_built(self) -> bool:

@@ -34,6 +34,7 @@ class OnPolicy(Online):
             if data.full:
                 rows = method.begin_rollout(data.take(self.device), self.env_steps)
                 self.make(Draw(batch) for batch in data.minibatches(rows))
+                self.make_sure()
                 self._log_rollout(method.end_rollout(rows))
 
     def explore(self, observation: FloatArray) -> FloatArray:

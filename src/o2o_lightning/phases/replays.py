@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from o2o_lightning.data.near import NearGather
@@ -16,12 +17,14 @@ from o2o_lightning.engine.engine import Engine
 from o2o_lightning.engine.gather import Gather
 from o2o_lightning.engine.health import ChunkRecord
 from o2o_lightning.engine.lanes import LaneCaptured
+from o2o_lightning.engine.noise import BLOCK
 from o2o_lightning.engine.record import CannotRecord, CudaGraphs, tape
 from o2o_lightning.engine.whole import Row, WholeUpdates, order_of
 from o2o_lightning.launch import note_once
-from o2o_lightning.methods.method import Follow, Moment
+from o2o_lightning.methods.method import Follow, Moment, Noise
 from o2o_lightning.nn.optimizers import LAMB, Adam, AdamW
 from o2o_lightning.phases.descent import Draw, is_heard
+from o2o_lightning.replay.table import nested
 
 if TYPE_CHECKING:
     from o2o_lightning.phases.base import Phase
@@ -53,6 +56,8 @@ class Replays:
         self.near = self.data.keep_near(phase.device)
         self.gather = NearGather(self.data) if self.near else Gather()
         self.cadences = [every for every in (self.data.eval_every_updates, *phase.cadences) if every > 0]
+        # online a chunk is one of environment steps
+        self.most = self.data.chunk if phase.clock_name == "updates" else min(self.data.chunk, BLOCK)
         self.count = 0
         self._pieces: list[Piece] = []  # of this chunk
         self._asked: list[Asked] = []
@@ -69,6 +74,7 @@ class Replays:
         while pieces := self._next(rest):
             made = self.captured(pieces, self.gather)
             if made is None:  # the other seeds are somewhere else
+                self.check()
                 self._one_by_one(pieces)
                 phase.descent.check()
                 continue
@@ -92,12 +98,13 @@ class Replays:
             self._asked.append(Asked(before, self._pieces, self.captured.made()))
             self._pieces = []
         while len(self._asked) > (0 if last else 1):
-            before, pieces, made = self._asked.pop(0)
+            before, pieces, made = self._asked[0]
             good = int(made) - before
             for piece in pieces:
                 if good < len(piece.moments):
                     self._blame(piece, good)
                 good -= len(piece.moments)
+            self._asked.pop(0)  # of one that has failed whoever asks again hears the same
 
     def end_chunk(self) -> None:
         """As :meth:`check`, of the chunk before this one where nobody looks at the networks after it."""
@@ -115,7 +122,7 @@ class Replays:
                 return self._cut(batches, [draw[1:]] * len(batches), self.phase.updates)
             own = [batches] if isinstance(batches, tuple) else batches
             given, of = [*given, *own], [*of, *[draw[1:]] * len(own)]
-            if len(given) >= CHUNKS * self.data.chunk:
+            if len(given) >= CHUNKS * self.most:
                 break
         runs = groupby(range(len(given)), key=lambda k: self._shape(given[k]))  # the last minibatch may be shorter
         parts = [[*numbers] for _, numbers in runs]
@@ -129,7 +136,7 @@ class Replays:
         """Updates of one form, of which number ``first`` is the first."""
         phase, pieces, at = self.phase, [], 0
         wanted = phase.method.noise(self._shape(given[0]))
-        for size in sizes(len(given), self.data.chunk):
+        for size in sizes(len(given), self.most):
             numbers = range(first + at, first + at + size)
             moments = [Moment(n, phase.env_steps, *own) for n, own in zip(numbers, of[at : at + size], strict=True)]
             due = [phase.logs_at(number + 1) for number in numbers]
@@ -161,10 +168,14 @@ class Replays:
         self.phase.descent.run(
             self.phase.learn(batch, moment.place, moment.new_steps, noise)
             for piece in pieces
-            for moment, batch, noise in zip(
-                piece.moments, self.gather(piece.drawn), parts_of(piece.noise, len(piece.moments)), strict=True
-            )
+            for moment, batch, noise in self._parts(piece)
         )
+
+    def _parts(self, piece: Piece) -> Iterator[tuple[Moment, TensorDictBase, Noise]]:
+        """Its updates one by one, their batches as phases make them."""
+        noises = parts_of(piece.noise, len(piece.moments))
+        for moment, batch, noise in zip(piece.moments, self.gather(piece.drawn), noises, strict=True):
+            yield moment, nested(batch, batch["action"].shape[:1]) if isinstance(batch, dict) else batch, noise
 
     def _give_up(self, pieces: Sequence[Piece], rest: Iterator[Draw], error: CannotRecord) -> None:
         """Makes these updates and all that follow step by step."""
@@ -178,8 +189,8 @@ class Replays:
     @torch.no_grad()
     def _blame(self, piece: Piece, number: int) -> None:
         """Finds the batch again, and says what was wrong with it: the networks are as they were before its step."""
-        phase, moment = self.phase, piece.moments[number]
-        batch, noise = list(self.gather(piece.drawn))[number], parts_of(piece.noise, len(piece.moments))[number]
+        phase = self.phase
+        moment, batch, noise = list(self._parts(piece))[number]
         record = ChunkRecord(phase.phase)
         for step in phase.method.update(moment):
             if not isinstance(step, Follow):
