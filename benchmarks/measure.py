@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from o2o_lightning.nn.linear import product
+from o2o_lightning.nn.onednn import product
 
 Update = Callable[[], Any]
 WARM_UP = 4

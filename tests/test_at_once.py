@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from o2o_lightning.nn import onednn
 from o2o_lightning.nn.at_once import as_one, lay_side_by_side, layer_norm_of_all, linear_of_all
 from o2o_lightning.nn.critics import Critics, lay_ensembles_side_by_side
 from o2o_lightning.nn.mlp import MLP, outputs_of_all
@@ -61,6 +62,29 @@ def test_a_weights_gradient_lies_in_memory_as_the_weight(by_columns: bool) -> No
     weight.requires_grad_()
     linear_of_all(torch.randn(2, 4, 3), weight, torch.zeros(2, 5)).sum().backward()
     assert weight.grad is not None and weight.grad.stride() == weight.stride()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize(
+    "chosen", [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]
+)
+def test_large_products_are_onednns_where_that_is_quicker(
+    chosen: tuple[bool, bool, bool], by_columns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, plain = [], onednn._onednn_product
+    monkeypatch.setattr(onednn, "ONEDNN", onednn.Onednn(*chosen))
+    monkeypatch.setattr(onednn, "_onednn_product", lambda *given: made.append(given) or plain(*given))
+    x, weight, bias = torch.randn(3, 256, 128), torch.randn(3, 128, 128), torch.randn(3, 128)
+    if by_columns:
+        weight = weight.transpose(1, 2).contiguous().transpose(1, 2)
+    exact = with_gradients(linear_of_all, *(part.double() for part in (x, weight, bias)))
+    assert not made  # of another precision
+    for found, expected in zip(with_gradients(linear_of_all, x, weight, bias), exact, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-3)
+    assert len(made) == 3 * sum(chosen)
+    linear_of_all(x[:, :100], weight, bias)
+    assert len(made) == 3 * sum(chosen)  # a small one
 
 
 @pytest.mark.parametrize("seeds_at", [0, 1])

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from o2o_lightning.nn import linear as module
-from o2o_lightning.nn.linear import Onednn, linear
+from o2o_lightning.nn import onednn as module
+from o2o_lightning.nn.linear import linear
 from o2o_lightning.nn.mlp import MLP
+from o2o_lightning.nn.onednn import Onednn
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 SHAPES = [((256,), 128, 192), ((5, 64), 128, 128), ((256,), 256, 256)]  # of the batch, inputs, outputs

@@ -14,8 +14,8 @@ from filelock import FileLock
 from o2o_lightning.data.module import OfflineData
 from o2o_lightning.errors import UserError
 from o2o_lightning.methods.td3_bc import TD3BC
-from o2o_lightning.nn import linear
-from o2o_lightning.nn.linear import Onednn
+from o2o_lightning.nn import onednn
+from o2o_lightning.nn.onednn import Onednn
 from o2o_lightning.phases import products
 from o2o_lightning.phases.offline import Offline
 from o2o_lightning.phases.products import measured, remembered, settle_library
@@ -36,7 +36,7 @@ class Meter:
 
 @pytest.fixture(autouse=True)
 def undecided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(linear, "ONEDNN", Onednn(False, False, False))
+    monkeypatch.setattr(onednn, "ONEDNN", Onednn(False, False, False))
     monkeypatch.delenv("O2O_PRODUCTS", raising=False)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     products._chosen.cache_clear()
@@ -104,7 +104,7 @@ def test_a_user_without_a_home_costs_no_run(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("O2O_CACHE", "~no-such-user/x")
     monkeypatch.setattr(products, "measured", Meter(SOME))
     settle_library()
-    assert linear.ONEDNN == SOME
+    assert onednn.ONEDNN == SOME
 
 
 def test_a_lock_that_somebody_keeps_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,10 +130,10 @@ def test_a_phase_decides_and_a_decision_stays(fit: Fit, pendulum: str, monkeypat
     monkeypatch.setattr(products, "measured", Meter(SOME))
     data = lambda: OfflineData(dataset=pendulum, batch_size=16, eval_episodes=1)  # noqa: E731
     fit(lambda: Offline(TD3BC(hidden=HIDDEN)), data, 1)
-    assert linear.ONEDNN == SOME
+    assert onednn.ONEDNN == SOME
     monkeypatch.setenv("O2O_PRODUCTS", "mkl")
     settle_library()
-    assert linear.ONEDNN == SOME
+    assert onednn.ONEDNN == SOME
 
 
 @pytest.mark.parametrize(("word", "flag"), [("mkl", False), ("onednn", True)])
@@ -142,7 +142,7 @@ def test_the_environment_can_say_it(word: str, flag: bool, monkeypatch: pytest.M
     monkeypatch.setattr(products, "measured", meter)
     monkeypatch.setenv("O2O_PRODUCTS", word)
     settle_library()
-    assert Onednn(flag, flag, flag) == linear.ONEDNN and not meter.asked
+    assert Onednn(flag, flag, flag) == onednn.ONEDNN and not meter.asked
 
 
 def test_another_word_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from o2o_lightning.child import Child, retold, told
 from o2o_lightning.envs.episodes import Evaluation, Evaluator, Player
 from o2o_lightning.envs.snapshot import opened, stored
 from o2o_lightning.errors import Failure, UserError
-from o2o_lightning.nn import linear
+from o2o_lightning.nn import onednn
 from o2o_lightning.nn.actor import Policy
 from o2o_lightning.nn.actors import build_policy
 from o2o_lightning.nn.normalizer import Normalizer
@@ -108,14 +108,14 @@ class Arithmetic(NamedTuple):
 
 def arithmetic() -> Arithmetic:
     """This process's."""
-    return Arithmetic(torch.get_num_threads(), tuple(linear.ONEDNN), torch.get_float32_matmul_precision())
+    return Arithmetic(torch.get_num_threads(), tuple(onednn.ONEDNN), torch.get_float32_matmul_precision())
 
 
 def serve(connection: Connection[Any, Any], make: Callable[[], Evaluator], computed: Arithmetic) -> None:
     """Answers with an error, None for none, and an evaluation, until nobody asks any more."""
     torch.set_num_threads(computed.threads)
     torch.set_float32_matmul_precision(computed.precision)
-    linear.ONEDNN = linear.Onednn(*computed.onednn)
+    onednn.ONEDNN = onednn.Onednn(*computed.onednn)
     usual: Evaluator | None = None
     while True:
         content, other = connection.recv()

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from o2o_lightning.nn import onednn
+
 EPSILON = 1e-5  # of torch's LayerNorm
 
 
@@ -72,7 +74,8 @@ def _all_seeds(info: Any, dims: Sequence[int | None], own: Sequence[int], tensor
 class _Products(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        found = torch.baddbmm(bias.reshape(-1, 1, bias.shape[-1]), _flat(x), _flat(weight).transpose(1, 2))
+        by_onednn = _suits(x, weight) and onednn.ONEDNN.forward
+        found = _times(_flat(x), _flat(weight).transpose(1, 2), by_onednn, bias.reshape(-1, bias.shape[-1]))
         return found if x.dim() == 3 else found.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -83,9 +86,15 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        gradient = _flat(gradient)
-        by_x = torch.bmm(gradient, _flat(weight)).view(x.shape) if of_x else None
-        by_weight = _by_weight(gradient, _flat(x), weight) if of_weight else None
+        gradient, large = _flat(gradient), _suits(x, weight)
+        by_x = _times(gradient, _flat(weight), large and onednn.ONEDNN.by_input).view(x.shape) if of_x else None
+        by_weight = None
+        if of_weight and weight.stride(-1) == 1:
+            found = _times(gradient.transpose(1, 2), _flat(x), large and onednn.ONEDNN.by_weight)
+            by_weight = found.view(weight.shape)
+        elif of_weight:  # laid out in memory as the weight is: fused Adam pairs them by place
+            found = _times(_flat(x).transpose(1, 2), gradient, large and onednn.ONEDNN.by_weight)
+            by_weight = found.transpose(1, 2).view(weight.shape)
         return by_x, by_weight, gradient.sum(1).view(weight.shape[:-1]) if of_bias else None
 
     @staticmethod
@@ -152,8 +161,15 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 3 else tensor.reshape(-1, *tensor.shape[-2:])
 
 
-def _by_weight(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Laid out in memory as the weight ``[N…, O, I]`` is: fused Adam pairs them by place."""
-    if weight.stride(-1) == 1:
-        return torch.bmm(gradient.transpose(1, 2), x).view(weight.shape)
-    return torch.bmm(x.transpose(1, 2), gradient).transpose(1, 2).view(weight.shape)
+def _suits(x: Tensor, weight: Tensor) -> bool:
+    return onednn.suits(x.shape[-2] * weight.shape[-2] * weight.shape[-1], x, weight)
+
+
+def _times(a: Tensor, b: Tensor, by_onednn: bool, bias: Tensor | None = None) -> Tensor:
+    """``a b + bias`` of each: ``[N, B, I], [N, I, O], [N, O] → [N, B, O]``."""
+    if not by_onednn:
+        return torch.bmm(a, b) if bias is None else torch.baddbmm(bias.unsqueeze(1), a, b)
+    found = a.new_empty(*a.shape[:2], b.shape[2])
+    for i, own in enumerate(found.unbind()):  # copied while it is in the cache
+        own.copy_(onednn.product(a[i], b[i].t(), None if bias is None else bias[i]))
+    return found

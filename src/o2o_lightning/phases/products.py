@@ -16,8 +16,8 @@ from filelock import FileLock
 from o2o_lightning.data.download import cache_dir
 from o2o_lightning.errors import UserError
 from o2o_lightning.machine import processor
-from o2o_lightning.nn import linear
-from o2o_lightning.nn.linear import Onednn, product
+from o2o_lightning.nn import onednn
+from o2o_lightning.nn.onednn import Onednn, product
 
 FIXED = {"mkl": Onednn(False, False, False), "onednn": Onednn(True, True, True)}
 BATCH, WIDTH = 512, 256  # two batches of the paper's, or half of a block of CQL's
@@ -34,7 +34,7 @@ def settle_library() -> None:
     Raises:
         UserError: it says something else.
     """
-    linear.ONEDNN = _chosen()
+    onednn.ONEDNN = _chosen()
 
 
 @cache
