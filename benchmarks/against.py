@@ -116,9 +116,9 @@ def main() -> None:
         for worker in workers:
             worker.milliseconds(arguments.updates)  # warm
         rounds = [[worker.milliseconds(arguments.updates) for worker in workers] for _ in range(arguments.rounds)]
-        low, middle, high = statistics.quantiles([own / other for own, other in rounds], n=4)
-        own, other = (statistics.median(column) for column in zip(*rounds, strict=True))
-        print(f"{name:<22}{own:>9.3f}{other:>10.3f}{middle:>8.3f}   {low:.3f} to {high:.3f}", flush=True)
+        low, middle, high = statistics.quantiles([ours / theirs for ours, theirs in rounds], n=4)
+        ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
+        print(f"{name:<22}{ours:>9.3f}{theirs:>10.3f}{middle:>8.3f}   {low:.3f} to {high:.3f}", flush=True)
         for worker in workers:
             worker.end()
 
