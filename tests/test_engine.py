@@ -12,14 +12,17 @@ import torch
 from every_method import METHODS, batches, built, noises, optimizer_of
 from torch import Tensor
 
+from o2o_lightning.engine import stacked
 from o2o_lightning.engine.captured import Captured, Piece
 from o2o_lightning.engine.engine import Engine
 from o2o_lightning.engine.record import CannotRecord, Watch, tape
 from o2o_lightning.engine.stacked import StackedEngine, joined
 from o2o_lightning.engine.whole import WholeUpdates, order_of
 from o2o_lightning.methods.method import Method, Moment
+from o2o_lightning.nn.critics import lay_ensembles_side_by_side
 
 K, SEEDS = 4, 3
+ENSEMBLES = ("o2sac", "o2td3", "cql", "rlpd", "iql", "pa_rl", "off2on", "uni_o4")
 # one environment step, and three more updates that follow it: policy delay and multiplier make the orders differ
 MOMENTS = [Moment(i, env_steps=3, place=i) for i in range(K)]
 
@@ -112,6 +115,21 @@ def test_stacked_seeds_follow_their_own_runs(name: str) -> None:
         assert moved(method, built(name, s))
         for key, value in method.state_dict().items():
             torch.testing.assert_close(seeds[s].state_dict()[key], value, rtol=1e-6, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if any(word in name for word in ENSEMBLES)])
+def test_stacked_seeds_whose_ensembles_lie_side_by_side_follow_their_own_runs(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = stacked.stacked
+
+    def laid(methods: Any) -> Method:
+        together = plain(methods)
+        lay_ensembles_side_by_side(together)
+        return together
+
+    monkeypatch.setattr(stacked, "stacked", laid)  # as on a GPU
+    test_stacked_seeds_follow_their_own_runs(name)
 
 
 class OnAnotherDevice(Watch):
