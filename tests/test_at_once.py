@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_captured import Counted
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from o2o_lightning.nn import onednn
 from o2o_lightning.nn.at_once import as_one, lay_side_by_side, layer_norm_of_all, linear_of_all
@@ -182,18 +182,6 @@ def test_an_ensemble_side_by_side_follows_its_members_wherever_they_go() -> None
     close(loaded(*x), critics(*x))
     single = loaded.float()
     torch.testing.assert_close(single(*(part.float() for part in x)).double(), critics(*x), rtol=1e-4, atol=1e-4)
-
-
-class Counted(TorchDispatchMode):
-    """How many operations there are of each kind."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: dict[str, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.overloadpacket.__name__] = self.counts.get(func.overloadpacket.__name__, 0) + 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_side_by_side_a_layer_is_one_product_forward_and_two_back_however_many_members_there_are() -> None:

@@ -27,7 +27,7 @@ class ChunkRecord:
 
     On a CPU a look at a loss costs a third of a microsecond, so that the run stops before the step. A GPU would have to
     be waited for at every update; there fused Adam skips the step, and all that follow in the chunk, by the same flag
-    that a GradScaler sets, and the run stops when it is asked. Either way no weight ever takes the step.
+    that a GradScaler sets, and the run stops when the host looks at it. Either way no weight ever takes the step.
     """
 
     def __init__(self, phase: str, rank: int = 0) -> None:

@@ -121,16 +121,15 @@ class Replays:
             if isinstance(batches, Tensor):  # numbers of many
                 return self._cut(batches, [draw[1:]] * len(batches), self.phase.updates)
             own = [batches] if isinstance(batches, tuple) else batches
-            given, of = [*given, *own], [*of, *[draw[1:]] * len(own)]
+            given += own
+            of += [draw[1:]] * len(own)
             if len(given) >= CHUNKS * self.most:
                 break
-        runs = groupby(range(len(given)), key=lambda k: self._shape(given[k]))  # the last minibatch may be shorter
-        parts = [[*numbers] for _, numbers in runs]
-        return [
-            piece
-            for part in parts
-            for piece in self._cut([given[k] for k in part], [of[k] for k in part], self.phase.updates + part[0])
-        ]
+        pieces: list[Piece] = []
+        for _, alike in groupby(given, key=self._shape):  # the last minibatch may be shorter
+            part, at = [*alike], sum(len(piece.moments) for piece in pieces)
+            pieces += self._cut(part, of[at : at + len(part)], self.phase.updates + at)
+        return pieces
 
     def _cut(self, given: Any, of: Sequence[tuple[int, int]], first: int) -> list[Piece]:
         """Updates of one form, of which number ``first`` is the first."""
